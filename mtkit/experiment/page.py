@@ -108,7 +108,8 @@ def _claims(cards: Sequence[Card], verdicts: dict[str, Verdict], lab: Lab) -> Ht
         note(
             f"Size {choice.size}, {counted(choice.seeds, 'seed')}, data {choice.data}. A verdict is computed from the "
             "predictions and the conditions of validity of an experiment: a claim holds if every prediction holds by "
-            "more than noise, and is contradicted if one is false by more than noise. A figure links to its run."
+            "more than noise, and is contradicted if one without a condition is false by more than noise. A figure links "
+            "to its run."
         ),
         table(("experiment", "claim", "verdict"), rows, "Claims and verdicts", hidden_caption=True, stacks=True),
     )

@@ -165,7 +165,7 @@ def estimate(values: Values) -> Estimate:
 
 
 def value_of(node: ast.expr, lookup: Lookup) -> Values:
-    """Returns the values of a numeric expression; seeds that not all parts have are left out."""
+    """Returns the values of a numeric expression, of which all measures have the same seeds."""
     match node:
         case ast.Constant(value=value):
             return np.full((1, 1), float(value))  # type: ignore[arg-type]
@@ -177,23 +177,15 @@ def value_of(node: ast.expr, lookup: Lookup) -> Values:
             return value_of(part, lookup)
         case ast.BinOp(left=left, op=op, right=right):
             with np.errstate(all="ignore"):
-                return np.asarray(ARITHMETIC[type(op)](*_matched(value_of(left, lookup), value_of(right, lookup))))
+                return np.asarray(ARITHMETIC[type(op)](value_of(left, lookup), value_of(right, lookup)))
         case ast.Call(func=ast.Name(id="abs"), args=[part]):
             return np.abs(value_of(part, lookup))
         case ast.Call(func=ast.Name(id=name), args=parts):
             first, *others = (value_of(part, lookup) for part in parts)
             for other in others:
-                first = FUNCTIONS[name](*_matched(first, other))
+                first = FUNCTIONS[name](first, other)
             return first
     raise AssertionError(f"{ast.unparse(node)} was checked")
-
-
-def _matched(one: Values, other: Values) -> tuple[Values, Values]:
-    """The two for the seeds that both have; a value without seeds goes with all."""
-    count = min(len(one), len(other))
-    if count == 1:
-        return one, other
-    return one[:count], other[:count]
 
 
 # Findings: whether an expression is true.
@@ -224,16 +216,22 @@ class MissingError(Exception):
 
 
 def find(expression: Expression, lookup: Lookup, condition: str | None = None) -> Finding:
-    """Returns whether an expression holds; `lookup` raises MissingError for measures that are not there."""
-    states = []
+    """Returns whether an expression holds; `lookup` raises MissingError for measures that are not there.
+
+    Only the seeds that all its measures have are used. Results of boards have no seeds.
+    """
+    states: list[str] = []
+    values: dict[Reference, Values] = {}
     for reference in expression.references:
         try:
-            lookup(reference)
+            values[reference] = lookup(reference)
         except MissingError as missing:
             states.append(missing.state)
     if states:
         return Finding(expression.text, NOT_HERE if NOT_HERE in states else NOT_RUN, condition=condition)
-    found = _found(expression.tree, lookup)
+    measured = [len(found) for reference, found in values.items() if reference.measure != BOARD]
+    num_seeds = min(measured, default=1)
+    found = _found(expression.tree, lambda reference: values[reference][:num_seeds])
     return Finding(expression.text, found.state, found.is_true, found.margin, found.sides, condition)
 
 
@@ -260,7 +258,6 @@ def _found(node: ast.expr, lookup: Lookup) -> Finding:
 
 def _compared(left: Values, op: ast.cmpop, right: Values) -> Finding:
     """Whether a comparison is true by more than noise, false by more than noise, or neither."""
-    left, right = _matched(left, right)
     with np.errstate(all="ignore"):
         margin = estimate(np.asarray(left - right))
     sides = estimate(left), estimate(right)
@@ -320,13 +317,16 @@ def _verdict(predictions: Sequence[Finding], conditions: Sequence[Finding]) -> t
         return NOT_SHOWN, NOT_SHOWN
     if all(finding.state == HOLDS for finding in (*general, *special)):
         return CLAIM_HOLDS, CLAIM_HOLDS
-    held = [finding.condition for finding in special if finding.state == HOLDS]
-    if general and all(finding.state == HOLDS for finding in general):
+    if any(finding.state == FAILS for finding in general):
+        return CONTRADICTED, CONTRADICTED
+    if any(finding.state == NOISE for finding in general):
+        return NOT_SHOWN, NOT_SHOWN
+    if general:
         words = {FAILS: "not if", NOISE: "not shown if"}
         others = [f"{words[finding.state]} {finding.condition}" for finding in special if finding.state != HOLDS]
         return HOLDS_IF, f"holds, but {', and '.join(others)}"
-    if held:
+    if held := [finding.condition for finding in special if finding.state == HOLDS]:
         return HOLDS_IF, f"holds if {' and if '.join(map(str, held))}"
-    if any(finding.state == FAILS for finding in (*general, *special)):
+    if any(finding.state == FAILS for finding in special):
         return CONTRADICTED, CONTRADICTED
     return NOT_SHOWN, NOT_SHOWN
