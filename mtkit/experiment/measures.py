@@ -25,7 +25,6 @@ from mtkit.config.settings import Config
 from mtkit.data.batches import NO_LABEL, padded_batch, ragged
 from mtkit.evaluation.evaluate import read_test_set
 from mtkit.evaluation.plot import read_log
-from mtkit.files import json_text
 from mtkit.models.interface import log_probs_from
 from mtkit.models.masked import MaskedModel
 from mtkit.preparation.prepare import read_validation
@@ -134,6 +133,9 @@ MEASURES: dict[str, Measure] = {
     "tokens_per_second": Measure("target tokens a second in training", "speed", _ratio(0, 1), digits=0),
 }
 ALWAYS = ("parameters", "minutes")
+# Measures of a training that diverged; others that need a model are not a number, so that no such run looks good.
+IF_DIVERGED = dict.fromkeys(("bleu", "exact", "accuracy"), 0.0)
+IF_DIVERGED |= dict.fromkeys(("perplexity", "nll", "bits", "bits_per_character"), math.inf)
 
 # Resampling.
 
@@ -152,12 +154,15 @@ def resamples(num_sentences: int) -> NDArray[np.float64]:
 
 
 def values_of(measure: Measure, rows: Statistics) -> NDArray[np.float64]:
-    """Returns a measure on the sentences and on resamples of them, (1 + NUM_RESAMPLES,), or (1,) of one sentence."""
-    if len(rows) == 1:
-        return measure.value(rows)
-    if not np.isfinite(rows).all():
-        return measure.value(rows.sum(0, keepdims=True))
+    """Returns a measure on the sentences and on resamples of them, (1 + NUM_RESAMPLES,)."""
+    if len(rows) == 1 or not np.isfinite(rows).all():
+        return constant(float(measure.value(rows.sum(0, keepdims=True))[0]))
     return measure.value(resamples(len(rows)) @ rows)
+
+
+def constant(value: float) -> NDArray[np.float64]:
+    """Returns a value that no resampling changes, (1 + NUM_RESAMPLES,)."""
+    return np.full(1 + NUM_RESAMPLES, value)
 
 
 # Measuring.
@@ -199,14 +204,10 @@ class Subject:
 
 def _translation_rows(subject: Subject, sources: Sequence[str], references: Sequence[Sequence[str]]) -> Record:
     """Translates; returns the statistics of each line, and the translations."""
-    if subject.diverged:
-        texts, scores = [""] * len(sources), [0.0] * len(sources)
-        notes: list[tuple[str, ...]] = [() for _ in sources]
-    else:
-        tag = subject.test_set.tag if subject.test_set else None
-        lines = list(subject.translator.translate_lines([tagged(line, tag) for line in sources], done=subject.done))
-        texts, notes = [line.text for line in lines], [line.notes for line in lines]
-        scores = [line.translations[0].score for line in lines]
+    tag = subject.test_set.tag if subject.test_set else None
+    lines = list(subject.translator.translate_lines([tagged(line, tag) for line in sources], done=subject.done))
+    texts, notes = [line.text for line in lines], [line.notes for line in lines]
+    scores = [line.translations[0].score for line in lines]
     rows = np.zeros((len(sources), NUM_BLEU + 8))
     rows[:, :NUM_BLEU] = bleu_statistics(texts, references, subject.config.languages.target)
     rows[:, LINES] = 1
@@ -274,9 +275,6 @@ def _likelihood_rows(subject: Subject, turned: int) -> list[list[float]]:
     sources, targets = read_validation(subject.config.model_copy(update={"run_dir": subject.run}))
     sources = sources[turned:] + sources[:turned]
     rows = np.zeros((len(sources), 6 + 3 * NUM_BINS))
-    if subject.diverged:
-        rows[:, 0], rows[:, 1] = math.inf, 1
-        return json.loads(json_text(rows.tolist()))  # type: ignore[no-any-return]
     translator = subject.translator
     model, tokenizer = translator.model, translator.tokenizer
     has_source = subject.config.task == "translation"
@@ -330,8 +328,6 @@ def shuffled(subject: Subject) -> Record:
     if subject.config.task == "language_model":
         return {"sets": {}}
     sources = subject.test_lines[0][:NUM_SHUFFLED]
-    if subject.diverged:
-        return {"sets": {"all": [[0.0, 0.0] for _ in sources]}}
     translator, generator = subject.translator, random.Random(1)
     orders: list[list[int]] = []
     for tokens in translator.tokenizer.encode_source(sources):
@@ -355,7 +351,7 @@ def alignments(subject: Subject) -> Record:
     """Links read off attention to the source, against gold links beside the test set: test.align for test.fr."""
     files, model = subject.test_set, subject.config.model
     gold_path = None if files is None else files.source.with_suffix(".align")
-    if gold_path is None or not gold_path.exists() or not model.has_attention or subject.diverged:
+    if gold_path is None or not gold_path.exists() or not model.has_attention:
         return {"sets": {}}
     sources, references = subject.test_lines
     pairs = list(zip(sources, references[0], strict=True))
@@ -402,6 +398,11 @@ def speed(subject: Subject) -> Record:
     return {"sets": {"all": [[rate, 1.0] for rate in rates]} if rates else {}}
 
 
+def measured(group: str, subject: Subject) -> Record:
+    """Returns what a group measures; it is empty if a model is needed and training diverged."""
+    return {"sets": {}} if subject.diverged and group not in UNMODELLED else GROUPS[group](subject)
+
+
 GROUPS: dict[str, Callable[[Subject], Record]] = {
     "translations": translations,
     "joined": joined,
@@ -412,6 +413,7 @@ GROUPS: dict[str, Callable[[Subject], Record]] = {
     "training": training,
     "speed": speed,
 }
+UNMODELLED = ("training", "speed")  # these read the log, so a run that diverged has them, too
 DECODED = ("translations", "joined", "shuffled")  # these depend on the settings of decoding
 READ = (*DECODED, "alignments")  # and these on the test set
 FORMAT = 2  # of the records; a new one has everything measured again

@@ -59,8 +59,7 @@ OUTCOMES = {HOLDS: "✓ holds", NOISE: "~ within noise", FAILS: "✗ does not ho
 
 STYLE = """
 .verdict { font-weight: 600; font-size: 1.05rem; } .claim { font-size: 1.1rem; }
-.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 0 1.6rem; }
-.pair > * { min-width: 0; } td a { white-space: nowrap; } li { max-width: 46rem; }
+td a { white-space: nowrap; } li { max-width: 46rem; }
 @media print { section { break-before: page; } section section { break-before: auto; } }
 """
 
@@ -108,8 +107,8 @@ def _claims(cards: Sequence[Card], verdicts: dict[str, Verdict], lab: Lab) -> Ht
         note(
             f"Size {choice.size}, {counted(choice.seeds, 'seed')}, data {choice.data}. A verdict is computed from the "
             "predictions and the conditions of validity of an experiment: a claim holds if every prediction holds by "
-            "more than noise, and is contradicted if one without a condition is false by more than noise. A figure links "
-            "to its run."
+            "more than noise, and is contradicted if one without a condition is false by more than noise. A figure "
+            "links to its run."
         ),
         table(("experiment", "claim", "verdict"), rows, "Claims and verdicts", hidden_caption=True, stacks=True),
     )
@@ -171,17 +170,29 @@ def _sources(finding: Finding, card: Card, lab: Lab) -> Html | None:
     """Links to the runs and boards that the figures of a prediction are from; nothing without figures."""
     if finding.state in (NOT_RUN, NOT_HERE):
         return None
-    links: dict[str, str] = {}
-    for reference in parse(finding.text).references:
-        if reference.measure == BOARD:
-            links[f"#board-{reference.variant}"] = reference.variant
-        else:
-            links[f"#run-{lab.training(card, reference.variant, 1).key}"] = reference.variant
-    linked = [
-        joined(", " if place else None, element("a", name, href=href))
-        for place, (href, name) in enumerate(links.items())
-    ]
-    return joined(" (from ", linked, ")")
+    references = parse(finding.text).references
+    measured = [reference for reference in references if reference.measure != BOARD]
+    num_seeds = min((len(lab.values(card, reference)) for reference in measured), default=1)
+    boards = dict.fromkeys(reference.variant for reference in references if reference.measure == BOARD)
+    variants = dict.fromkeys(reference.variant for reference in measured)
+    links = [*map(_board_link, boards), *(_run_links(card, lab, name, num_seeds, name) for name in variants)]
+    return joined(" (from ", _listed(links), ")") if links else None
+
+
+def _board_link(name: str) -> Html:
+    return element("a", name, href=f"#board-{name}")
+
+
+def _run_links(card: Card, lab: Lab, variant: str, num_seeds: int, text: str) -> Html:
+    """`text` with a link to the run of the first seed, then a link for each further seed."""
+    first, *others = (lab.training(card, variant, seed).key for seed in range(1, num_seeds + 1))
+    more = [joined(" ", element("a", f"seed {n}", href=f"#run-{key}")) for n, key in enumerate(others, start=2)]
+    return joined(element("a", text, href=f"#run-{first}"), more)
+
+
+def _listed(links: Sequence[Html]) -> list[Html]:
+    """Links with commas between them."""
+    return [joined(", " if place else None, link) for place, link in enumerate(links)]
 
 
 def _estimate_text(found: Estimate, digits: int | None = None) -> str:
@@ -263,12 +274,12 @@ def _figures(card: Card, lab: Lab) -> Iterator[Html]:
 
 
 def _linked(card: Card, lab: Lab, reference: Reference) -> Html | str:
-    """A measure as text with a link to the run of the first seed; "" if it is not there."""
+    """A measure as text with links to the runs of its seeds; "" if it is not there."""
     found = _estimate_of(card, lab, reference)
     if found is None:
         return ""
-    run = lab.training(card, reference.variant, 1)
-    return element("a", _estimate_text(found, MEASURES[reference.measure].digits), href=f"#run-{run.key}")
+    text = _estimate_text(found, MEASURES[reference.measure].digits)
+    return _run_links(card, lab, reference.variant, found.num_seeds, text)
 
 
 def _estimate_of(card: Card, lab: Lab, reference: Reference) -> Estimate | None:
@@ -283,8 +294,8 @@ def _num_sentences(card: Card, lab: Lab, measure: str) -> int:
     for name in card.runs_at(lab.choice.size):
         training = lab.training(card, name, 1)
         record = lab.record(training, MEASURES[measure].group) if lab.is_done(training) else None
-        if record and record["sets"].get("all"):
-            return len(record["sets"]["all"])
+        if record and (rows := record["sets"].get(MEASURES[measure].rows)):
+            return len(rows)
     return 0
 
 
@@ -347,6 +358,7 @@ def command_of(card: Card, lab: Lab, folder: Path) -> str:
     words += ["--size", lab.choice.size]
     words += ["--seeds", str(lab.choice.seeds)] if lab.choice.seeds > 1 else []
     words += ["--data", lab.choice.data] if lab.choice.data != DEMO else []
+    words += ["--runs", str(lab.results)]
     return shlex.join(words)
 
 
@@ -359,12 +371,23 @@ def _picture(card: Card, lab: Lab) -> Html | None:
         return None
     if picture.y in card.file.board:
         results = lab.board(picture.y)
-        return _board_picture(picture.y, picture.kind, results) if results else None
+        chart = _board_picture(picture.y, picture.kind, results) if results else None
+        return _with_sources(chart, [_board_link(picture.y)])
     if picture.kind == "bars":
-        return _bars(card, lab, picture.y)
-    if picture.x == "update":
-        return _curves(card, lab, picture.y)
-    return _lines_over_subsets(card, lab, picture.y, picture.x)
+        drawn, chart = _bars(card, lab, picture.y)
+    elif picture.x == "update":
+        drawn, chart = _curves(card, lab, picture.y)
+    else:
+        drawn, chart = _lines_over_subsets(card, lab, picture.y, picture.x)
+    return _with_sources(chart, [_run_links(card, lab, name, num_seeds, name) for name, num_seeds in drawn.items()])
+
+
+def _with_sources(chart: Html | None, links: Sequence[Html]) -> Html | None:
+    """A picture, and under it links to what it is drawn from."""
+    return joined(chart, note("Drawn from ", _listed(links), ".")) if chart else None
+
+
+Drawn = dict[str, int]  # the variants in a picture, with the number of their seeds in it
 
 
 def _board_picture(name: str, kind: str, results: dict[str, float]) -> Html | None:
@@ -376,20 +399,24 @@ def _board_picture(name: str, kind: str, results: dict[str, float]) -> Html | No
     for key, value in results.items():
         label, _, x = key.rpartition(", ")
         try:
-            curves.setdefault(label or name, []).append((float(x), value))
+            place = float(x)
         except ValueError:
             continue
+        curves.setdefault(label or name, []).append((place, value))
     return line_chart(name, [Curve(label, sorted(points), True) for label, points in curves.items()], "")
 
 
-def _bars(card: Card, lab: Lab, measure: str) -> Html | None:
-    bars = []
+def _bars(card: Card, lab: Lab, measure: str) -> tuple[Drawn, Html | None]:
+    bars: list[Bar] = []
+    drawn: Drawn = {}
     for style, name in enumerate(card.runs_at(lab.choice.size)):
         found = _estimate_of(card, lab, Reference(measure, name))
         if found is not None and math.isfinite(found.value) and found.value >= 0:
             text = _estimate_text(Estimate(found.value, 0.0), MEASURES[measure].digits)
-            bars.append(Bar(name, found.value, text, found.noise or None, style))
-    return bar_chart(f"{MEASURES[measure].what}, with 95 % intervals", [("", bars)]) if bars else None
+            noise = found.noise if 0 < found.noise < math.inf else None
+            bars.append(Bar(name, found.value, text, noise, style))
+            drawn[name] = found.num_seeds
+    return drawn, bar_chart(f"{MEASURES[measure].what}, with 95 % intervals", [("", bars)]) if bars else None
 
 
 # How measures are called in the log of a training, and the kind of event that has them.
@@ -403,16 +430,18 @@ LOGGED = {
 }
 
 
-def _curves(card: Card, lab: Lab, measure: str) -> Html | None:
-    """A measure over the updates of the first seed, as the log has it."""
+def _curves(card: Card, lab: Lab, measure: str) -> tuple[Drawn, Html | None]:
+    """A measure over the updates of the first seed, as the logs of the trainings that have ended have it."""
     event, key = LOGGED.get(measure, ("validation", "nll"))
     curves = []
     for name in card.runs_at(lab.choice.size):
-        points = _logged(lab.training(card, name, 1), event, key)
+        training = lab.training(card, name, 1)
+        points = _logged(training, event, key) if lab.is_done(training) else []
         if points:
             curves.append(Curve(name, points, event == "validation"))
     what = {"validation": "validation", "train": "training"}[event]
-    return line_chart(f"{key.replace('_', ' ')} of {what}", curves, "update") if curves else None
+    drawn = dict.fromkeys((curve.label for curve in curves), 1)
+    return drawn, line_chart(f"{key.replace('_', ' ')} of {what}", curves, "update") if curves else None
 
 
 def _logged(training: Training, event: str, key: str) -> list[tuple[float, float]]:
@@ -422,20 +451,22 @@ def _logged(training: Training, event: str, key: str) -> list[tuple[float, float
     return list(zip(*series(History("", read_log(run)), event, key), strict=True))
 
 
-def _lines_over_subsets(card: Card, lab: Lab, measure: str, how: str) -> Html | None:
+def _lines_over_subsets(card: Card, lab: Lab, measure: str, how: str) -> tuple[Drawn, Html | None]:
     """A measure over subsets of the test sentences, such as lengths."""
     names = list(MEASURES[measure].by[how])
     curves = []
+    drawn: Drawn = {}
     for variant in card.runs_at(lab.choice.size):
         points = []
         for place, name in enumerate(names, start=1):
             found = _estimate_of(card, lab, Reference(measure, variant, name))
             if found is not None and math.isfinite(found.value):
                 points.append((float(place), found.value))
+                drawn[variant] = found.num_seeds
         if points:
             curves.append(Curve(variant, points, True))
     label = ", ".join(f"{place}: {name}" for place, name in enumerate(names, start=1))
-    return line_chart(MEASURES[measure].what, curves, label) if curves else None
+    return drawn, line_chart(MEASURES[measure].what, curves, label) if curves else None
 
 
 # The appendix of runs.

@@ -122,6 +122,8 @@ def _config(cards: Sequence[Card], fault: Fault, data: str, run: Path) -> Config
     card = next((card for card in cards if "toy" in card.file.sizes), None)
     if card is None:
         raise ConfigError("no experiment has the size toy, of which a puzzle is made")
+    if not (card.settings("toy", data).get("data") or {}).get("test"):
+        raise ConfigError(f"{card.path}: data.test is missing; a puzzle wants a test set, whose translations it shows")
     settings = merged(card.settings("toy", data), {"run_dir": str(run), "name": "puzzle"})
     config = config_from_data(merged(settings, fault.changes), "puzzle")
     return _turned(config, run.with_name(f"{run.name}-text")) if fault.turns_source else config

@@ -7,32 +7,36 @@ tokenizers and data that runs share; `boards`, the results of checks without tra
 import hashlib
 import json
 import math
+import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+import mtkit
 from mtkit import __version__
 from mtkit.bundle.checkpoints import checkpoint_steps
-from mtkit.bundle.opening import has_model
+from mtkit.bundle.opening import has_model, start_checksum
 from mtkit.config.settings import Config
 from mtkit.config.training_settings import settled
 from mtkit.errors import ConfigError, DivergedError, MtkitError, StoppedError, counted, duration, inform, say
 from mtkit.evaluation.estimate import parameters_by_part
-from mtkit.experiment import boards
 from mtkit.experiment.boards import BOARDS
 from mtkit.experiment.card import DEMO, SIZES, Card, Size
 from mtkit.experiment.measures import (
-    GROUPS,
+    IF_DIVERGED,
     MEASURES,
+    UNMODELLED,
     Subject,
+    constant,
     known_fingerprint,
+    measured,
     record_name,
     rows_of,
     values_of,
@@ -42,8 +46,7 @@ from mtkit.files import json_text, only_writer, write_file
 from mtkit.pipeline import run_binarize, run_train
 from mtkit.preparation.prepare import adopt, is_prepared
 from mtkit.text.parallel import with_patterns_expanded
-
-RESULTS = Path("runs/experiments")  # the folder of results, unless another is named
+from mtkit.training.records import WITHOUT_EFFECT
 
 # What is asked for.
 
@@ -74,7 +77,7 @@ def last_choice(results: Path) -> Choice:
 
 # Settings that a trained model does not depend on, or that fingerprints of files stand for.
 LEFT_OUT = ("name", "run_dir", "device", "data", "decoding")
-UNTRAINED = ("log_every", "tensorboard", "keep_checkpoints", "guided_alignment")
+UNTRAINED = WITHOUT_EFFECT - {"log_every"}  # measures are taken of the log
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,8 @@ def training_key(config: Config) -> str:
     if config.training.guided_alignment is not None:
         files.append(config.training.guided_alignment)
     told["files"] = [known_fingerprint(config.data_path(path)) for path in files]
+    if config.training.start_from is not None:
+        told["start_from"] = start_checksum(config) or "a model that is not there"
     return _digest(told)
 
 
@@ -127,6 +132,16 @@ def _digest(told: Any) -> str:
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
 
 
+@cache
+def code_checksum() -> str:
+    """Returns a checksum of the code of mtkit, any part of which a board may check."""
+    package = Path(mtkit.__file__).parent
+    found = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        found.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return found.hexdigest()[:12]
+
+
 # What is there.
 
 MEASURES_FOLDER = "measures"
@@ -137,7 +152,7 @@ COST = "cost.json"
 class Lab:
     """The folder of results, seen at one size, with a number of seeds and one corpus."""
 
-    def __init__(self, results: Path, choice: Choice, overrides: Sequence[str] = ()) -> None:
+    def __init__(self, results: Path, choice: Choice) -> None:
         self.results = results
         self.choice = choice
         self._trainings: dict[tuple[str, str, int], Training] = {}
@@ -162,8 +177,11 @@ class Lab:
 
     def is_done(self, training: Training) -> bool:
         """Whether a training has ended, well or not."""
-        run = training.config.run_path
-        return has_model(run) or (run / DIVERGED).exists()
+        return has_model(training.config.run_path) or self.has_diverged(training)
+
+    def has_diverged(self, training: Training) -> bool:
+        """Whether a training has ended without a model."""
+        return (training.config.run_path / DIVERGED).exists()
 
     def record(self, training: Training, group: str) -> dict[str, Any] | None:
         """Returns what was measured of a training; `None` if it was not."""
@@ -199,12 +217,15 @@ class Lab:
         return self.results / "boards" / f"{name}.json"
 
     def board(self, name: str) -> dict[str, float] | None:
-        """Returns the results of a board; `None` if it was not run."""
+        """Returns the results of a board; `None` if it was not run with this code of mtkit."""
         try:
-            found: dict[str, float | None] = json.loads(self.board_path(name).read_text(encoding="utf-8"))["results"]
+            found = json.loads(self.board_path(name).read_text(encoding="utf-8"))
+            code, results = found["code"], found["results"]
         except (OSError, ValueError, KeyError):
             return None
-        return {key: math.nan if value is None else value for key, value in found.items()}
+        if code != code_checksum():
+            return None
+        return {key: math.nan if value is None else value for key, value in results.items()}
 
     # Measures.
 
@@ -236,6 +257,8 @@ class Lab:
         record = self.record(training, group) if self.is_done(training) else None
         if record is None:
             return None
+        if measure.group not in UNMODELLED and self.has_diverged(training):
+            return constant(IF_DIVERGED.get(reference.measure, math.nan))
         rows = rows_of(record, name)
         if rows is None:
             raise MissingError(NOT_HERE)
@@ -283,15 +306,29 @@ class Lab:
         """Whether no training has ended here by which others could be estimated."""
         return not self._costs
 
-    def minutes_left(self, card: Card, training: Training) -> float:
-        """Estimates how many minutes a training, and what a card measures of it, still take on this machine."""
-        measuring = sum(self._measuring(group) for group in self.missing_groups(card, training))
+    def minutes_left(self, card: Card, trainings: Iterable[Training]) -> dict[str, float]:
+        """Estimates how many minutes trainings, and what a card measures of them, still take here, by their keys.
+
+        Variants that differ in decoding alone share a training, but each is measured.
+        """
+        found: dict[str, float] = {}
+        counted: set[Path] = set()
+        for training in trainings:
+            if training.key not in found:
+                found[training.key] = self._training_minutes(training)
+            groups = {self._record_path(training, group): group for group in self.missing_groups(card, training)}
+            found[training.key] += sum(self._measuring(groups[path]) for path in groups.keys() - counted)
+            counted |= groups.keys()
+        return found
+
+    def _training_minutes(self, training: Training) -> float:
+        """Estimates how many minutes a training still takes on this machine."""
         config = training.config
         settings = config.training
         if self.is_done(training):
-            return measuring
+            return 0.0
         if settings.max_steps == "auto":
-            return (settings.max_minutes or 0) + measuring
+            return settings.max_minutes or 0.0
         # Of trainings of the same kind, and of all.
         rates: dict[str, list[float]] = {config.model.architecture: [], "": []}
         for cost in self._costs:
@@ -301,7 +338,7 @@ class Lab:
         rate = float(np.median(known)) if known else self._guess
         steps = checkpoint_steps(config.run_path / "checkpoints")
         share = 1 - (steps[-1] if steps else 0) / settings.max_steps
-        return min(work_of(config) * rate * max(share, 0.0), settings.max_minutes or math.inf) + measuring
+        return float(min(work_of(config) * rate * max(share, 0.0), settings.max_minutes or math.inf))
 
     def _measuring(self, group: str) -> float:
         """Estimates the minutes that a group of measures takes."""
@@ -345,7 +382,7 @@ def run(cards: Sequence[Card], lab: Lab, minutes: float, begun: float) -> None:
                 for card, name, training in _in_order(cards, lab, seed, clock, failed):
                     try:
                         _run_one(card, name, training, lab, clock)
-                    except (DivergedError, StoppedError):
+                    except StoppedError:
                         raise
                     except MtkitError as error:
                         failed[training.key] = f"{card.name}, {name}: {error}"
@@ -382,17 +419,12 @@ class Clock:
 
 
 def _run_boards(cards: Sequence[Card], lab: Lab, clock: Clock, failed: dict[str, str]) -> None:
-    """Run the boards of the cards that have not been run with this version of mtkit and of the boards."""
-    code = hashlib.sha256(Path(boards.__file__).read_bytes()).hexdigest()[:12]
+    """Run the boards of the cards that have not been run with this code of mtkit."""
     for name in dict.fromkeys(name for card in cards for name in card.file.board):
-        path = lab.board_path(name)
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            known = record["mtkit"], record["code"]
-        except (OSError, ValueError, KeyError):
-            known = None
-        if known == (__version__, code):
+        if lab.board(name) is not None:
             continue
+        path = lab.board_path(name)
+        path.unlink(missing_ok=True)
         clock.check()
         begun = time.monotonic()
         try:
@@ -403,8 +435,8 @@ def _run_boards(cards: Sequence[Card], lab: Lab, clock: Clock, failed: dict[str,
             continue
         seconds = round(time.monotonic() - begun, 2)
         path.parent.mkdir(parents=True, exist_ok=True)
-        record = {"board": name, "mtkit": __version__, "code": code, "seconds": seconds, "results": results}
-        write_file(path, (json_text(record, indent=1) + "\n").encode())
+        told = {"board": name, "mtkit": __version__, "code": code_checksum(), "seconds": seconds}
+        write_file(path, (json_text({**told, "results": results}, indent=1) + "\n").encode())
         inform(f"board {name}: {duration(seconds)}")
 
 
@@ -422,7 +454,7 @@ def _in_order(
                 waiting[card.name] = card, left
         if not waiting:
             return
-        costs = {name: sum(_minutes(lab, card, left).values()) for name, (card, left) in waiting.items()}
+        costs = {name: sum(lab.minutes_left(card, left.values()).values()) for name, (card, left) in waiting.items()}
         best = sorted(waiting, key=lambda name: waiting[name][0].file.rank * costs[name])
         # The first training is begun in any case, since how long it takes is only guessed.
         most = math.inf if lab.is_guessing else clock.minutes_left
@@ -433,12 +465,16 @@ def _in_order(
                 (card, variant, training)
                 for card, left in (waiting[name] for name in whole or best)
                 for variant, training in left.items()
-                if lab.minutes_left(card, training) <= most
+                if sum(lab.minutes_left(card, [training]).values()) <= most
             ),
             None,
         )
         if chosen is None:
-            minutes = {key: cost for card, left in waiting.values() for key, cost in _minutes(lab, card, left).items()}
+            minutes = {
+                key: cost
+                for card, left in waiting.values()
+                for key, cost in lab.minutes_left(card, left.values()).items()
+            }
             told = duration(60 * min(minutes.values()))
             trainings = counted(len(minutes), "training")
             say(f"{trainings} of seed {seed} must wait: the shortest takes about {told}, and less is left")
@@ -446,17 +482,12 @@ def _in_order(
         yield chosen
 
 
-def _minutes(lab: Lab, card: Card, trainings: dict[str, Training]) -> dict[str, float]:
-    """Estimates the minutes of each training, by its key."""
-    return {training.key: lab.minutes_left(card, training) for training in trainings.values()}
-
-
 def _run_one(card: Card, name: str, training: Training, lab: Lab, clock: Clock) -> None:
     """Train, unless that is done, and measure what the card needs. Raises StoppedError if the time is over."""
     config, run_dir = training.config, training.config.run_path
     clock.check()
     if not lab.is_done(training):
-        about = duration(60 * lab.minutes_left(card, training))
+        about = duration(60 * sum(lab.minutes_left(card, [training]).values()))
         inform(
             f"{card.name}, {name}: training {training.key} in about {about}, {duration(60 * clock.minutes_left)} left"
         )
@@ -472,7 +503,7 @@ def _run_one(card: Card, name: str, training: Training, lab: Lab, clock: Clock) 
     for group in lab.missing_groups(card, training):
         clock.check()
         begun = time.monotonic()
-        record = {"group": group, "run": training.key, **GROUPS[group](subject)}
+        record = {"group": group, "run": training.key, **measured(group, subject)}
         path = run_dir / MEASURES_FOLDER / record_name(group, config)
         write_file(path, (json_text(record) + "\n").encode())
         took[group] = (time.monotonic() - begun) / 60
@@ -499,12 +530,16 @@ def _share_data(config: Config, results: Path) -> None:
     """Give a new run the tokenizer and the data that other runs with the same settings of text have."""
     if config.tokenizer.model is not None or config.training.start_from is not None:
         return
-    if config.training.guided_alignment is not None or (config.run_path / "tokenizer").exists():
+    run = config.run_path
+    has_begun = any((run / name).exists() for name in ("log.jsonl", "checkpoints"))
+    if config.training.guided_alignment is not None or has_begun:
         return
     key = _prepared_key(config)
     shared = config.model_copy(update={"run_dir": results / "prepared" / key})
     if not is_prepared(shared):
         run_binarize(shared)
+    for name in ("tokenizer", "data"):  # of a call that was killed while it copied
+        shutil.rmtree(run / name, ignore_errors=True)
     adopt(with_patterns_expanded(config), shared.run_path)
 
 
@@ -516,8 +551,7 @@ def add_prediction(card: Card, lab: Lab, text: str, sizes: Sequence[Size] = SIZE
     if not text.strip():
         raise MtkitError("found an empty prediction, wants a sentence")
     for size in sizes:
-        seen = Lab(lab.results, Choice(size, 1, lab.choice.data)).verdict(card)
-        if any(finding.state not in (NOT_RUN, NOT_HERE) for finding in seen.predictions):
+        if _has_results(card, Lab(lab.results, Choice(size, 1, lab.choice.data))):
             raise MtkitError(f"{card.name}: has results already (size {size}), so predictions are closed")
     path = lab.results / "predictions" / f"{card.name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -525,6 +559,16 @@ def add_prediction(card: Card, lab: Lab, text: str, sizes: Sequence[Size] = SIZE
     found.append({"text": text.strip(), "date": datetime.now(UTC).date().isoformat()})
     write_file(path, (json_text(found, indent=1) + "\n").encode())
     return path
+
+
+def _has_results(card: Card, lab: Lab) -> bool:
+    """Whether a prediction can be judged, or a training that differs from the base has ended.
+
+    The base alone, which most experiments of a folder share, tells nothing of what differs.
+    """
+    if any(finding.state not in (NOT_RUN, NOT_HERE) for finding in lab.verdict(card).predictions):
+        return True
+    return any(lab.is_done(training) for name, training in lab.trainings(card, 1).items() if card.variants[name])
 
 
 def read_predictions(card: Card, results: Path) -> list[dict[str, str]]:
@@ -552,7 +596,7 @@ def listing(cards: Sequence[Card], lab: Lab) -> list[dict[str, str]]:
         trainings = lab.trainings(card, 1)
         keys = {training.key: training for training in trainings.values()}
         left = lab.unfinished(card, 1)
-        minutes = sum(_minutes(lab, card, left).values())
+        minutes = sum(lab.minutes_left(card, left.values()).values())
         shared = sum(len(uses[key]) > 1 for key in keys)
         rows.append(
             {

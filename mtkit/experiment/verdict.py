@@ -160,7 +160,10 @@ def estimate(values: Values) -> Estimate:
         noise = float(high - low) / 2
     if len(points) > 1:
         quantile = T_QUANTILES.get(len(points), 2.0)
-        noise = math.hypot(noise, quantile * float(points.std(ddof=1)) / math.sqrt(len(points)))
+        # Where a seed diverged, the others tell nothing of the mean.
+        unsure = 0.0 if (points == points[0]).all() else math.inf
+        spread = float(points.std(ddof=1)) if np.isfinite(points).all() else unsure
+        noise = math.hypot(noise, quantile * spread / math.sqrt(len(points)))
     return Estimate(float(points.mean()), noise, len(points))
 
 

@@ -1,9 +1,12 @@
 """Puzzles: the seed alone decides the fault, the page does not say it, and an answer can be checked."""
 
+import re
+
 import pytest
 
 from mtkit.cli import _run
 from mtkit.config.load import config_from_data
+from mtkit.errors import ConfigError
 from mtkit.experiment import puzzle as puzzles
 from mtkit.experiment.card import merged
 from mtkit.experiment.puzzle import FAULTS, answered, fault_of, puzzle
@@ -42,6 +45,13 @@ def test_the_page_has_pictures_and_does_not_say_the_fault(folder, tmp_path, monk
     assert len(reader.tables["Test sentences"]) == 1 + puzzles.NUM_SENTENCES
     assert "ablate" not in page + capsys.readouterr().err
     assert "".join(reader.text).count(name) == 1  # in the list of all answers
+
+
+def test_a_puzzle_wants_a_test_set(folder, tmp_path):
+    base = (folder.path / "base.yaml").read_text("utf-8")
+    folder.write("base.yaml", re.sub(r"test: \{toy: \{.*?\}\}", "test: {}", base))
+    with pytest.raises(ConfigError, match=r"01-mask\.yaml: data\.test is missing; a puzzle wants a test set"):
+        puzzle(folder.cards, 7, tmp_path / "results", tmp_path / "page.html")
 
 
 def test_turned_sources_are_those_of_other_pairs(folder, tmp_path):

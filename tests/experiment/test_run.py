@@ -1,11 +1,13 @@
 """Trainings are shared, resumed and kept within the budget; what is shown is what was measured."""
 
 import json
+import math
 import re
 import shutil
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import mtkit.experiment.run as runner
@@ -13,11 +15,23 @@ from mtkit import files
 from mtkit.bundle.checkpoints import checkpoint_steps
 from mtkit.cli import _run
 from mtkit.errors import MtkitError
+from mtkit.experiment import page as pages
 from mtkit.experiment.card import load_folder
-from mtkit.experiment.measures import MEASURES, rows_of
+from mtkit.experiment.measures import MEASURES, NUM_RESAMPLES, constant, rows_of
 from mtkit.experiment.page import card_text, report_page
 from mtkit.experiment.run import Choice, Lab, add_prediction, listing, run, training_key
-from mtkit.experiment.verdict import CLAIM_HOLDS, INVALID, NOT_SHOWN, NOT_TESTED, Reference
+from mtkit.experiment.verdict import (
+    CLAIM_HOLDS,
+    INVALID,
+    NOISE,
+    NOT_SHOWN,
+    NOT_TESTED,
+    Reference,
+    estimate,
+    find,
+    parse,
+)
+from mtkit.preparation import prepare
 from mtkit.training.train import Trainer
 from tests.experiment.conftest import MASK, ORDER, TRAINING, Done, Folder
 from tests.report.reading import Reader
@@ -99,7 +113,7 @@ def without_times(results: Path, folder: Folder) -> str:
         record = json.loads(path.read_text("utf-8"))
         record["sets"]["all"][0][1] = 0.0
         path.write_text(json.dumps(record), "utf-8")
-    return report_page(folder.cards, Lab(results, Choice()), folder.path)
+    return report_page(folder.cards, Lab(results, Choice()), folder.path).replace(str(results), "RESULTS")
 
 
 def test_a_killed_run_goes_on_where_it_was_and_the_report_is_the_same(done, tmp_path):
@@ -168,6 +182,12 @@ def test_seeds_are_runs_of_their_own_and_the_first_come_first(folder, tmp_path):
     assert lab.values(card, Reference("perplexity", "base")).shape[0] == 2
     assert [lab.training(card, "base", seed).config.training.seed for seed in (1, 2)] == [1, 2]
     assert len(runs(tmp_path / "results")) == 2
+    page = report_page(folder.cards, lab, folder.path)
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", page.split("Measures of 01 mask")[1].split("</table>")[0], re.DOTALL)
+    keys = [lab.training(card, "base", seed).key for seed in (1, 2)]
+    assert len(cells) > 5
+    assert all(re.findall(r'href="#run-(\w+)"', cell) == keys for cell in cells if cell)
+    assert all(f'id="run-{key}"' in page for key in keys)
 
 
 def test_a_run_that_is_gone_takes_its_figures_with_it(done, tmp_path):
@@ -196,13 +216,39 @@ def test_every_figure_links_to_a_run_that_is_on_the_page(done):
     assert {link.removeprefix("#") for link in links} <= ids
 
 
+def test_every_figure_and_every_picture_has_a_link(done):
+    page = report_page(done.folder.cards, done.lab(), done.folder.path)
+    tables = [table for table in re.findall(r"<table.*?</table>", page, re.DOTALL) if "Measures of" in table]
+    cells = [cell for table in tables for cell in re.findall(r"<td[^>]*>(.*?)</td>", table, re.DOTALL) if cell]
+    assert len(tables) == 2
+    assert len(cells) > 20
+    assert all('<a href="#run-' in cell for cell in cells)
+    for card in done.folder.cards:
+        picture = pages._picture(card, done.lab())
+        names = card.runs_at("toy")
+        assert re.findall(r'<a href="#run-\w+">([^<]+)</a>', picture.split("Drawn from")[1]) == names
+
+
+def test_a_training_that_has_not_ended_is_in_no_picture(done, folder, tmp_path):
+    folder.write("01-mask.yaml", MASK.replace("{y: perplexity}", "{kind: lines, x: update, y: perplexity}"))
+    results, card = copied(done, tmp_path), folder.cards[0]
+    lab = Lab(results, Choice())
+    assert "no mask" in pages._picture(card, lab)
+    shutil.rmtree(lab.training(card, "no mask", 1).config.run_path / "model")
+    assert pages._logged(lab.training(card, "no mask", 1), "validation", "perplexity")
+    picture = pages._picture(card, Lab(results, Choice()))
+    assert "no mask" not in picture
+    assert "wide" in picture
+
+
 def test_the_page_tells_the_whole_experiment_without_scripts(done):
     page = report_page(done.folder.cards, done.lab(), done.folder.path)
     text = " ".join("".join(Reader(page).text).split())
     for part in ("By a slip <b>.", "Little.", "Nobody (1900)", "Think again.", "Other models are other models."):
         assert part in text
     assert "<script" not in page
-    assert f"mtkit experiment run {done.folder.path} --only 02-order --size toy" in text
+    command = f"mtkit experiment run {done.folder.path} --only 02-order --size toy --runs {done.results}"
+    assert command in text
     assert "model:\n  ablate: [causal_mask]" in "".join(Reader(page).text)
     [_, row] = Reader(page).tables["Conditions of validity"]
     assert row[2] == "✓ pass"
@@ -229,6 +275,53 @@ def test_perplexity_is_that_of_the_validation_of_training(done):
         assert lab.values(mask, Reference("perplexity", name))[0, 0] == pytest.approx(logged["perplexity"], rel=1e-4)
         same = lab.values(mask, Reference("perplexity", name, "right source"))
         assert same[0, 0] == lab.values(mask, Reference("perplexity", name))[0, 0]
+
+
+def test_a_call_that_is_killed_while_it_copies_shared_data_can_be_repeated(done, tmp_path):
+    results = tmp_path / "results"
+    for place in ("link_or_copy", "_write_validation"):  # the second call begins in half a copy
+        adopting = doing(kill, prepare, place, lambda first: "prepared" not in str(getattr(first, "run_dir", "")))
+        with adopting, pytest.raises(Killed):
+            run_here(done.folder, results)
+        [begun] = runs(results)
+        assert (begun / "tokenizer").exists()
+        (begun / "tokenizer" / "provenance.json").unlink()
+    run_here(done.folder, results)
+    assert Lab(results, Choice()).verdict(done.folder.cards[0]).kind == CLAIM_HOLDS
+
+
+def test_the_model_that_training_starts_from_and_the_density_of_the_log_count(done, tmp_path):
+    config, started = done.folder.cards[0].config("base", "toy", 1), []
+    one, two = [path / "model" for path in runs(done.results)[:2]]
+    for path in (one, two, shutil.copytree(two, tmp_path / "moved")):
+        training = config.training.model_copy(update={"start_from": path})
+        started.append(training_key(config.model_copy(update={"training": training})))
+    assert started[0] != started[1] == started[2]
+    training = config.training.model_copy(update={"log_every": 2})
+    assert training_key(config.model_copy(update={"training": training})) != training_key(config)
+
+
+def test_variants_that_differ_in_decoding_alone_share_a_training_but_not_what_measuring_costs(folder, tmp_path):
+    folder.write("01-mask.yaml", MASK.replace("  no mask", "  beam 2: {decoding: {beam_size: 2}}\n  no mask", 1))
+    card, lab = folder.cards[0], Lab(tmp_path, Choice())
+    one, two = lab.training(card, "base", 1), lab.training(card, "beam 2", 1)
+    assert one.key == two.key
+    [alone], [both] = (lab.minutes_left(card, these).values() for these in ([one], [one, two]))
+    assert both - alone == pytest.approx(runner.GUESSED_MEASURING["translations"])
+    assert lab.minutes_left(card, [one, one]) == {one.key: alone}
+
+
+def test_predictions_are_closed_by_one_variant_but_not_by_the_base(done, tmp_path):
+    results, card = copied(done, tmp_path), done.folder.cards[0]
+    lab = Lab(results, Choice())
+    base, mask, wide = [lab.training(card, name, 1).config.run_path for name in ("base", "no mask", "wide")]
+    shutil.rmtree(wide)
+    mask.rename(tmp_path / "mask")
+    add_prediction(card, lab, "The base is there, and tells nothing.")
+    (tmp_path / "mask").rename(mask)
+    shutil.rmtree(base)
+    with pytest.raises(MtkitError, match="has results already"):
+        add_prediction(card, Lab(results, Choice()), "I saw half of it.")
 
 
 def test_predictions_of_readers_are_dated_and_closed_once_there_are_results(done, tmp_path):
@@ -271,6 +364,32 @@ def test_a_training_that_diverges_is_a_result(folder, tmp_path, capsys):
     assert "diverged" in report_page(folder.cards, lab, folder.path)
 
 
+@pytest.mark.parametrize("seed", [1, 2])
+def test_one_of_two_seeds_may_diverge(done, tmp_path, seed):
+    results, card = copied(done, tmp_path), done.folder.cards[0]
+    lab = Lab(results, Choice(seeds=2))
+    both = [lab.training(card, "base", number).config.run_path for number in (1, 2)]
+    shutil.copytree(*both)
+    (both[seed - 1] / runner.DIVERGED).write_text("{}\n", "utf-8")
+    for name in ("bleu", "perplexity", "parameters"):
+        assert lab.values(card, Reference(name, "base")).shape == (2, 1 + NUM_RESAMPLES)
+    found = estimate(lab.values(card, Reference("perplexity", "base")))
+    assert (found.value, found.noise) == (math.inf, math.inf)
+    assert find(parse('perplexity["base"] > 1'), lambda each: lab.values(card, each)).state == NOISE
+
+
+def test_nothing_looks_good_of_a_training_that_diverged(done, tmp_path):
+    results, card = copied(done, tmp_path), done.folder.cards[0]
+    lab = Lab(results, Choice())
+    (lab.training(card, "base", 1).config.run_path / runner.DIVERGED).write_text("{}\n", "utf-8")
+    worst = {"bleu": 0.0, "perplexity": math.inf, "accuracy": 0.0}
+    for name in ("bleu", "perplexity", "accuracy", "score", "entropy", "confidence", "calibration_error", "cut_off"):
+        values = lab.values(card, Reference(name, "base"))
+        assert np.array_equal(values[0], constant(worst.get(name, math.nan)), equal_nan=True)
+    finding = find(parse('score["base"] <= 0'), lambda each: lab.values(card, each))
+    assert (finding.state, finding.is_true) == (NOISE, False)
+
+
 def test_a_board_is_an_experiment_without_trainings(folder, tmp_path, monkeypatch):
     monkeypatch.setitem(runner.BOARDS, "sums", lambda: {"one and one": 2.0, "by, 1": 1.0, "by, 2": 4.0})
     text = "experiment: sums\nclaim: One and one is two.\nrank: 1\nboard: [sums]\npicture: {kind: lines, y: sums}\n"
@@ -281,9 +400,28 @@ def test_a_board_is_an_experiment_without_trainings(folder, tmp_path, monkeypatc
     assert lab.verdict(card).kind == CLAIM_HOLDS
     assert 'href="#board-sums"' in report_page([card], lab, folder.path)
     monkeypatch.setitem(runner.BOARDS, "sums", lambda: {"one and one": 3.0})
-    lab.board_path("sums").unlink()
+    run([card], lab, 1, time.monotonic())
+    assert lab.verdict(card).kind == CLAIM_HOLDS  # it is not run again
+    monkeypatch.setattr(runner, "code_checksum", lambda: "another version of any module")
+    assert lab.verdict(card).kind == NOT_TESTED
     run([card], lab, 1, time.monotonic())
     assert lab.verdict(card).kind == "contradicted"
+
+
+def test_what_a_board_found_is_gone_when_it_fails_with_other_code(folder, tmp_path, monkeypatch):
+    def fails():
+        raise MtkitError("no corpus")
+
+    monkeypatch.setitem(runner.BOARDS, "sums", lambda: {"one": 1.0})
+    text = 'experiment: sums\nclaim: One.\nrank: 1\nboard: [sums]\npredict: [\'board["sums", "one"] == 1\']\n'
+    cards = load_folder(folder.write("03-sums.yaml", text))
+    lab = Lab(tmp_path / "results", Choice())
+    run(cards, lab, 1, time.monotonic())
+    monkeypatch.setattr(runner, "code_checksum", lambda: "other")
+    monkeypatch.setitem(runner.BOARDS, "sums", fails)
+    with pytest.raises(MtkitError, match="no corpus"):
+        run(cards, lab, 1, time.monotonic())
+    assert not lab.board_path("sums").exists()
 
 
 def test_a_board_that_fails_does_not_keep_the_others_from_running(folder, tmp_path, monkeypatch):
