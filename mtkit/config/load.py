@@ -54,7 +54,7 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     lacks, so tags are not checked either. `carried_over` in `mtkit.bundle.opening` completes the sections and makes
     these checks.
     """
-    config, places = _read_settings(_read_text(path) if path else "", _named(path) if path else "", overrides)
+    config, places = _read_settings(read_text(path) if path else "", _named(path) if path else "", overrides)
     if config.training.start_from is None:
         _check_tags(config, places)
     return config
@@ -181,7 +181,8 @@ def _without_retired(data: Any, retired: Mapping[str, Any] = RETIRED) -> Any:
     return kept
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Returns the text of a YAML file, or of standard input for "-". Raises ConfigError if it cannot be read."""
     try:
         content = sys.stdin.buffer.read() if _is_standard_input(path) else path.read_bytes()
     except FileNotFoundError:

@@ -1,68 +1,22 @@
-"""Experiment files: their format, folders of them, and the settings of the trainings that they ask for."""
+"""Experiments: folders of their files, and the settings of the trainings that they ask for."""
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
-from pydantic import Field, ValidationError
-
-from mtkit.config.load import config_from_data
-from mtkit.config.section import Section, read_yaml, write_yaml
+from mtkit.config.experiment_settings import SIZES, CardFile, Changes, Size, card_file
+from mtkit.config.load import config_from_data, read_text
+from mtkit.config.section import read_yaml, write_yaml
 from mtkit.config.settings import Config, setting_schema
 from mtkit.errors import ConfigError
 from mtkit.experiment.boards import BOARDS
 from mtkit.experiment.measures import ALWAYS, MEASURES
 from mtkit.experiment.verdict import BOARD, Expression, parse
 
-# The format.
-
-Size = Literal["toy", "small", "full"]
-SIZES: tuple[Size, ...] = get_args(Size)
-Changes = dict[str, Any]  # settings that differ, nested as in a settings file
 DEMO = "demo"  # the value of --data that stands for the text that the base names
-
-
-class Prediction(Section):
-    """A prediction with a condition, which the verdict then names."""
-
-    condition: str = Field(alias="if", min_length=1, description="The condition, in words.")
-    expression: str = Field(alias="then", description="What is expected under it.")
-
-
-class Picture(Section):
-    """What the page draws."""
-
-    kind: Literal["bars", "lines", "table"] = Field("bars", description="A bar or a line for each variant.")
-    y: str = Field(description="A measure, or the name of a board.")
-    x: str = Field("update", description="Of lines: update, length or joined.")
-
-
-class CardFile(Section):
-    """An experiment file as it is written."""
-
-    experiment: str = Field(min_length=1, description="A name in a word or two.")
-    claim: str = Field(min_length=1, description="What is claimed, in one sentence.")
-    rank: int = Field(ge=1, description="Teaching value, 1 for the highest: what is worth most is run first.")
-    base: Path | None = Field(None, description="Settings that every variant starts from, relative to this file.")
-    board: tuple[str, ...] = Field((), description="Checks without training.")
-    variants: dict[str, Changes | None] = Field({}, description="Settings in which each variant differs from base.")
-    controls: dict[str, Changes | None] = Field(
-        {}, description="Variants that show whether the experiment can show what it claims."
-    )
-    measure: tuple[str, ...] = Field((), description="Measures, such as bleu or bleu[by length].")
-    predict: tuple[str | Prediction, ...] = Field(min_length=1, description="What the claim leads one to expect.")
-    valid_if: tuple[str, ...] = Field((), description="What must be true for the experiment to mean anything.")
-    sizes: dict[Size, Changes | None] = Field({}, description="What each size adds to base; no other can run.")
-    only: dict[Size, tuple[str, ...]] = Field({}, description="Variants that need at least this size.")
-    picture: Picture | None = Field(None, description="What is drawn.")
-    wrong: str = Field("", description="How the experiment could be wrong.")
-    known: str = Field("", description="What is known today.")
-    references: tuple[str, ...] = Field((), description="Papers.")
-    exercises: tuple[str, ...] = Field((), description="Exercises for the reader.")
 
 
 @dataclass(frozen=True)
@@ -281,15 +235,7 @@ def size_paths(base: Path) -> dict[Size, Path]:
 
 
 def _read(path: Path) -> Changes:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: is not UTF-8") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    data = read_yaml(text, str(path)).data
+    data = read_yaml(read_text(path), str(path)).data
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: found {write_yaml(data)[:60]}, wants keys and values")
     return data
@@ -297,10 +243,7 @@ def _read(path: Path) -> Changes:
 
 def _card(path: Path, data: Changes) -> Card:
     """Returns the experiment in `data`, the content of the file at `path`. Raises ConfigError."""
-    try:
-        file = CardFile.model_validate_json(json.dumps(data), strict=True)
-    except (ValidationError, TypeError, ValueError) as error:
-        raise ConfigError("\n".join(f"{path}: {line}" for line in _messages(error, data))) from None
+    file = card_file(data, str(path))
     base: Changes = {}
     overlay = None
     of_size: dict[Size, Changes] = {}
@@ -314,38 +257,6 @@ def _card(path: Path, data: Changes) -> Card:
     if faults := [f"{path}: {fault}" for fault in _faults(card)] or list(_setting_faults(card)):
         raise ConfigError("\n".join(faults))
     return card
-
-
-def _messages(error: Exception, data: Changes) -> Iterator[str]:
-    """Messages for mistakes in the format."""
-    if not isinstance(error, ValidationError):
-        yield str(error)
-        return
-    seen = set()
-    for problem in error.errors(include_url=False):
-        # pydantic names the forms that an item may have; only keys and numbers of items are told.
-        keys = [key for key in problem["loc"] if isinstance(key, int) or key in _keys_of(data)]
-        where = ".".join(map(str, keys)) or "the file"
-        if where in seen:
-            continue
-        seen.add(where)
-        match problem["type"]:
-            case "extra_forbidden":
-                key = str(problem["loc"][-1])
-                near = get_close_matches(key, CardFile.model_fields, n=1)
-                yield f"unknown key '{key}'" + (f"; did you mean '{near[0]}'?" if near else "")
-            case "missing":
-                yield f"{'.'.join(map(str, problem['loc']))}: missing"
-            case _:
-                wanted = problem["msg"].removeprefix("Input should be ")
-                yield f"{where}: found {write_yaml(problem.get('input'))[:60]}, wants {wanted}"
-
-
-def _keys_of(data: Any) -> set[Any]:
-    """All keys in nested data."""
-    if isinstance(data, dict):
-        return {*data, *(key for value in data.values() for key in _keys_of(value))}
-    return {key for item in data for key in _keys_of(item)} if isinstance(data, list) else set()
 
 
 def _faults(card: Card) -> Iterator[str]:

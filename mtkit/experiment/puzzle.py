@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mtkit.bundle.bundle import open_bundle
+from mtkit.config.experiment_settings import Changes
 from mtkit.config.load import config_from_data
 from mtkit.config.settings import Config
 from mtkit.errors import ConfigError, MtkitError
 from mtkit.evaluation.evaluate import read_test_set
 from mtkit.evaluation.plot import History, attention_of, read_log, series
-from mtkit.experiment.card import DEMO, Card, Changes, merged
+from mtkit.experiment.card import DEMO, Card, merged
 from mtkit.files import replaced_directory
 from mtkit.pipeline import run_train
 from mtkit.preparation.sources import test_sets, training_corpora

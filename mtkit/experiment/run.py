@@ -19,16 +19,16 @@ from typing import Any
 import numpy as np
 import torch
 
-import mtkit
 from mtkit import __version__
 from mtkit.bundle.checkpoints import checkpoint_steps
 from mtkit.bundle.opening import has_model, start_checksum
+from mtkit.config.experiment_settings import SIZES, Size
 from mtkit.config.settings import Config
 from mtkit.config.training_settings import settled
 from mtkit.errors import ConfigError, DivergedError, MtkitError, StoppedError, counted, duration, inform, say
 from mtkit.evaluation.estimate import parameters_by_part
 from mtkit.experiment.boards import BOARDS
-from mtkit.experiment.card import DEMO, SIZES, Card, Size
+from mtkit.experiment.card import DEMO, Card
 from mtkit.experiment.measures import (
     IF_DIVERGED,
     MEASURES,
@@ -135,7 +135,7 @@ def _digest(told: Any) -> str:
 @cache
 def code_checksum() -> str:
     """Returns a checksum of the code of mtkit, any part of which a board may check."""
-    package = Path(mtkit.__file__).parent
+    package = Path(__file__).parents[1]
     found = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         found.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")

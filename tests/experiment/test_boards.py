@@ -37,7 +37,7 @@ def test_a_board_gives_numbers_that_are_the_same_again_and_leaves_the_global_sta
     assert torch.equal(torch.get_rng_state(), before)
     assert found
     assert all(math.isfinite(value) for value in found.values())
-    if name in ("leaks", "codes", "steps", "memory", "entropy", "batches"):  # one for each way of drawing numbers
+    if name not in ("milliseconds", "gradients"):  # times differ; gradients takes longest, and draws as cosines does
         assert BOARDS[name]() == found
 
 

@@ -6,7 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from mtkit.experiment.card import Card, CardFile
+from mtkit.config.experiment_settings import CardFile
+from mtkit.experiment.card import Card
 from mtkit.experiment.measures import MEASURES, NUM_RESAMPLES, values_of
 from mtkit.experiment.verdict import (
     CLAIM_HOLDS,
