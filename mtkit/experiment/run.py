@@ -312,13 +312,14 @@ class Lab:
         Variants that differ in decoding alone share a training, but each is measured.
         """
         found: dict[str, float] = {}
-        counted: set[Path] = set()
+        seen: set[Path] = set()
         for training in trainings:
             if training.key not in found:
                 found[training.key] = self._training_minutes(training)
-            groups = {self._record_path(training, group): group for group in self.missing_groups(card, training)}
-            found[training.key] += sum(self._measuring(groups[path]) for path in groups.keys() - counted)
-            counted |= groups.keys()
+            for group in self.missing_groups(card, training):
+                path = self._record_path(training, group)
+                found[training.key] += self._measuring(group) if path not in seen else 0.0
+                seen.add(path)
         return found
 
     def _training_minutes(self, training: Training) -> float:
