@@ -161,7 +161,15 @@ def _build_pairs(
 
 def write_yaml(value: Any) -> str:
     """Returns the value as one line of YAML, without a newline; when read again, it gives an equal value."""
-    return _written(value) if isinstance(value, int | str | None) else _dumped(value)
+    key = repr(value)  # in which 1, 1.0, True and "1" differ
+    if key not in _WRITTEN:
+        if len(_WRITTEN) >= 1024:
+            _WRITTEN.clear()
+        _WRITTEN[key] = _dumped(value)
+    return _WRITTEN[key]
+
+
+_WRITTEN: dict[str, str] = {}  # by the repr of a value; PyYAML is slow, and settings are written again and again
 
 
 def _dumped(value: Any) -> str:
@@ -169,9 +177,6 @@ def _dumped(value: Any) -> str:
         value, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=10**9, sort_keys=False
     )
     return text.removesuffix("\n").removesuffix("\n...")
-
-
-_written = lru_cache(maxsize=1024, typed=True)(_dumped)  # typed, because 1 and true are equal
 
 
 # Sections.

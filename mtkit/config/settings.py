@@ -3,7 +3,7 @@
 import json
 import textwrap
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -620,7 +620,8 @@ def _value_lines(key: str, value: Any, indent: str) -> list[str]:
     return [f"{indent}{key}: {write_yaml(value)}"]
 
 
-def _comment(text: str, indent: str = "", hanging: str = "") -> list[str]:
+@lru_cache(maxsize=1024)  # about all of the comments; every run writes them several times
+def _comment(text: str, indent: str = "", hanging: str = "") -> tuple[str, ...]:
     width = WIDTH - len(f"{indent}# ")
     lines = textwrap.wrap(text, width, subsequent_indent=hanging, break_long_words=False, break_on_hyphens=False)
-    return [f"{indent}# {line}" for line in lines]
+    return tuple(f"{indent}# {line}" for line in lines)
