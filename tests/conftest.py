@@ -138,6 +138,7 @@ gc.disable()
 def pytest_collection_finish() -> None:
     """Have garbage collected from here on, among what the tests make."""
     gc.freeze()
+    gc.set_threshold(20_000)  # seldom, for most of it is freed without the collector
     gc.enable()
 
 
