@@ -20,6 +20,7 @@ from mtkit.errors import ConfigError
 from mtkit.pipeline import run_train
 from mtkit.training.schedule import divergence
 from tests.conftest import CorpusFiles, toy_settings
+from tests.forked import Forked
 from tests.runs import MODEL, TRAINING, events
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
@@ -58,21 +59,27 @@ def write(corpus_files: CorpusFiles, tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.mark.slow
-def test_a_study_that_was_stopped_repeats_nothing_and_its_table_says_what_the_logs_say(study, write, tmp_path):
+def test_a_study_that_was_stopped_repeats_nothing_and_its_table_says_what_the_logs_say(
+    study, write, tmp_path, monkeypatch
+):
     folder, results = tmp_path / "runs", tmp_path / "results.json"
-    command = [sys.executable, str(SCRIPTS / "study.py"), str(write()), "--folder", str(folder), "--budget", "1"]
-    command += ["--jobs", "1", "--json", str(results)]
+    arguments = [str(write()), "--folder", str(folder), "--budget", "1", "--jobs", "1", "--json", str(results)]
     runs = [run for run in study.runs_of(study.read_study(write()), folder, []) if run.budget == "1"]
     for run in runs[2:]:  # seed 2, here and not in processes, to save time
         run_train(run.config)
         study.write_record(run, "trained")
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+    # That which is stopped and its trainings are forks, which need not import PyTorch; that which goes on is not.
+    with monkeypatch.context() as patch, (tmp_path / "told").open("wb") as told:
+        patch.setattr(subprocess, "Popen", lambda command, env, process_group, **streams: Forked(command, **streams))
+        patch.syspath_prepend(SCRIPTS)
+        process = Forked([sys.executable, "-m", "study", *arguments], stderr=told)
         while process.poll() is None and state(runs[0].path) != "trained":
             time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
-        assert process.wait() == 130, process.communicate()[1]
+        assert process.wait() == 130, (tmp_path / "told").read_text("utf-8")
     finished = [run.path / name for run in runs if run != runs[1] for name in ("log.jsonl", "model")]
     before = [(path.stat().st_ino, path.stat().st_mtime_ns) for path in finished]
+    command = [sys.executable, str(SCRIPTS / "study.py"), *arguments]
     again = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
     assert "4 runs, 3 of them done" in again.stderr
     assert [(path.stat().st_ino, path.stat().st_mtime_ns) for path in finished] == before

@@ -116,6 +116,10 @@ def test_help_begins_with_a_verb_fits_a_screen_and_ends_with_an_example(call: Ca
 # Translating.
 
 
+# What is told of a fresh process, for tests that are not about it: to start one takes seconds.
+FRESH = {"start_seconds": 2.0, "load_seconds": 1.0, "peak_bytes": 10**9}
+
+
 @dataclass(frozen=True)
 class Measured:
     """A measurement of the tiny run by `mtkit bench translate`."""
@@ -140,6 +144,7 @@ def measured(
     options = ["--reference", corpus_files.root / "test.tgt", "--beam-size", "1,2", "--json", root / "bench.json"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
+        patch.setattr(bench, "_fresh", lambda *_: FRESH)
         result = call(*example_of(call, "translate"), *options, "--quiet")
     assert (result.code, result.error) == (0, "")
     record = json.loads((root / "bench.json").read_text("utf-8"))
@@ -164,18 +169,13 @@ def test_every_variant_is_measured_and_the_figures_agree(measured: Measured, cor
             assert rates["lines_per_second"]["median"] / speeds["median"] == pytest.approx(24 / tokens)
         [score] = corpus_scores(texts, [references], "digits", ("bleu",))
         assert found["bleu"] == {"score": score.score, "signature": score.signature}
-        assert 0 < found["load_seconds"] < found["start_seconds"]
+        assert {name: found[name] for name in FRESH} == FRESH
 
 
 def test_a_beam_computes_more_rows_for_a_token_and_useful_rows_are_a_part_of_all(measured: Measured) -> None:
     greedy, beam = measured.record["variants"]
     assert 1 <= greedy["rows_per_token"] < beam["rows_per_token"]
     assert all(0 < found["useful_rows"] <= 1 for found in (greedy, beam))
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak of one process")
-def test_the_peak_of_memory_is_that_of_a_process_with_torch(measured: Measured) -> None:
-    assert all(50e6 < found["peak_bytes"] < 5e9 for found in measured.record["variants"])
 
 
 def test_the_tables_fit_and_have_the_figures_of_the_json(measured: Measured) -> None:
@@ -228,7 +228,7 @@ def test_from_ids_to_ids_there_is_no_text_and_the_same_search(tiny_run: Path, mo
 
 
 def test_no_round_begins_after_the_limit(tiny_run: Path, corpus_files: CorpusFiles, monkeypatch: Any) -> None:
-    monkeypatch.setattr(bench, "_fresh", lambda *_: {"start_seconds": 0, "load_seconds": 0, "peak_bytes": None})
+    monkeypatch.setattr(bench, "_fresh", lambda *_: {**FRESH, "peak_bytes": None})
     record = bench_translation(
         tiny_run, corpus_files.root / "test.src", variants([1], ["fp32"]), num_lines=5, rounds=1000, minutes=1e-6
     )
@@ -274,6 +274,13 @@ def test_engines_and_workers_are_measured_and_what_is_impossible_says_why(
     monkeypatch.setattr(workers, "FEW_CHARACTERS", 0)  # so that even these lines go to workers
     started = []
     start = workers._Crew._started
+    fresh = bench._fresh
+
+    def seldom_fresh(model: Path, measured: Any, *arguments: Any) -> dict[str, Any]:
+        is_plain = measured.variant.engine == "torch" and measured.variant.workers == 1
+        return FRESH if is_plain else fresh(model, measured, *arguments)
+
+    monkeypatch.setattr(bench, "_fresh", seldom_fresh)
     monkeypatch.setattr(workers._Crew, "_started", lambda crew: started.append(crew) or start(crew))  # type: ignore[func-returns-value]
     shutil.copytree(tiny_run / "model", tmp_path / "model")
     monkeypatch.chdir(tmp_path)
@@ -295,8 +302,9 @@ def test_engines_and_workers_are_measured_and_what_is_impossible_says_why(
     assert one["ids_to_ids"]
     assert other["ids_to_ids"]
     assert two["ids_to_ids"] is None
+    assert all(0 < found["load_seconds"] < found["start_seconds"] for found in (two, other))
     if sys.platform == "linux":
-        assert all(50e6 < found["peak_bytes"] < 5e9 for found in (one, two, other))
+        assert all(50e6 < found["peak_bytes"] < 5e9 for found in (two, other))
 
     assert set(impossible) == {"beam_size", "precision", "engine", "workers", "fault"}
     assert impossible["fault"].startswith("workers 2: CTranslate2 has workers of its own; ")
@@ -323,7 +331,7 @@ def test_beam_sizes_are_given_in_one_way(call: Call) -> None:
 
 
 def test_what_auto_means_is_told(tiny_run: Path, corpus_files: CorpusFiles, monkeypatch: Any) -> None:
-    monkeypatch.setattr(bench, "_fresh", lambda *_: {"start_seconds": 0, "load_seconds": 0, "peak_bytes": None})
+    monkeypatch.setattr(bench, "_fresh", lambda *_: {**FRESH, "peak_bytes": None})
     wanted = [Variant(2, "int8"), Variant(2, "auto", "auto", "auto")]
     record = bench_translation(tiny_run, corpus_files.root / "test.src", wanted, num_lines=3, rounds=1)
     int8, auto = (found["chosen"] for found in record["variants"])

@@ -4,9 +4,7 @@ import gzip
 import hashlib
 import io
 import json
-import os
 import socket
-import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
@@ -30,6 +28,7 @@ from mtkit.pipeline import run_all, run_binarize, run_train
 from mtkit.preparation.sources import SetFiles, check_names, fetch, local_test_sets
 from mtkit.preparation.sources import test_sets as sets_of
 from tests.conftest import CorpusFiles, config_with, toy_settings
+from tests.forked import MTKIT, SACREBLEU, output_of
 
 NAME = "toyset/full"
 PAIR = LanguagesConfig(source="en", target="digits")
@@ -281,8 +280,11 @@ def test_a_tag_stands_before_each_source_line_that_is_not_blank(tiny_run: Path, 
     assert [score.score for score in scores][1] == untagged.score
 
 
-def test_scores_of_a_named_set_are_those_of_the_sacrebleu_command_over_its_cache(tmp_path: Path) -> None:
-    # A set of sacreBLEU's own, as in its cache; both read the folder that SACREBLEU names.
+def test_scores_of_a_named_set_are_those_of_the_sacrebleu_command_over_its_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A set of sacreBLEU's own, as in its cache.
+    monkeypatch.setattr(DATASETS["wmt14/full"], "_outdir", str(tmp_path / "cache" / "wmt14" / "full"))
     folder = tmp_path / "cache" / "wmt14" / "full"
     folder.mkdir(parents=True)
     texts = {
@@ -294,12 +296,10 @@ def test_scores_of_a_named_set_are_those_of_the_sacrebleu_command_over_its_cache
         (folder / f"wmt14_full.en-de.{field}").write_text(f"{line}\n" * 3)
     hypothesis = tmp_path / "hypothesis"
     hypothesis.write_text("Das Haus ist alt.\nDas Haus ist sehr alt.\nEin Haus.\n")
-    environment = {**os.environ, "SACREBLEU": str(tmp_path / "cache")}
-    command = partial(subprocess.run, capture_output=True, text=True, check=True, env=environment)
     arguments = ["-t", "wmt14/full", "-l", "en-de", "-i", str(hypothesis), "-m", "bleu", "chrf", "ter", "-w", "9"]
-    wanted = json.loads(command([sys.executable, "-m", "sacrebleu", *arguments]).stdout)
+    wanted = json.loads(output_of([*SACREBLEU, *arguments]))
     arguments = ["--test-set", "wmt14/full", "--languages", "en-de", "--hypothesis", str(hypothesis), "--json"]
-    found = json.loads(command([sys.executable, "-m", "mtkit", "evaluate", *arguments]).stdout)
+    found = json.loads(output_of([*MTKIT, "evaluate", *arguments]))
     assert [(score["metric"], round(score["score"], 9), score["signature"]) for score in found] == [
         (score["name"], score["score"], score["signature"]) for score in wanted
     ]

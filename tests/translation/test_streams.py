@@ -79,7 +79,8 @@ def test_a_program_that_waits_for_each_answer_gets_it(translator: Translator, ti
 def test_a_reader_that_goes_away_ends_a_program_that_has_answered_by_the_line(
     translator: Translator, tiny_run: Path
 ) -> None:
-    program = Program("translate", tiny_run, "--beam-size", 1, "--device", "cpu", "--line-buffered", "-o", "-")
+    command = ("translate", tiny_run, "--beam-size", 1, "--device", "cpu", "--line-buffered", "-o", "-")
+    program = Program(*command, start=Forked)
     for line, answer in zip(["one two", ""], translator.translate(["one two", ""]), strict=True):
         program.write(f"{line}\n")
         assert program.answer() == f"{answer}\n"

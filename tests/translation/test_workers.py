@@ -1,5 +1,6 @@
 """Worker processes give the translations of one process, whatever happens to them, and none is left behind."""
 
+import multiprocessing
 import os
 import random
 import signal
@@ -39,6 +40,7 @@ from tests.translation.test_streams import Program
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
 LONGEST_WAIT = 120  # seconds; a machine may be busy
+multiprocessing_by_fork = multiprocessing.get_context("fork")
 WINDOW, PIECE = 40, 8  # lines
 
 
@@ -116,11 +118,16 @@ def test_workers_give_what_one_process_gives(
 
 
 def test_workers_that_load_the_model_give_the_same(alone: Translator, tiny_run: Path, lines: list[str]) -> None:
-    with with_two(alone, tiny_run, devices=("cpu:0", "cpu:1")) as several:
-        assert several.translate(lines[:20]) == alone.translate(lines[:20])
+    # One, since each takes seconds to import PyTorch; several that share the work are forked in the other tests.
+    with with_two(alone, tiny_run, devices=("cpu:0",)) as one:
+        assert one.translate(lines[:20]) == alone.translate(lines[:20])
 
 
-def test_a_worker_that_cannot_load_the_model_says_why(alone: Translator, tmp_path: Path) -> None:
+def test_a_worker_that_cannot_load_the_model_says_why(
+    alone: Translator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # By fork, which is quick; the test above starts them as they are started.
+    monkeypatch.setattr(workers.multiprocessing, "get_context", lambda _: multiprocessing_by_fork)
     with (
         with_two(alone, tmp_path / "gone", devices=("cpu:0", "cpu:1")) as several,
         pytest.raises(MtkitError, match=r"worker on cpu:[01]: .*gone"),
@@ -309,31 +316,32 @@ def is_running(process: int) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="only Linux lists the children of a process")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_no_worker_outlives_the_program(tiny_run: Path, number: signal.Signals) -> None:
-    program = subprocess.Popen(
-        [*MTKIT, "translate", str(tiny_run), "--workers", "2", "--device", "cpu"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    assert program.stdin
-    assert program.stdout
-    assert program.stderr
+@pytest.mark.parametrize(
+    ("number", "start", "group"),
+    [(signal.SIGINT, subprocess.Popen, 1000), (signal.SIGTERM, Forked, WINDOW), (signal.SIGKILL, Forked, WINDOW)],
+)
+def test_no_worker_outlives_the_program(
+    tiny_run: Path, tmp_path: Path, number: signal.Signals, start: Any, group: int
+) -> None:
+    with (tmp_path / "told").open("wb") as told:
+        program = start(
+            [*MTKIT, "translate", str(tiny_run), "--workers", "2", "--device", "cpu"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=told,
+        )
     listing = Path(f"/proc/{program.pid}/task/{program.pid}/children")
     started: list[int] = []
     num_answers = 0
     while len(started) < 2:  # a group may be so small, on a busy machine, that no workers are started for it
-        program.stdin.write(b"one two three\n" * 1000)
+        program.stdin.write(b"one two three\n" * group)
         program.stdin.flush()
-        num_answers += len([program.stdout.readline() for _ in range(1000)])
+        num_answers += len([program.stdout.readline() for _ in range(group)])
         started = list(map(int, listing.read_text().split()))
         assert num_answers < 10_000
     program.send_signal(number)
     assert program.wait(LONGEST_WAIT) == {signal.SIGINT: 130, signal.SIGTERM: 143}.get(number, -number)
-    message = program.stderr.read().decode()  # ends once no process has it open
-    for stream in (program.stdin, program.stdout, program.stderr):
-        stream.close()
+    message = (tmp_path / "told").read_text("utf-8")
     if number != signal.SIGKILL:
         # The signal may come just before the last line that was written is counted.
         told = [f"stopped by {number.name}; {n:,} lines are translated" for n in (num_answers - 1, num_answers)]
@@ -342,6 +350,9 @@ def test_no_worker_outlives_the_program(tiny_run: Path, number: signal.Signals) 
     while any(map(is_running, started)) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not any(map(is_running, started))
+    assert program.stdout.read() == b""  # which ends once no process has it open
+    for stream in (program.stdin, program.stdout):
+        stream.close()
 
 
 def test_lines_that_are_no_longer_wanted_leave_no_worker(alone: Translator, tiny_run: Path, lines: list[str]) -> None:
