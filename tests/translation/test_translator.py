@@ -2,7 +2,6 @@
 
 import random
 import re
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -29,6 +28,7 @@ from mtkit.text.vocabulary import BEGIN, END, NUM_SPECIAL, PAD, START_TOKENS, UN
 from mtkit.translation import translator as translator_module
 from mtkit.translation.decode import next_log_probs
 from mtkit.translation.translator import CUT_OFF, Translator
+from tests.forked import answer_of
 
 WORDS = [
     "the",
@@ -406,20 +406,10 @@ def test_weights_are_used_where_they_lie_in_the_file(tokenizer: Tokenizer, tmp_p
         assert any(begin <= parameter.data_ptr() < end for begin, end in ranges), name
 
 
-MEASURE = """
-import sys, mtkit
-from pathlib import Path
-def peak():
-    return int(next(l for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("VmHWM")).split()[1])
-def clear():
-    Path("/proc/self/clear_refs").write_text("5")
-mtkit.load  # imports torch
-import mtkit.translation.translator
-clear()
-before = peak()
-mtkit.load(sys.argv[1]).translate(["the cat"])
-print((peak() - before) * 1024)
-"""
+def peak() -> int:
+    """The most memory that this process has had, in bytes, since it was last told to forget it."""
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) * 1024
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
@@ -428,8 +418,16 @@ def test_loading_a_model_takes_little_more_memory_than_its_file(tokenizer: Token
     path = write_bundle(tmp_path / "model", tokenizer, config, random_translator(tokenizer, config).model)
     size = open_bundle(path).description["weights_bytes"]
     assert size > 100e6
-    result = subprocess.run([sys.executable, "-c", MEASURE, path], capture_output=True, text=True, check=True)
-    assert int(result.stdout) < 1.4 * size
+
+    def growth() -> int:
+        Path("/proc/self/clear_refs").write_text("5")
+        before = peak()
+        mtkit.load(path).translate(["the cat"])
+        return peak() - before
+
+    # Each matrix is larger than what malloc may have kept of what was freed, so that a copy of it would count.
+    assert size / 4 > 32 << 20
+    assert size < answer_of(growth) + (8 << 20) < 1.4 * size
 
 
 def test_fp64_and_bf16_are_what_they_say(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -441,20 +439,21 @@ def test_fp64_and_bf16_are_what_they_say(tokenizer: Tokenizer, tmp_path: Path) -
         assert len(translator.translate(sentences(3))) == 3
 
 
-@pytest.mark.parametrize("beam_size", [1, 3])
-@pytest.mark.parametrize("architecture", ALL_ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("architecture", "beam_size"), [("transformer", 1), *((architecture, 3) for architecture in ALL_ARCHITECTURES)]
+)
 def test_translations_in_int8_do_not_depend_on_the_batch(
     tokenizer: Tokenizer, tmp_path: Path, architecture: str, beam_size: int
 ) -> None:
     config = settings(ALL_ARCHITECTURES[architecture], beam_size=beam_size, max_length_extra=3)
     path = write_bundle(tmp_path / "model", tokenizer, config, random_translator(tokenizer, config).model)
-    lines = sentences(32)
+    lines = sentences(16)
     found = []
-    for num_lines in (1, 7, 64):
+    for num_lines in (1, 7, 16):
         translator = mtkit.load(path, precision="int8")
         assert translator.precision == "int8"
         found.append(
-            [text for begin in range(0, 32, num_lines) for text in translator.translate(lines[begin:][:num_lines])]
+            [text for begin in range(0, 16, num_lines) for text in translator.translate(lines[begin:][:num_lines])]
         )
     # Attention is in fp32, whose last bits depend on the batch; so may a value that lies between two whole numbers.
     assert max(sum(a != b for a, b in zip(found[0], other, strict=True)) for other in found[1:]) <= 1
