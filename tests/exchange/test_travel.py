@@ -29,7 +29,7 @@ from tests.exported import write_opus
 
 MARIAN = {"norm_placement": "post", "activation": "silu", "output_bias": True, "start_token": "zero"}
 M2M100 = {"sinusoid_exponent": "tensor2tensor", "sinusoid_first": 2, "start_token": "end"}
-SHORT = {"batch_tokens": 256, "max_steps": 30, "validate_every": 30, "save_every": 30}
+SHORT = {"batch_tokens": 256, "max_steps": 12, "validate_every": 12, "save_every": 12}
 ALIKE = re.compile(r"from text to text: (\d+) of (\d+) lines have the same ids, (\d+) the same greedy translation[;(]?")
 
 

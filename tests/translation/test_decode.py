@@ -39,7 +39,7 @@ MODES: dict[str, dict[str, object]] = {
     "count": {"stopping": "count"},
     "constrained": {"min_length": 3, "no_repeat_ngram": 2},
     "greedy constrained": {"beam_size": 1, "min_length": 3, "no_repeat_ngram": 2},
-    "optimal": {"beam_size": 1, "stopping": "optimal", "search_steps": 40},
+    "optimal": {"beam_size": 1, "stopping": "optimal", "search_steps": 12},
     "coverage": {"coverage_penalty": 0.4},
     "coverage constrained": {"coverage_penalty": 0.4, "no_repeat_ngram": 2},
     "diverse": {"diversity_groups": 2, "diversity_strength": 0.7},
