@@ -376,6 +376,7 @@ def run(cards: Sequence[Card], lab: Lab, minutes: float, begun: float) -> None:
     write_file(lab.results / LAST, (json_text(asdict(lab.choice)) + "\n").encode())
     clock = Clock(begun + 60 * minutes)
     failed: dict[str, str] = {}
+    _warn_of_equals(cards, lab)
     with only_writer(lab.results):
         try:
             _run_boards(cards, lab, clock, failed)
@@ -395,6 +396,20 @@ def run(cards: Sequence[Card], lab: Lab, minutes: float, begun: float) -> None:
             say(f"the {minutes:g} minutes are over; the same command goes on from here")
     if failed:
         raise MtkitError("\n".join(failed.values()))
+
+
+def _warn_of_equals(cards: Sequence[Card], lab: Lab) -> None:
+    """Warn of variants with equal settings: what is predicted of their difference can only be 0."""
+    for card in cards:
+        seen: dict[tuple[str, str], str] = {}
+        for name, training in lab.trainings(card, 1).items():
+            settings = training.key, training.config.decoding.model_dump_json()
+            if settings in seen:
+                say(
+                    f"mtkit: warning: {card.path}: {seen[settings]} and {name} have the same settings at size "
+                    f"{lab.choice.size}"
+                )
+            seen.setdefault(settings, name)
 
 
 @dataclass(frozen=True)

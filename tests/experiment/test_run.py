@@ -134,6 +134,16 @@ def test_a_killed_run_goes_on_where_it_was_and_the_report_is_the_same(done, tmp_
     assert without_times(results, done.folder) == without_times(copied(done, tmp_path / "copy"), done.folder)
 
 
+def test_variants_with_equal_settings_are_told_and_those_that_decode_differently_are_not(folder, tmp_path, capsys):
+    text = MASK.replace("no mask: {model: {ablate: [causal_mask]}}", "no mask: {model: {d_ff: 16}}")
+    folder.write("01-mask.yaml", text.replace("{d_ff: 32}", "{d_ff: 16}, decoding: {beam_size: 2}"))
+    run_here(folder, tmp_path / "results", minutes=0)
+    told = [line for line in capsys.readouterr().err.splitlines() if "the same settings" in line]
+    assert told == [
+        f"mtkit: warning: {folder.path / '01-mask.yaml'}: base and no mask have the same settings at size toy"
+    ]
+
+
 def test_a_training_that_does_not_fit_is_not_begun(done, folder, tmp_path, capsys):
     results = copied(done, tmp_path)
     folder.write("02-order.yaml", ORDER.replace("toy: {}", "toy: {training: {max_steps: 60000}}"))
