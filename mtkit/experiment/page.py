@@ -59,7 +59,7 @@ OUTCOMES = {HOLDS: "✓ holds", NOISE: "~ within noise", FAILS: "✗ does not ho
 
 STYLE = """
 .verdict { font-weight: 600; font-size: 1.05rem; } .claim { font-size: 1.1rem; }
-td a { white-space: nowrap; } li { max-width: 46rem; }
+td a { white-space: nowrap; } .stacks a { white-space: normal; } li { max-width: 46rem; }
 @media print { section { break-before: page; } section section { break-before: auto; } }
 """
 
@@ -149,7 +149,7 @@ def _prediction_rows(card: Card, verdict: Verdict, lab: Lab) -> list[list[Cell]]
         [
             element("code", finding.text),
             finding.condition or "",
-            joined(_finding_figures(finding), _sources(finding, card, lab)),
+            _finding_cell(finding, card, lab),
             OUTCOMES.get(finding.state, finding.state),
         ]
         for finding in verdict.predictions
@@ -166,17 +166,25 @@ def _finding_figures(finding: Finding) -> str:
     return f"{left} against {right}"
 
 
-def _sources(finding: Finding, card: Card, lab: Lab) -> Html | None:
-    """Links to the runs and boards that the figures of a prediction are from; nothing without figures."""
+def _finding_cell(finding: Finding, card: Card, lab: Lab) -> Html:
+    """The figures of a prediction with links to where they are from; only the links where there is no comparison."""
+    figures, links = _finding_figures(finding), _sources(finding, card, lab)
+    if not links:
+        return joined(figures)
+    return joined(figures, " (from ", links, ")") if figures else joined("from ", links)
+
+
+def _sources(finding: Finding, card: Card, lab: Lab) -> list[Html]:
+    """Links to the runs and boards that the figures of a prediction are from; none if it was not run."""
     if finding.state in (NOT_RUN, NOT_HERE):
-        return None
+        return []
     references = parse(finding.text).references
     measured = [reference for reference in references if reference.measure != BOARD]
     num_seeds = min((len(lab.values(card, reference)) for reference in measured), default=1)
     boards = dict.fromkeys(reference.variant for reference in references if reference.measure == BOARD)
     variants = dict.fromkeys(reference.variant for reference in measured)
     links = [*map(_board_link, boards), *(_run_links(card, lab, name, num_seeds, name) for name in variants)]
-    return joined(" (from ", _listed(links), ")") if links else None
+    return _listed(links)
 
 
 def _board_link(name: str) -> Html:
@@ -244,21 +252,29 @@ def _columns(card: Card) -> list[tuple[str, str, str | None]]:
     return list(dict.fromkeys(found))
 
 
+MOST_COLUMNS = 6  # of measures that fit on paper; more become rows
+
+
 def _figures(card: Card, lab: Lab) -> Iterator[Html]:
-    """The table of all measures of all variants."""
+    """The table of all measures of all variants: of a variant in each row, or in each column if measures are many."""
     if not card.variants:
         return
     columns = _columns(card)
-    rows: list[list[Cell]] = []
+    found: dict[str, list[Html | str]] = {}
     for name in card.runs_at(lab.choice.size):
         cells = [_linked(card, lab, Reference(measure, name, subset)) for _, measure, subset in columns]
         if any(cells):
-            rows.append([name, *cells])
+            found[name] = cells
     yield element("h3", "Figures")
-    if not rows:
+    if not found:
         yield note("There are no runs yet.")
         return
-    yield table(("", *(title for title, _, _ in columns)), rows, f"Measures of {_title(card)}", hidden_caption=True)
+    titles = [title for title, _, _ in columns]
+    head, side, inside = titles, list(found), list(found.values())
+    if len(titles) > max(MOST_COLUMNS, len(found)):
+        head, side, inside = side, titles, [list(cells) for cells in zip(*inside, strict=True)]
+    rows = [[name, *cells] for name, cells in zip(side, inside, strict=True)]
+    yield table(("", *head), rows, f"Measures of {_title(card)}", hidden_caption=True)
     counts = dict.fromkeys(
         f"{measure.replace('_', ' ')} of {counted(size, 'sentence' if measure != 'tokens_per_second' else 'line')}"
         for _, measure, _ in columns
@@ -323,12 +339,12 @@ def _conditions(verdict: Verdict, card: Card, lab: Lab) -> Iterator[Html]:
     rows: list[list[Cell]] = [
         [
             element("code", finding.text),
-            joined(_finding_figures(finding), _sources(finding, card, lab)),
+            _finding_cell(finding, card, lab),
             _passed(finding),
         ]
         for finding in verdict.conditions
     ]
-    yield table(("condition", "figures", ""), rows, "Conditions of validity", hidden_caption=True, stacks=True)
+    yield table(("condition", "figures", "outcome"), rows, "Conditions of validity", hidden_caption=True, stacks=True)
 
 
 def _passed(finding: Finding) -> str:

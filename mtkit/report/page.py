@@ -421,7 +421,7 @@ caption { text-align: left; padding: .2rem 0; }
 th, td { text-align: left; vertical-align: top; padding: .28rem .9rem .28rem 0; border-bottom: 1px solid var(--line); }
 thead th { color: var(--soft); font-weight: 600; }
 tbody th { font-weight: 500; }
-.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.number { text-align: right; font-variant-numeric: tabular-nums; } td.number { white-space: nowrap; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); gap: .4rem 1.6rem; }
 figure { margin: .6rem 0; min-width: 0; max-width: 30rem; break-inside: avoid; }
 figure.map { max-width: 100%; }
@@ -451,9 +451,11 @@ svg .heading { fill: var(--ink); font-weight: 600; }
 .curve.s5 { stroke: var(--s5); } .dot.s5, .bar.s5 { fill: var(--s5); }
 @media screen and (max-width: 40rem) {
   .stacks thead, .stacks td:empty { display: none; } .stacks, .stacks :is(caption, tbody, tr) { display: block; }
-  .stacks th, .stacks td { display: flex; gap: .8rem; border: 0; padding: .1rem 0; text-align: left; }
+  .stacks :is(th, td) { display: flow-root; border: 0; padding: .1rem 0; text-align: left; overflow-wrap: anywhere; }
   .stacks tr { border-bottom: 1px solid var(--line); padding: .4rem 0; }
-  .stacks [data-head]::before { content: attr(data-head); color: var(--soft); flex: 0 0 7.5rem; }
+  .stacks [data-head] { padding-left: 8.3rem; }
+  .stacks [data-head]::before { content: attr(data-head); color: var(--soft); float: left; width: 7.5rem;
+    margin-left: -8.3rem; }
 }
 details { margin: .4rem 0; }
 summary { cursor: pointer; color: var(--link); font-size: .9rem; }
@@ -465,6 +467,7 @@ summary { cursor: pointer; color: var(--link); font-size: .9rem; }
     --strong: #7fbfe6; }
   body { font-size: 10pt; } main { max-width: none; padding: 0; } nav, .controls { display: none; }
   h2, h3 { break-after: avoid; } tr, pre { break-inside: avoid; } .wide { overflow: visible; }
+  td.number, .wide a { white-space: normal; } /* a table wider than the paper would shrink all pages, or be cut off */
   details::details-content { content-visibility: visible; block-size: auto; } figure details { display: none; }
 }
 """
