@@ -60,7 +60,7 @@ OUTCOMES = {HOLDS: "✓ holds", NOISE: "~ within noise", FAILS: "✗ does not ho
 STYLE = """
 .verdict { font-weight: 600; font-size: 1.05rem; } .claim { font-size: 1.1rem; }
 td a { white-space: nowrap; } .stacks a { white-space: normal; } li { max-width: 46rem; }
-@media print { section { break-before: page; } section section { break-before: auto; } }
+@media print { section ~ section { break-before: page; } section section { break-before: auto; } }
 """
 
 
