@@ -16,7 +16,8 @@ import yaml
 
 from mtkit.bundle.checkpoints import Progress
 from mtkit.config.training_settings import TrainingConfig
-from mtkit.errors import ConfigError
+from mtkit.errors import ConfigError, StoppedError
+from mtkit.files import Stop
 from mtkit.pipeline import run_train
 from mtkit.training.schedule import divergence
 from tests.conftest import CorpusFiles, toy_settings
@@ -68,9 +69,20 @@ def test_a_study_that_was_stopped_repeats_nothing_and_its_table_says_what_the_lo
     for run in runs[2:]:  # seed 2, here and not in processes, to save time
         run_train(run.config)
         study.write_record(run, "trained")
+
+    def wait_for_signal(stop: Stop) -> None:
+        while not stop.signal:
+            time.sleep(0.01)
+        raise StoppedError
+
+    def fork(command: list[str], env: Any, process_group: Any, **streams: Any) -> Forked:
+        if any(str(runs[1].path) in argument for argument in command):  # however fast it is, it must not end first
+            monkeypatch.setattr(Stop, "check", wait_for_signal)
+        return Forked(command, **streams)
+
     # That which is stopped and its trainings are forks, which need not import PyTorch; that which goes on is not.
     with monkeypatch.context() as patch, (tmp_path / "told").open("wb") as told:
-        patch.setattr(subprocess, "Popen", lambda command, env, process_group, **streams: Forked(command, **streams))
+        patch.setattr(subprocess, "Popen", fork)
         patch.syspath_prepend(SCRIPTS)
         process = Forked([sys.executable, "-m", "study", *arguments], stderr=told)
         while process.poll() is None and state(runs[0].path) != "trained":
