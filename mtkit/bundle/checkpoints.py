@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from safetensors.torch import load_file
 from torch import Tensor
 
+from mtkit.data.batches import ORDER
 from mtkit.errors import CheckpointError
 from mtkit.files import standing
 
@@ -99,6 +100,7 @@ class Progress:
 
     step: int = 0  # updates done
     pairs: int = 0  # sentence pairs consumed, which is the position in the order of training
+    order: int = ORDER  # how pairs are sorted into batches; 1 in runs begun with mtkit 0.1
     target_tokens: int = 0  # of these pairs, with end marks; those of mtkit 0.1.0 are not counted
     seconds: float = 0.0  # training time, summed over all sessions of the run
     precision: str = ""  # fp32, bf16 or fp16
@@ -197,7 +199,7 @@ def parse_progress(data: bytes, path: Path) -> tuple[Progress, dict[str, Any], d
     if content["format"] != FORMAT:
         raise CheckpointError(f"{path}: format {content['format']}, but this version of mtkit reads {FORMAT}")
     values = content["progress"]
-    progress = Progress(**{**values, "window": Window(**values["window"])})
+    progress = Progress(**{"order": 1, **values, "window": Window(**values["window"])})
     return progress, content["identity"], content["files"]
 
 

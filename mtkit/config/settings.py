@@ -160,6 +160,11 @@ class Config(Section):
             raise ValueError(
                 "model.tie_embeddings all wants tokenizer.shared true; set it to decoder or none, or take it out"
             )
+        if self.training.batching == "packed" and not self.model.can_pack:
+            raise ValueError(
+                f"training.batching packed wants a Transformer, found model.architecture {self.model.architecture}, "
+                "whose rows hold one sentence; take it out"
+            )
         for name, limit in self.model.position_limits.items():
             if limit <= self.data.max_length:
                 raise ValueError(f"model.{name} {limit} must be more than data.max_length {self.data.max_length}")

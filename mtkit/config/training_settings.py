@@ -46,6 +46,12 @@ class TrainingConfig(Section):
     batch_tokens: int = Field(
         4096, ge=1, description="Largest size of a batch: sentences x longest side, in tokens, counting end marks."
     )
+    batching: Literal["auto", "bucketed", "packed"] = Field(
+        "auto",
+        description="How sentences share a batch: bucketed: one pair in a row, with pairs of similar length; packed: "
+        "several pairs in a row, which do not see each other, with hardly any padding (Transformers only); auto: "
+        "bucketed.",
+    )
     accumulate: int = Field(1, ge=1, description="Batches of each device whose gradients make one update.")
     update_tokens: int | None = Field(
         None,

@@ -9,14 +9,15 @@ or T. S and T include padding and the start or end mark.
 """
 
 import itertools
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -30,9 +31,29 @@ from mtkit.errors import CheckpointError, DataError
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.vocabulary import END, PAD, BoundaryTokens
 
-# Batches of pairs of similar length.
+# How batches are made: of pairs of similar length, one in a row; of rows that hold several pairs; or as in mtkit 0.1,
+# for runs begun with it.
+Batching = Literal["bucketed", "packed", "by length"]
+
+# Batches of rows of similar length. A row holds one pair or, if rows are packed, several.
 
 WINDOW = 2048  # blocks whose pairs are shuffled, sorted and divided into batches together: about two million pairs
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The pairs of a batch, and the row of each pair, as indices into the corpus and into the batch."""
+
+    pairs: NDArray[np.int64]  # (P,)
+    rows: NDArray[np.int64]  # (P,) from 0, in ascending order
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether any row holds several pairs."""
+        return len(self.rows) > 0 and int(self.rows[-1]) + 1 < len(self.rows)
 
 
 @dataclass(frozen=True)
@@ -41,48 +62,130 @@ class Plan:
 
     order: NDArray[np.int64]
     ends: NDArray[np.int64]
+    rows: NDArray[np.int64]  # the row of each pair in `order`; the numbers ascend through all batches
 
     def __len__(self) -> int:
         return len(self.ends)
 
-    def batch(self, index: int) -> NDArray[np.int64]:
+    def batch(self, index: int) -> Chosen:
         """Returns the pairs of the batch with this index."""
-        return self.order[self.ends[index - 1] if index else 0 : self.ends[index]]
+        place = slice(self.ends[index - 1] if index else 0, self.ends[index])
+        return Chosen(self.order[place], self.rows[place] - self.rows[place.start])
+
+
+Lengths = NDArray[np.integer]
 
 
 def plan_batches(
-    source_lengths: NDArray[np.integer],
-    target_lengths: NDArray[np.integer],
+    source_lengths: Lengths,
+    target_lengths: Lengths,
     batch_tokens: int,
     rng: np.random.Generator,
+    batching: Batching = "bucketed",
 ) -> Plan:
-    """Divides all pairs into batches of pairs of similar length, and puts the batches in random order.
+    """Divides all pairs into batches of rows of similar length, and puts the batches in random order.
 
-    The size of a batch is its number of pairs times the length of its longest sentence, source or target; no batch is
-    larger than `batch_tokens`. No pair may be longer than `batch_tokens`. Pairs of equal lengths are in random order,
-    and the batch of the shortest pairs has a random size, so that batches differ between epochs.
+    The size of a batch is its number of rows times the length of its longest row, source or target; no batch is larger
+    than `batch_tokens`. No pair may be longer than `batch_tokens`. Pairs of equal lengths are in random order, and the
+    batch of the shortest rows has a random size, so that batches differ between epochs.
+
+    If `batching` is "bucketed", a row holds one pair. If it is "packed", `packed_rows` says which pairs share a row.
     """
-    longest = np.maximum(source_lengths, target_lengths)
-    assert longest.max() <= batch_tokens, "longer pairs are left out when the data is binarized"
-    shuffled = rng.permutation(len(longest))
-    by_length = shuffled[np.lexsort((source_lengths[shuffled], longest[shuffled]))]
-    ends = _batch_ends(longest[by_length], batch_tokens, rng)
+    assert max(source_lengths.max(), target_lengths.max()) <= batch_tokens, "longer pairs are not binarized"
+    shuffled = rng.permutation(len(source_lengths))
+    source, target = source_lengths[shuffled], target_lengths[shuffled]
+    if batching == "packed":
+        row_of = packed_rows(source, target, batch_tokens)
+        source, target = _sums(row_of, source), _sums(row_of, target)
+    else:
+        row_of = np.arange(len(shuffled))
+    pairs = shuffled[np.argsort(row_of, kind="stable")]  # row by row
+    num_pairs = np.bincount(row_of)  # of each row
+    first_pairs = np.cumsum(num_pairs) - num_pairs
 
+    by_length, longest = _sorted_rows(source, target, is_serpentine=batching != "by length")
+    ends = _batch_ends(longest, batch_tokens, rng)
     starts = np.concatenate([[0], ends[:-1]])
     batch_order = rng.permutation(len(ends))
-    order = np.concatenate([by_length[starts[b] : ends[b]] for b in batch_order])
-    return Plan(order, np.cumsum(ends[batch_order] - starts[batch_order]))
+    rows = np.concatenate([by_length[starts[b] : ends[b]] for b in batch_order])
+    order = pairs[np.repeat(first_pairs[rows], num_pairs[rows]) + _positions(num_pairs[rows])]
+    row_ends = np.cumsum(ends[batch_order] - starts[batch_order])
+    return Plan(order, np.cumsum(num_pairs[rows])[row_ends - 1], np.repeat(np.arange(len(rows)), num_pairs[rows]))
 
 
-def _batch_ends(ascending: NDArray[np.integer], batch_tokens: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Divides pairs, sorted by length, into batches; returns the end of each batch, exclusive.
+def _sums(rows: NDArray[np.int64], lengths: Lengths) -> NDArray[np.int64]:
+    """Returns the sum of the lengths in each row; `rows` holds the row of each length."""
+    return np.bincount(rows, lengths).astype(np.int64)
 
-    `ascending` holds the lengths of the pairs, in ascending order.
+
+def _sorted_rows(source: Lengths, target: Lengths, is_serpentine: bool) -> tuple[NDArray[np.int64], Lengths]:
+    """Sorts rows with the given lengths by their longer side; returns the rows, and these lengths in ascending order.
+
+    Among rows whose longer sides are equal, the difference of source and target rises if the longer side is even, and
+    falls if it is odd. So neighbours are similar on both sides, also where the longer side changes. If `is_serpentine`
+    is false, these rows are sorted by the source, as in mtkit 0.1 (more padding).
+    """
+    longest = np.maximum(source, target)
+    difference = (source.astype(np.int64) - target) * np.where(longest % 2, -1, 1)
+    by_length = np.lexsort((difference if is_serpentine else source, longest))
+    return by_length, longest[by_length]
+
+
+ROW_TOKENS = 128  # tokens of a packed row, about, unless pairs are longer than a quarter of it
+ROW_SHARE = 0.96  # of the length that would fill a batch exactly; a row may become longer than planned
+SIMILAR_ROWS = 16  # rows, and pairs, of similar sizes that are matched by the difference of their sides
+
+
+def packed_rows(source_lengths: Lengths, target_lengths: Lengths, batch_tokens: int) -> NDArray[np.int64]:
+    """Divides pairs into rows of nearly the same length on each side; returns the row of each pair, from 0.
+
+    The pairs are dealt out in rounds, the largest first, as in the heuristic "longest processing time first" (Graham
+    1969): in each round, every row gets one pair, and the row with the fewest tokens gets the largest pair. Among
+    rows of similar size, those that lack source tokens get the pairs with most source tokens. A row has
+    about ROW_TOKENS tokens on its longer side, or four pairs of average length if these have more, and never more than
+    `batch_tokens`.
+    """
+    sizes = np.asarray(source_lengths, dtype=np.int64) + target_lengths
+    longer_side = max(int(source_lengths.sum()), int(target_lengths.sum()))
+    wanted = max(ROW_TOKENS, 4 * longer_side / len(sizes))
+    length = ROW_SHARE * batch_tokens / max(1, round(batch_tokens / wanted))
+    num_rows = math.ceil(longer_side / length)
+    surplus = source_lengths - source_lengths.sum() / target_lengths.sum() * target_lengths
+
+    rows = np.empty(len(sizes), dtype=np.int64)
+    tokens, excess = np.zeros(num_rows, dtype=np.int64), np.zeros(num_rows)
+    largest_first = np.argsort(-sizes, kind="stable")
+    for start in range(0, len(sizes), num_rows):
+        dealt = largest_first[start : start + num_rows]
+        group = np.arange(len(dealt)) // SIMILAR_ROWS
+        emptiest = np.argsort(tokens, kind="stable")[: len(dealt)]
+        emptiest = emptiest[np.lexsort((excess[emptiest], group))]
+        dealt = dealt[np.lexsort((-surplus[dealt], group))]
+        rows[dealt] = emptiest
+        tokens[emptiest] += sizes[dealt]
+        excess[emptiest] += surplus[dealt]
+    return without_long_rows(rows, source_lengths, target_lengths, batch_tokens)
+
+
+def without_long_rows(
+    rows: NDArray[np.int64], source_lengths: Lengths, target_lengths: Lengths, batch_tokens: int
+) -> NDArray[np.int64]:
+    """Returns `rows`, but gives each pair of a row longer than `batch_tokens` a row of its own; no row is empty."""
+    is_long = np.maximum(_sums(rows, source_lengths), _sums(rows, target_lengths)) > batch_tokens
+    alone = is_long[rows]
+    rows = np.where(alone, len(is_long) + np.cumsum(alone), rows)
+    return np.unique(rows, return_inverse=True)[1]
+
+
+def _batch_ends(ascending: Lengths, batch_tokens: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Divides rows, sorted by length, into batches; returns the end of each batch, exclusive.
+
+    `ascending` holds the lengths of the rows, in ascending order.
     """
     ends: list[int] = []
-    start, num_pairs = 0, len(ascending)
-    while start < num_pairs:
-        count = min(batch_tokens // int(ascending[start]), num_pairs - start)
+    start, num_rows = 0, len(ascending)
+    while start < num_rows:
+        count = min(batch_tokens // int(ascending[start]), num_rows - start)
         while count * int(ascending[start + count - 1]) > batch_tokens:
             count = batch_tokens // int(ascending[start + count - 1])
         if not ends:
@@ -92,34 +195,36 @@ def _batch_ends(ascending: NDArray[np.integer], batch_tokens: int, rng: np.rando
     return np.array(ends, dtype=np.int64)
 
 
-# The maximum size of a batch (its budget). It changes if a run resumes with another value of training.batch_tokens.
+# How batches are made: their maximum size (the budget) and whether rows are packed. It changes if a run resumes with
+# another value of training.batch_tokens or training.batching.
 
 
 @dataclass(frozen=True)
 class EarlierBudget:
-    """A value of `batch_tokens` that a run used earlier."""
+    """Values of `batch_tokens` and `batching` that a run used earlier."""
 
-    until: int  # the number of pairs that the run had trained on when another value replaced this one
+    until: int  # the number of pairs that the run had trained on when other values replaced these
     batch_tokens: int
+    batching: Batching = "bucketed"
 
 
 @dataclass(frozen=True)
 class Budgets:
-    """All values of `batch_tokens` in the course of a run: the earlier values, in order, and the current value."""
+    """The values of `batch_tokens` and `batching` in the course of a run: earlier values, in order, and the current."""
 
     earlier: tuple[EarlierBudget, ...]
     batch_tokens: int
+    batching: Batching = "bucketed"
 
-    def after(self, consumed: int) -> tuple[int, int | None]:
-        """Returns the maximum batch size after `consumed` pairs, and the number of pairs at which this maximum changes.
+    def after(self, consumed: int) -> tuple[int, Batching, int | None]:
+        """Returns `batch_tokens` and `batching` after `consumed` pairs, and the number of pairs at which these change.
 
-        Pairs are counted from the start of training. If the maximum does not change any more, the second value is
-        `None`.
+        Pairs are counted from the start of training. If they do not change any more, the last value is `None`.
         """
         for budget in self.earlier:
             if consumed < budget.until:
-                return budget.batch_tokens, budget.until
-        return self.batch_tokens, None
+                return budget.batch_tokens, budget.batching, budget.until
+        return self.batch_tokens, self.batching, None
 
 
 # The endless stream of batches.
@@ -133,16 +238,17 @@ def batches_from(
     seed: int,
     mixture: Mixture | None = None,
     earlier: Sequence[EarlierBudget] = (),
-) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Yields (epoch, pairs) for each batch after the first `consumed` pairs of the run; never ends.
+    batching: Batching = "bucketed",
+) -> Iterator[tuple[int, Chosen]]:
+    """Yields (epoch, pairs with their rows) for each batch after the first `consumed` pairs of the run; never ends.
 
     Epochs count from 0. Without `mixture`, each pair occurs once per epoch. An epoch is divided at random into windows,
-    and the pairs of a window are divided into batches together. `earlier` lists the values of `batch_tokens` that the
-    run used before. If the value changed within a window, the rest of that window is divided into new batches. If the
-    data or settings have changed during the run, so that no batch ends after exactly `consumed` pairs, raises
-    ValueError.
+    and the pairs of a window are divided into batches together. `earlier` lists the values of `batch_tokens` and
+    `batching` that the run used before. If they changed within a window, the rest of that window is divided into new
+    batches. If the data or settings have changed during the run, so that no batch ends after exactly `consumed` pairs,
+    raises ValueError.
     """
-    budgets = Budgets(tuple(earlier), batch_tokens)
+    budgets = Budgets(tuple(earlier), batch_tokens, batching)
     epochs_done = 0 if mixture else consumed // len(source_lengths)
     begin = epochs_done * len(source_lengths)  # pairs before the window, since the start of training
     for epoch in itertools.count(epochs_done):
@@ -180,28 +286,30 @@ def _batches_of_window(
     begin: int,
     budgets: Budgets,
     seeds: list[int],
-) -> Iterator[NDArray[np.int64]]:
-    """Divides a window, a set of pairs, into batches; yields the pairs of each batch.
+) -> Iterator[Chosen]:
+    """Divides a window, a set of pairs, into batches; yields the pairs of each batch, with their rows.
 
-    If `batch_tokens` changed within the window, the pairs after the change are divided into new batches. `begin` is the
-    number of pairs from the start of training to the window. Raises ValueError if `batch_tokens` changed in the middle
-    of a batch.
+    If the budget changed within the window, the pairs after the change are divided into new batches. `begin` is the
+    number of pairs from the start of training to the window. Raises ValueError if the budget changed in the middle of a
+    batch.
     """
     for times_changed in itertools.count():
-        batch_tokens, until = budgets.after(begin)
+        batch_tokens, batching, until = budgets.after(begin)
         rng = np.random.default_rng([*seeds, times_changed] if times_changed else seeds)
-        plan = plan_batches(source_lengths[pairs], target_lengths[pairs], batch_tokens, rng)
-        if until is None or until >= begin + len(pairs):
-            yield from (pairs[plan.batch(index)] for index in range(len(plan)))
+        plan = plan_batches(source_lengths[pairs], target_lengths[pairs], batch_tokens, rng, batching)
+        kept = len(pairs) if until is None else min(until - begin, len(pairs))
+        num_batches = int(np.searchsorted(plan.ends, kept)) + 1
+        for index in range(num_batches):
+            batch = plan.batch(index)
+            yield Chosen(pairs[batch.pairs], batch.rows)
+        if until is None or kept == len(pairs):
             return
-        num_batches = int(np.searchsorted(plan.ends, until - begin)) + 1
-        yield from (pairs[plan.batch(index)] for index in range(num_batches))
         if plan.ends[num_batches - 1] != until - begin:
-            raise ValueError(f"no batch ends after {until} pairs, where training.batch_tokens changed")
+            raise ValueError(f"no batch ends after {until} pairs, where training.batch_tokens or batching changed")
         pairs, begin = pairs[plan.order[until - begin :]], until
 
 
-def _skip_consumed(consumed: int, begin: int, batches: Iterator[NDArray[np.int64]]) -> Iterator[NDArray[np.int64]]:
+def _skip_consumed(consumed: int, begin: int, batches: Iterator[Chosen]) -> Iterator[Chosen]:
     """Skips the batches of the first `consumed` pairs and yields the others.
 
     `begin` is the number of pairs before the first of the given batches. Raises ValueError if `consumed` is in the
@@ -333,62 +441,109 @@ def _positions(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
 
 
-def _pad(sentences: Ragged, filler: int) -> NDArray[np.int64]:
-    """Returns ids (R, L + 1), one sentence per row, padded with the id `filler`.
-
-    L is the length of the longest sentence, so even that sentence is followed by one `filler`.
-    """
-    real = np.arange(sentences.lengths.max() + 1) < sentences.lengths[:, None]
-    ids = np.full(real.shape, filler, dtype=np.int64)
-    ids[real] = sentences.tokens
+def _marked(sentences: Ragged, mark: int, first: bool) -> NDArray[np.int64]:
+    """Returns the tokens of all sentences as one array, each with `mark` before it (`first`) or after it."""
+    is_mark = np.zeros(sentences.lengths.sum() + len(sentences.lengths), dtype=bool)
+    ends = np.cumsum(sentences.lengths + 1)
+    is_mark[ends - sentences.lengths - 1 if first else ends - 1] = True
+    ids = np.full(len(is_mark), mark, dtype=np.int64)
+    ids[~is_mark] = sentences.tokens
     return ids
 
 
-def _rows(ids: NDArray[np.int64], lengths: NDArray[np.int64]) -> Rows:
-    """Returns Rows with one sentence per row; `ids` (R, L) is padded, and row r has `lengths[r]` tokens."""
-    positions = np.arange(ids.shape[1])
-    real = positions < lengths[:, None]
-    return Rows(torch.from_numpy(ids), torch.from_numpy(real.astype(np.int64)), torch.from_numpy(positions * real))
+@dataclass(frozen=True)
+class Layout:
+    """The places of sentences, with one mark each, in rows (R, L), which hold one sentence or several."""
+
+    lengths: NDArray[np.int64]  # (P,) with the mark
+    rows: NDArray[np.int64]  # (P,) the row of each sentence, from 0, in ascending order
+
+    @cached_property
+    def starts(self) -> NDArray[np.int64]:
+        """The place of each sentence's first token in its row, (P,)."""
+        before = np.cumsum(self.lengths) - self.lengths
+        return before - before[self._first][self.rows]
+
+    @cached_property
+    def _first(self) -> NDArray[np.int64]:
+        """The first sentence of each row, (R,)."""
+        return np.flatnonzero(np.diff(self.rows, prepend=-1))
+
+    @cached_property
+    def shape(self) -> tuple[int, int]:
+        """The number R of rows, and the length L of the longest row."""
+        return len(self._first), int((self.starts + self.lengths).max())
+
+    def filled(self, values: NDArray[np.int64], filler: int) -> Tensor:
+        """Returns (R, L) int64: the values, one for each token in the order of the sentences, padded with `filler`."""
+        array = np.full(self.shape, filler, dtype=np.int64)
+        array.reshape(-1)[self._places] = values
+        return torch.from_numpy(array)
+
+    @cached_property
+    def _places(self) -> NDArray[np.int64]:
+        """The index of each token in an array (R, L) that is seen as one row."""
+        return np.repeat(self.rows * self.shape[1] + self.starts, self.lengths) + self._positions
+
+    @cached_property
+    def _positions(self) -> NDArray[np.int64]:
+        return _positions(self.lengths)
+
+    def rows_of(self, ids: NDArray[np.int64]) -> Rows:
+        """Returns the rows of these token ids, which are in the order of the sentences."""
+        segments = np.arange(len(self.rows)) - self._first[self.rows] + 1
+        # Padding could have any id, since no token attends to it.
+        filled = (self.filled(ids, PAD), self.filled(np.repeat(segments, self.lengths), 0))
+        return Rows(*filled, self.filled(self._positions, 0), packed=len(self._first) < len(self.rows))
 
 
-def source_rows(source: Ragged, end: int = END) -> Rows:
-    """Returns rows (R, S), each with one source sentence and its end mark; S is the length of the longest row."""
-    ids = _pad(source, PAD)  # padding could have any id, since no token attends to it
-    ids[np.arange(len(ids)), source.lengths] = end
-    return _rows(ids, source.lengths + 1)
+def source_rows(source: Ragged, end: int = END, rows: NDArray[np.int64] | None = None) -> Rows:
+    """Returns rows (R, S), each with one source sentence and its end mark; S is the length of the longest row.
+
+    If `rows` is given, it holds the row of each sentence, from 0, in ascending order.
+    """
+    layout = Layout(source.lengths + 1, np.arange(len(source.lengths)) if rows is None else rows)
+    return layout.rows_of(_marked(source, end, first=False))
 
 
-def padded_batch(source: Ragged, target: Ragged, boundaries: BoundaryTokens = DEFAULT_BOUNDARIES) -> Batch:
+def padded_batch(
+    source: Ragged,
+    target: Ragged,
+    boundaries: BoundaryTokens = DEFAULT_BOUNDARIES,
+    rows: NDArray[np.int64] | None = None,
+) -> Batch:
     """Returns a batch with one pair per row: source (R, S), target (R, T) and labels (R, T).
 
     For a target of the tokens t1, …, tn, the decoder reads start, t1, …, tn and should predict t1, …, tn, end. So T is
     1 more than the length of the longest target. `boundaries` holds the start and end tokens that the model uses. If
-    the input of the model is not shifted, the decoder reads what it should predict.
+    the input of the model is not shifted, the decoder reads what it should predict. If `rows` is given, it holds the
+    row of each pair, from 0, in ascending order, and a row may hold several pairs.
     """
-    labels = _pad(target, NO_LABEL)
-    decoder_input = np.concatenate([np.full((len(labels), 1), boundaries.start), labels[:, :-1].clip(min=PAD)], axis=1)
-    labels[np.arange(len(labels)), target.lengths] = boundaries.target_end
-    if not boundaries.shifted:
-        decoder_input = labels.clip(min=PAD)
+    layout = Layout(target.lengths + 1, np.arange(len(target.lengths)) if rows is None else rows)
+    labels = _marked(target, boundaries.target_end, first=False)
     return Batch(
-        source_rows(source, boundaries.source_end),
-        _rows(decoder_input, target.lengths + 1),
-        torch.from_numpy(labels),
-        num_pairs=len(labels),
-        source_tokens=int(source.lengths.sum()) + len(labels),
-        target_tokens=int(target.lengths.sum()) + len(labels),
+        source_rows(source, boundaries.source_end, layout.rows),
+        layout.rows_of(_marked(target, boundaries.start, first=True) if boundaries.shifted else labels),
+        layout.filled(labels, NO_LABEL),
+        num_pairs=len(layout.rows),
+        source_tokens=int(source.lengths.sum()) + len(layout.rows),
+        target_tokens=len(labels),
     )
 
 
-def aligned_tokens(corpus: Corpus, pairs: NDArray[np.int64]) -> AlignedTokens:
-    """Returns the word alignments of a batch whose rows are `pairs` of a corpus that stores alignments."""
-    links = [corpus.links(pair) for pair in pairs.tolist()]
-    rows = np.repeat(np.arange(len(links)), [len(of_pair) for of_pair in links])
+def aligned_tokens(corpus: Corpus, chosen: Chosen) -> AlignedTokens:
+    """Returns the word alignments of a batch of pairs of a corpus that stores alignments."""
+    links = [corpus.links(pair) for pair in chosen.pairs.tolist()]
+    numbers = np.repeat(np.arange(len(links)), [len(of_pair) for of_pair in links])
     sources, targets = np.concatenate(links).astype(np.int64).T
-    keys = np.stack([rows, targets])
-    _, places, counts = np.unique(keys, axis=1, return_inverse=True, return_counts=True)
+    source_starts, target_starts = (
+        Layout(np.asarray(lengths[chosen.pairs], dtype=np.int64) + 1, chosen.rows).starts
+        for lengths in (corpus.source_lengths, corpus.target_lengths)
+    )
+    rows, targets = chosen.rows[numbers], targets + target_starts[numbers]
+    _, places, counts = np.unique(np.stack([rows, targets]), axis=1, return_inverse=True, return_counts=True)
     shares = (1 / counts[places.reshape(-1)]).astype(np.float32)
-    return AlignedTokens(*map(torch.from_numpy, (rows, targets.copy(), sources.copy(), shares)))
+    return AlignedTokens(*map(torch.from_numpy, (rows, targets, sources + source_starts[numbers], shares)))
 
 
 # The batches of a corpus in the order of training, either with the ids of the corpus or with newly sampled
@@ -404,6 +559,19 @@ class Share:
 
 
 ALL = Share(0, 1)
+
+ORDER = 2  # of the pairs in new runs
+
+
+def batching_of(setting: str, order: int) -> Batching:
+    """Returns how batches are made, given the setting `batching` and the order of a run (1 for those of mtkit 0.1).
+
+    `auto` means bucketed, which was faster wherever it was measured (configs/README.md).
+    """
+    if setting == "packed":
+        return "packed"
+    return "bucketed" if order >= ORDER else "by length"
+
 
 # For each batch: the epoch to which it belongs, and the parts into which it is divided (usually only one).
 Stream = Iterator[tuple[int, tuple[Batch, ...]]]
@@ -436,38 +604,40 @@ def micro_batches(
     mixture: Mixture | None = None,
     earlier: Sequence[EarlierBudget] = (),
     share: Share = ALL,
+    order: int = ORDER,
 ) -> Stream:
     """Yields (epoch, parts of the batch) for each batch after the first `consumed` pairs of the run; never ends.
 
-    Of these batches, only those of `share` are made and yielded. Even if segmentations are sampled, pairs are assigned
-    to batches by their lengths in the corpus. So a batch may be larger than `batch_tokens` once segmentations have been
-    sampled. Such a batch is divided into several parts, all for the same update of the model; any other batch has one
-    part. Sampled segmentations depend only on the text, the seed and the number of pairs before the batch. `earlier`
-    lists the values of `batch_tokens` that the run used before. Raises ValueError if no batch ends after exactly
-    `consumed` pairs.
+    Of these batches, only those of `share` are made and yielded. `order` is that of the run (`Progress.order`). Even if
+    segmentations are sampled, pairs are assigned to batches by their lengths in the corpus. So a batch may be larger
+    than `batch_tokens` once segmentations have been sampled. Such a batch is divided into several parts, all for the
+    same update of the model; any other batch has one part. Sampled segmentations depend only on the text, the seed and
+    the number of pairs before the batch. `earlier` lists the values of `batch_tokens` and `batching` that the run used
+    before. Raises ValueError if no batch ends after exactly `consumed` pairs.
     """
     lengths = (corpus.source_lengths + 1, corpus.target_lengths + 1)
-    batches = batches_from(consumed, *lengths, config.batch_tokens, config.seed, mixture, earlier)
-    for number, (epoch, pairs) in enumerate(batches):
+    batching = batching_of(config.batching, order)
+    batches = batches_from(consumed, *lengths, config.batch_tokens, config.seed, mixture, earlier, batching)
+    for number, (epoch, chosen) in enumerate(batches):
         if number % share.count != share.rank:
             pass
         elif sampling:
-            yield epoch, _sampled_parts(corpus, config, sampling, pairs, consumed, boundaries)
+            yield epoch, _sampled_parts(corpus, config, sampling, chosen, consumed, boundaries)
         else:
-            source = gather(corpus.source_tokens, corpus.source_offsets, pairs)
-            target = gather(corpus.target_tokens, corpus.target_offsets, pairs)
-            batch = padded_batch(source, target, boundaries)
+            source = gather(corpus.source_tokens, corpus.source_offsets, chosen.pairs)
+            target = gather(corpus.target_tokens, corpus.target_offsets, chosen.pairs)
+            batch = padded_batch(source, target, boundaries, chosen.rows)
             if corpus.has_links:
-                batch = replace(batch, alignment=aligned_tokens(corpus, pairs))
+                batch = replace(batch, alignment=aligned_tokens(corpus, chosen))
             yield epoch, (batch,)
-        consumed += len(pairs)
+        consumed += len(chosen)
 
 
 def _sampled_parts(
     corpus: Corpus,
     config: TrainingConfig,
     sampling: SubwordSampling,
-    pairs: NDArray[np.int64],
+    chosen: Chosen,
     consumed: int,
     boundaries: BoundaryTokens,
 ) -> tuple[Batch, ...]:
@@ -478,16 +648,21 @@ def _sampled_parts(
     """
     # Below 2^31, since SentencePiece interprets the seed 2^32 - 1 as a request for a random seed.
     seeds = np.random.SeedSequence([config.seed, consumed]).generate_state(2) >> 1
-    sources = sampling.source(corpus.source_text(pairs), seed=int(seeds[0]))
-    targets = sampling.target(corpus.target_text(pairs), seed=int(seeds[1]))
-    for row, pair in enumerate(pairs.tolist()):
-        if max(len(sources[row]), len(targets[row])) > sampling.max_length:
-            sources[row], targets[row] = corpus.source(pair).tolist(), corpus.target(pair).tolist()
-    longest = np.array([max(map(len, both)) + 1 for both in zip(sources, targets, strict=True)])
-    return tuple(
-        padded_batch(ragged([sources[row] for row in part]), ragged([targets[row] for row in part]), boundaries)
-        for part in _fitting_parts(longest, config.batch_tokens)
-    )
+    sources = sampling.source(corpus.source_text(chosen.pairs), seed=int(seeds[0]))
+    targets = sampling.target(corpus.target_text(chosen.pairs), seed=int(seeds[1]))
+    for number, pair in enumerate(chosen.pairs.tolist()):
+        if max(len(sources[number]), len(targets[number])) > sampling.max_length:
+            sources[number], targets[number] = corpus.source(pair).tolist(), corpus.target(pair).tolist()
+    source_lengths, target_lengths = (np.array([len(ids) + 1 for ids in side]) for side in (sources, targets))
+    rows = without_long_rows(chosen.rows, source_lengths, target_lengths, config.batch_tokens)
+    longest = np.maximum(_sums(rows, source_lengths), _sums(rows, target_lengths))
+    parts = []
+    for part in _fitting_parts(longest, config.batch_tokens):
+        numbers = np.flatnonzero(np.isin(rows, part))
+        numbers = numbers[np.argsort(rows[numbers], kind="stable")]
+        source, target = (ragged([side[number] for number in numbers]) for side in (sources, targets))
+        parts.append(padded_batch(source, target, boundaries, np.unique(rows[numbers], return_inverse=True)[1]))
+    return tuple(parts)
 
 
 def _fitting_parts(longest: NDArray[np.int64], batch_tokens: int) -> Iterator[list[int]]:
@@ -568,16 +743,24 @@ class Feed:
 
     @contextmanager
     def batches(
-        self, step: int, pairs: int, earlier: Sequence[EarlierBudget] = (), share: Share = ALL
+        self, step: int, pairs: int, earlier: Sequence[EarlierBudget] = (), share: Share = ALL, order: int = ORDER
     ) -> Iterator[Stream]:
         """Context manager that gives the endless stream of batches after the first `pairs` pairs of the run.
 
         Of these, only the batches of `share` are given. The batches are prefetched. `earlier` lists the values of
-        `batch_tokens` that the run used before. Raises CheckpointError if no batch ends after exactly `pairs` pairs;
-        the message names `step`.
+        `batch_tokens` and `batching` that the run used before, and `order` is that of the run. Raises CheckpointError
+        if no batch ends after exactly `pairs` pairs; the message names `step`.
         """
         stream = micro_batches(
-            self.corpus, self.config.training, pairs, self.sampling, self.boundaries, self.mixture, earlier, share
+            self.corpus,
+            self.config.training,
+            pairs,
+            self.sampling,
+            self.boundaries,
+            self.mixture,
+            earlier,
+            share,
+            order,
         )
         try:
             first = next(stream)

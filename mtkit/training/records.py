@@ -48,7 +48,7 @@ from mtkit.bundle.storage import is_packed
 from mtkit.config.section import Section
 from mtkit.config.settings import Config, config_text
 from mtkit.config.training_settings import ENDING, TrainingConfig
-from mtkit.data.batches import EarlierBudget
+from mtkit.data.batches import EarlierBudget, batching_of
 from mtkit.data.corpus import Corpus, is_proportional, read_validation_text, validation_checksum
 from mtkit.errors import CheckpointError, MtkitError, duration, whole_number
 from mtkit.files import standing, write_file
@@ -282,12 +282,20 @@ def with_changes(chain: Sequence[Change], step: int, pairs: int, differences: Se
     return [*chain, {"step": step, "pairs": pairs, "settings": settings}] if settings else chain
 
 
-def earlier_budgets(chain: Sequence[Change]) -> list[EarlierBudget]:
-    """Returns each earlier value of `training.batch_tokens`, with the number of pairs trained on before it changed."""
-    name = "training.batch_tokens"
-    return [
-        EarlierBudget(change["pairs"], change["settings"][name][0]) for change in chain if name in change["settings"]
-    ]
+def earlier_budgets(progress: Progress, settings: TrainingConfig) -> list[EarlierBudget]:
+    """Returns the earlier values of `batch_tokens` and `batching`, with the pairs trained on before they changed.
+
+    `settings` are the current ones.
+    """
+    values = {"training.batch_tokens": settings.batch_tokens, "training.batching": settings.batching}
+    budgets = []
+    for change in reversed(progress.changes):
+        changed = {name: sides[0] for name, sides in change["settings"].items() if name in values}
+        if changed:
+            values |= changed
+            tokens, batching = values.values()
+            budgets.append(EarlierBudget(change["pairs"], int(tokens), batching_of(str(batching), progress.order)))
+    return budgets[::-1]
 
 
 # What training writes besides checkpoints and log: config.yaml, run.json, the bundle, and trained.json at the end.

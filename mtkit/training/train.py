@@ -383,8 +383,8 @@ class Trainer:
                 self._save()  # so that --change and --end-in need not be given again
             if self.validates_start:
                 self._validate_start(stop)
-            share, earlier = Share(self.ranks.rank, self.ranks.count), earlier_budgets(progress.changes)
-            with self.feed.batches(progress.step, progress.pairs, earlier, share) as stream:
+            share, earlier = Share(self.ranks.rank, self.ranks.count), earlier_budgets(progress, self.settings)
+            with self.feed.batches(progress.step, progress.pairs, earlier, share, progress.order) as stream:
                 reason = self._loop(stream, stop)
             say(f"training ends at step {progress.step:,}: {reason}")
             found = [] if has_reached_target(progress, self.settings) else shortcomings(self.settings, progress.step)
@@ -903,7 +903,8 @@ def _update_seconds(model: TranslationModel, feed: Feed, progress: Progress, sto
     updater = Updater(state, settings, LossScaler(device, progress.precision, FIRST_SCALE, 0), ranks)
     longest = min(60 * (settings.max_minutes or 1) * SHARE, LONGEST)
     begun = time.monotonic()
-    with feed.batches(progress.step, progress.pairs, share=Share(ranks.rank, ranks.count)) as stream:
+    share = Share(ranks.rank, ranks.count)
+    with feed.batches(progress.step, progress.pairs, share=share, order=progress.order) as stream:
         for done in range(MOST + 1):
             stop.check()
             taken = islice(stream, settings.batches_per_update(ranks.count))

@@ -78,7 +78,7 @@ class Validation:
         tokens = max(config.training.batch_tokens, most + 1)
         plan = plan_batches(lengths[0], lengths[1], tokens, np.random.default_rng(0))
         for b in range(len(plan)):
-            chosen = [pairs[i] for i in plan.batch(b)]
+            chosen = [pairs[i] for i in plan.batch(b).pairs]
             batches.append((ragged([s for s, _ in chosen]), ragged([t for _, t in chosen])))
         most_lines = config.training.validation_sentences if has_source else 0
         # Greedy search, or a few iterations of mask-predict for the likeliest length. Translations may not be much

@@ -636,6 +636,11 @@ def test_a_key_that_is_given_twice_is_an_error(tmp_path: Path) -> None:
             "learns it",
         ),
         (
+            "model:\n  architecture: rnn\ntraining:\n  batching: packed\n",
+            "x.yaml:4: training.batching packed wants a Transformer, found model.architecture rnn, whose rows hold one "
+            "sentence; take it out",
+        ),
+        (
             "model:\n  dropout: 0.0\ntraining:\n  consistency: rdrop\n",
             "x.yaml:4: training.consistency rdrop wants model.dropout above 0; two equal passes always agree",
         ),

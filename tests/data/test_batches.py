@@ -39,8 +39,29 @@ def test_a_batch_is_what_plain_python_would_write_down():
     assert batch.padding == pytest.approx(1 - (13 + 10) / (4 * 6 + 4 * 5))
 
 
-def test_each_label_is_what_the_decoder_reads_next():
-    batch = padded_batch(ragged(SOURCES), ragged(TARGETS))
+def test_a_packed_batch_is_what_plain_python_would_write_down():
+    batch = padded_batch(ragged(SOURCES), ragged(TARGETS), rows=np.array([0, 0, 0, 1]))
+    assert batch.source.packed
+    assert batch.target.packed
+    assert batch.source.ids.tolist() == filled([[5, 6, 7, END, 8, END, END], [9, 10, 11, 12, 13, END]])
+    assert batch.source.segments.tolist() == filled([[1, 1, 1, 1, 2, 2, 3], [1] * 6], 0)
+    assert batch.source.positions.tolist() == filled([[0, 1, 2, 3, 0, 1, 0], [0, 1, 2, 3, 4, 5]], 0)
+    assert batch.target.ids.tolist() == filled([[BEGIN, 14, BEGIN, 15, 16, 17, 18, BEGIN, 19], [BEGIN]])
+    assert batch.target.segments.tolist() == filled([[1, 1, 2, 2, 2, 2, 2, 3, 3], [1]], 0)
+    assert batch.target.positions.tolist() == filled([[0, 1, 0, 1, 2, 3, 4, 0, 1], [0]], 0)
+    assert batch.labels.tolist() == filled([[14, END, 15, 16, 17, 18, END, 19, END], [END]], NO_LABEL)
+    assert (batch.num_pairs, batch.source_tokens, batch.target_tokens) == (4, 13, 10)
+    assert batch.padding == pytest.approx(1 - (13 + 10) / (2 * 7 + 2 * 9))
+
+
+@pytest.mark.parametrize("rows", [[0, 1, 2, 3], [0, 0, 1, 1]])
+def test_each_label_is_what_the_decoder_reads_next(rows):
+    batch = padded_batch(ragged(SOURCES), ragged(TARGETS), rows=np.array(rows))
+    if batch.target.packed:
+        same = batch.target.segments[:, 1:] == batch.target.segments[:, :-1]
+        real = same & batch.target.mask[:, 1:]
+        assert torch.equal(batch.labels[:, :-1][real], batch.target.ids[:, 1:][real])
+        return
     for read, said, real in zip(batch.target.ids, batch.labels, batch.target.mask, strict=True):
         assert read[0] == BEGIN
         assert said[real][-1] == END

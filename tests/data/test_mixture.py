@@ -34,10 +34,10 @@ def stream(mixture: Mixture | None, consumed: int = 0):
 def epochs(mixture: Mixture, count: int) -> list[Counter[int]]:
     """How often each pair stands in each of the first so many epochs."""
     found = [Counter[int]() for _ in range(count)]
-    for epoch, pairs in stream(mixture):
+    for epoch, batch in stream(mixture):
         if epoch == count:
             return found
-        found[epoch].update(pairs.tolist())
+        found[epoch].update(batch.pairs.tolist())
     raise AssertionError("the stream has no end")
 
 
@@ -75,8 +75,8 @@ def test_without_a_mixture_all_blocks_are_shuffled_once_an_epoch():
             pairs = [p for b in blocks[first : first + 4] for p in range(8 * b, 8 * b + 8) if p < num_pairs]
             window = np.array(pairs)
             made = plan_batches(source[window], target[window], BUDGET, np.random.default_rng([1, epoch, number]))
-            wanted += [(epoch, window[made.batch(b)].tolist()) for b in range(len(made))]
-    assert [(epoch, pairs.tolist()) for epoch, pairs in islice(stream(None), len(wanted))] == wanted
+            wanted += [(epoch, window[made.batch(b).pairs].tolist()) for b in range(len(made))]
+    assert [(epoch, batch.pairs.tolist()) for epoch, batch in islice(stream(None), len(wanted))] == wanted
 
 
 @pytest.mark.parametrize(("weights", "temperature"), [((1, 1, 1, 1), 5.0), ((1, 6, 1, 2), 1.0), ((9, 1, 1, 1), 1.0)])
@@ -108,10 +108,10 @@ def test_epochs_have_other_parts_of_a_corpus():
 def test_from_every_batch_boundary_a_mixture_goes_on_as_if_it_had_not_stopped():
     mixture = mix(COUNTS, (1, 6, 1, 2), 2.0)
     num_batches = next(n for n, (epoch, _) in enumerate(stream(mixture)) if epoch == 4)
-    whole = [(epoch, pairs.tolist()) for epoch, pairs in islice(stream(mixture), num_batches + 5)]
+    whole = [(epoch, batch.pairs.tolist()) for epoch, batch in islice(stream(mixture), num_batches + 5)]
     ends, consumed = {0}, 0
     for done in range(num_batches):
-        found = [(epoch, pairs.tolist()) for epoch, pairs in islice(stream(mixture, consumed), 4)]
+        found = [(epoch, batch.pairs.tolist()) for epoch, batch in islice(stream(mixture, consumed), 4)]
         assert found == whole[done : done + 4]
         consumed += len(whole[done][1])
         ends.add(consumed)

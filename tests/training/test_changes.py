@@ -9,7 +9,15 @@ import pytest
 import torch
 
 from mtkit.bundle.bundle import open_bundle
-from mtkit.bundle.checkpoints import Progress, checkpoint_steps, read_progress, read_weights, setting_at
+from mtkit.bundle.checkpoints import (
+    Progress,
+    checkpoint_steps,
+    content_checksum,
+    parse_progress,
+    read_progress,
+    read_weights,
+    setting_at,
+)
 from mtkit.bundle.info import card_text, info_of, info_text
 from mtkit.config.settings import Config
 from mtkit.config.training_settings import TrainingConfig
@@ -74,22 +82,54 @@ def test_after_a_change_of_the_budget_every_pair_still_comes_once_an_epoch():
     twice = consumed + sum(len(pairs) for _, pairs in middle)
     earlier = [EarlierBudget(consumed, 64), EarlierBudget(twice, 200)]
     rest = list(islice(batches_from(twice, lengths, lengths, 100, 1, earlier=earlier), 120))
-    seen = [pair for epoch, pairs in [*before, *middle, *rest] for pair in pairs if epoch == 0]
+    seen = [pair for epoch, batch in [*before, *middle, *rest] for pair in batch.pairs if epoch == 0]
     assert sorted(seen) == list(range(500))
     assert 0 < twice < 500, "both changes are in the middle of the first epoch"
     for budget, batches in ((64, before), (200, middle), (100, rest)):
-        assert all(len(pairs) * lengths[pairs].max() <= budget for _, pairs in batches)
+        assert all(len(batch) * lengths[batch.pairs].max() <= budget for _, batch in batches)
     for done in range(60):  # from every boundary the stream goes on as if it had not stopped
         place = twice + sum(len(pairs) for _, pairs in rest[:done])
         found = list(islice(batches_from(place, lengths, lengths, 100, 1, earlier=earlier), 5))
-        assert [(e, p.tolist()) for e, p in found] == [(e, p.tolist()) for e, p in rest[done : done + 5]]
+        assert [(e, b.pairs.tolist()) for e, b in found] == [(e, b.pairs.tolist()) for e, b in rest[done : done + 5]]
+
+
+def test_rows_may_be_packed_from_some_update_on():
+    lengths = np.random.default_rng(0).integers(2, 30, 500)
+    before = [batch for _, batch in islice(batches_from(0, lengths, lengths, 64, 1), 20)]
+    consumed = sum(map(len, before))
+    chain = [{"step": 4, "pairs": consumed, "settings": {"training.batching": ["auto", "packed"]}}]
+    settings = TrainingConfig(batch_tokens=64, batching="packed")
+    earlier = earlier_budgets(Progress(changes=chain), settings)
+    assert earlier == [EarlierBudget(consumed, 64, "bucketed")]
+    assert earlier_budgets(Progress(changes=chain, order=1), settings) == [EarlierBudget(consumed, 64, "by length")]
+    chain.append({"step": 9, "pairs": 450, "settings": {"training.batch_tokens": [64, 80]}})
+    settings = TrainingConfig(batch_tokens=80, batching="packed")
+    assert earlier_budgets(Progress(changes=chain), settings) == [*earlier, EarlierBudget(450, 64, "packed")]
+    rest = [
+        b for e, b in islice(batches_from(consumed, lengths, lengths, 64, 1, None, earlier, "packed"), 200) if not e
+    ]
+    assert all(batch.is_packed for batch in rest[:-1])
+    assert sorted(pair for batch in [*before, *rest] for pair in batch.pairs) == list(range(500))
+
+
+def test_a_checkpoint_of_a_version_that_knew_one_order_only_has_that_order(make):
+    config = make()
+    stopped_at(config, 6)
+    path = config.run_path / "checkpoints" / "step-00000006" / "progress.json"
+    content = json.loads(path.read_text("utf-8"))
+    assert parse_progress(path.read_bytes(), path)[0].order == content["progress"].pop("order") == 2
+    del content["sha256"]
+    content["sha256"] = content_checksum(content)
+    assert parse_progress(json.dumps(content).encode(), path)[0].order == 1
 
 
 def test_a_change_where_no_batch_ends_is_refused():
     lengths = np.full(100, 10)
     ends = list(accumulate(len(pairs) for _, pairs in islice(batches_from(0, lengths, lengths, 50, 1), 4)))
     place = next(place for place in range(1, 20) if place not in ends)
-    with pytest.raises(ValueError, match=rf"no batch ends after {place} pairs, where training\.batch_tokens changed"):
+    with pytest.raises(
+        ValueError, match=rf"no batch ends after {place} pairs, where training\.batch_tokens or batching changed"
+    ):
         list(islice(batches_from(0, lengths, lengths, 100, 1, earlier=[EarlierBudget(place, 50)]), 5))
 
 
@@ -115,7 +155,7 @@ def test_a_change_is_told_logged_kept_and_shown_on_the_card(make, capsys):
     assert bundle.description["training"]["changes"] == chain
     assert "after update 6 training.batch_tokens from 96 to 64" in card_text(bundle, [])
     assert "training.learning_rate from 0.01 to 0.02" in " ".join(info_text(info_of(run)).split())
-    assert earlier_budgets(chain) == [EarlierBudget(pairs, 96)]
+    assert earlier_budgets(Progress(changes=chain), config.training) == [EarlierBudget(pairs, 96)]
 
 
 def test_what_was_changed_once_need_not_be_asked_for_again_and_going_back_must(make):

@@ -126,6 +126,7 @@ def gradients(config: Config, ranks: Ranks, name: str) -> None:
 VARIANTS: dict[str, dict[str, Any]] = {
     "one batch each": {},
     "three batches each": {"accumulate": 3},
+    "packed": {"accumulate": 3, "batching": "packed", "model": {"dropout": 0.3}},
     # With dropout, too, since the random numbers depend on the place of a batch in the update.
     "dropout": {"accumulate": 2, "model": {"dropout": 0.3}},
     # A layer that one rank leaves out has a gradient in the other.

@@ -69,7 +69,7 @@ def test_target_tokens_are_those_of_the_batches(make):
     lengths = corpus.source_lengths + 1, corpus.target_lengths + 1
     batches = islice(batches_from(0, *lengths, config.training.batch_tokens, config.training.seed), 9)
     progress, _, _ = read_progress(run / "checkpoints", 9)
-    assert progress.target_tokens == sum(int(lengths[1][batch].sum()) for _, batch in batches)
+    assert progress.target_tokens == sum(int(lengths[1][batch.pairs].sum()) for _, batch in batches)
 
 
 def test_a_race_records_what_reached_the_target(racing):

@@ -222,15 +222,17 @@ def test_each_epoch_holds_every_text_once_in_another_segmentation(config, corpus
     assert len(ids[0] & ids[1]) < len(corpus) / 2
 
 
-def test_no_part_is_larger_than_the_budget_and_all_belong_to_the_batch_of_the_plan(config, corpus):
+@pytest.mark.parametrize("batching", ["bucketed", "packed"])
+def test_no_part_is_larger_than_the_budget_and_all_belong_to_the_batch_of_the_plan(config, corpus, batching):
     divided = 0
-    plain = micro_batches(corpus, config.training, 0)
-    for (_, parts), (_, (whole,)) in islice(zip(stream(config, corpus), plain, strict=False), 60):
+    plain = micro_batches(corpus, config.training.model_copy(update={"batching": batching}), 0)
+    for (_, parts), (_, (whole,)) in islice(zip(stream(config, corpus, batching=batching), plain, strict=False), 60):
         divided += len(parts) > 1
         assert sum(part.num_pairs for part in parts) == whole.num_pairs
         for part in parts:
-            longest = max(part.source.ids.shape[1], part.target.ids.shape[1])
-            assert part.num_pairs * longest <= config.training.batch_tokens
+            assert part.source.ids.numel() <= config.training.batch_tokens
+            assert part.target.ids.numel() <= config.training.batch_tokens
+            assert len(part.source.ids) == len(part.target.ids)
     assert divided > 5
 
 

@@ -332,8 +332,18 @@ def test_a_run_whose_two_passes_must_agree_resumes_to_the_bit(make, options):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_accumulated_small_batches_give_the_gradient_of_one_large_batch(make, device):
-    config = make(device=device, precision="fp32", model={"dropout": 0.0}, batch_tokens=40, accumulate=1000)
+@pytest.mark.parametrize("batching", ["bucketed", "packed"])
+@pytest.mark.parametrize("positions", ["sinusoidal", "rotary", "learned", "alibi"])
+def test_small_batches_bucketed_or_packed_give_the_gradient_of_one_large_batch(make, device, batching, positions):
+    limit = {"max_positions": 45} if positions == "learned" else {}
+    config = make(
+        device=device,
+        precision="fp32",
+        model={"dropout": 0.0, "positions": positions, **limit},
+        batch_tokens=100 if batching == "packed" else 40,
+        accumulate=1000,
+        batching=batching,
+    )
     corpus = Corpus.open(config.run_path / "data" / "train")
     stream = takewhile(lambda item: item[0] == 0, micro_batches(corpus, config.training, 0))
     small = [batch for _, (batch,) in stream]
@@ -352,7 +362,8 @@ def test_accumulated_small_batches_give_the_gradient_of_one_large_batch(make, de
         trainer._update((0, (batch,)) for batch in batches)
         assert trainer.state.progress.pairs == len(corpus)
         found.append(gradients)
-    assert len(small) > 10
+    assert len(small) > 5
+    assert {batch.source.packed for batch in small} == {batching == "packed"}
 
     distance, norm = (
         sum(gradient.square().sum() for gradient in each).sqrt()
