@@ -185,7 +185,7 @@ def forked(function: Callable[[dict[str, str]], None], variables: dict[str, str]
 
 
 def test_a_run_goes_on_with_one_rank_after_another_was_killed_and_then_with_two(recipe, tmp_path):
-    options = {"update_tokens": 192, "keep_checkpoints": 9, "log_every": 1}
+    options = {"update_tokens": 192, "batching": "packed", "keep_checkpoints": 9, "log_every": 1}
     wanted = recipe("wanted", **options)
     train(wanted, read_validation(wanted))
     config = recipe(**options)
