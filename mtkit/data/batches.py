@@ -358,6 +358,18 @@ class Rows:
             cut=None if self.cut is None else self.cut.to(device, non_blocking=True),
         )
 
+    def between(self, begin: int, end: int) -> "Rows":
+        """Returns the rows from number `begin` to number `end`, exclusive, without columns that are padding alone."""
+        length = max(1, int(self.mask[begin:end].sum(1).max()))
+        ids, segments, positions = (part[begin:end, :length] for part in (self.ids, self.segments, self.positions))
+        return replace(
+            self,
+            ids=ids,
+            segments=segments,
+            positions=positions,
+            cut=None if self.cut is None else self.cut[begin:end, :length],
+        )
+
 
 @dataclass(frozen=True)
 class AlignedTokens:
@@ -397,6 +409,28 @@ class Batch:
             target=self.target.to(device),
             labels=self.labels.to(device, non_blocking=True),
             alignment=None if self.alignment is None else self.alignment.to(device),
+        )
+
+    def halves(self) -> tuple["Batch", "Batch"]:
+        """Divides a batch of two or more rows into two; their losses add up to that of the whole."""
+        middle = len(self.labels) // 2
+        return self._between(0, middle), self._between(middle, len(self.labels))
+
+    def _between(self, begin: int, end: int) -> "Batch":
+        source, target = self.source.between(begin, end), self.target.between(begin, end)
+        links = self.alignment
+        if links is not None:
+            here = (links.rows >= begin) & (links.rows < end)
+            fields = (links.rows - begin, links.targets, links.sources, links.shares)
+            links = AlignedTokens(*(field[here] for field in fields))
+        return Batch(
+            source,
+            target,
+            self.labels[begin:end, : target.ids.shape[1]],
+            num_pairs=int(target.segments.amax(1).sum()),
+            source_tokens=int(source.mask.sum()),
+            target_tokens=int(target.mask.sum()),
+            alignment=links,
         )
 
     @property

@@ -163,7 +163,7 @@ class Trainer:
         self._resume(change, end_in)
         progress = self.state.progress
         scaler = LossScaler(self.device, progress.precision, progress.loss_scale, progress.scale_updates)
-        self.updater = Updater(self.state, self.settings, scaler, ranks)
+        self.updater = Updater(self.state, self.settings, scaler, ranks, splits=True)
         self.log = self._open_log() if ranks.is_first else NoLog()
 
     @property

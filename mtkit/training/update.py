@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mtkit.bundle.checkpoints import FIRST_SCALE, Progress, Update
 from mtkit.config.training_settings import TrainingConfig
 from mtkit.data.batches import Batch
+from mtkit.errors import is_out_of_memory, say
 from mtkit.models.interface import TranslationModel
 from mtkit.models.registry import mixed_precision
 from mtkit.training.distributed import ALONE, GradientSum, Ranks
@@ -77,7 +78,15 @@ class TrainState:
 class Updater:
     """Updates the weights of a model, one step of the optimizer at a time."""
 
-    def __init__(self, state: TrainState, settings: TrainingConfig, scaler: LossScaler, ranks: Ranks = ALONE) -> None:
+    def __init__(
+        self,
+        state: TrainState,
+        settings: TrainingConfig,
+        scaler: LossScaler,
+        ranks: Ranks = ALONE,
+        splits: bool = False,
+    ) -> None:
+        self.splits = splits and not ranks.are_many  # other ranks would wait for gradients that come twice
         self.state = state
         self.settings = settings
         self.scaler = scaler
@@ -89,14 +98,47 @@ class Updater:
         """Make update number `step` with learning rate `rate`; returns the statistics of the update.
 
         The loss is summed over all batches of all ranks, then divided by the number of target tokens in these batches.
-        If the loss or the gradient is not finite, the weights stay unchanged. If memory runs out, the error of PyTorch
-        is raised. `tokens` is the number of these target tokens; without it, the ranks count them.
+        If the loss or the gradient is not finite, the weights stay unchanged. `tokens` is the number of these target
+        tokens; without it, the ranks count them.
+
+        If memory runs out in a forward or backward pass, and the object was made with `splits=True`, the gradient is
+        computed anew from the two halves of each batch, if need be from the halves of these, down to single rows; a
+        warning says so. Otherwise, the error of PyTorch is raised.
         """
-        state, settings = self.state, self.settings
+        state = self.state
         for group in state.optimizer.param_groups:
             group["lr"] = rate * group.get("rate", 1.0)
         if tokens is None:
             tokens = int(self.ranks.sums([sum(batch.target_tokens for batch in batches)])[0])
+        parts = list(batches)
+        while (computed := self._gradient(parts, step, tokens)) is None:
+            state.optimizer.zero_grad(set_to_none=True)
+            if state.model.device.type == "cuda":
+                torch.cuda.empty_cache()
+            whole = max(parts, key=lambda batch: batch.target.ids.numel())
+            parts = [half for batch in parts for half in (batch.halves() if len(batch.labels) > 1 else (batch,))]
+            say(
+                f"mtkit: warning: out of memory in step {step:,}, with {len(whole.labels):,} rows of "
+                f"{whole.source.ids.shape[1]:,} source and {whole.target.ids.shape[1]:,} target tokens; the gradient "
+                "is computed from smaller batches instead. With a lower training.batch_tokens, no time is lost"
+            )
+        total, padding = computed
+        return self._step(total, padding, tokens, step, rate)
+
+    def _gradient(self, batches: Sequence[Batch], step: int, tokens: int) -> tuple[Tensor, float] | None:
+        """Computes the gradient of the loss, divided by `tokens`; returns the sums of BatchLoss, and the padding.
+
+        Returns None if memory runs out and the batches can be divided.
+        """
+        try:
+            return self._passes(batches, step, tokens)
+        except (MemoryError, RuntimeError) as error:
+            if not self.splits or not is_out_of_memory(error) or all(len(batch.labels) == 1 for batch in batches):
+                raise
+        return None
+
+    def _passes(self, batches: Sequence[Batch], step: int, tokens: int) -> tuple[Tensor, float]:
+        state, settings = self.state, self.settings
         sums = []
         for number, batch in enumerate(batches):
             self.batch = batch
@@ -114,7 +156,11 @@ class Updater:
         padding = sum(batch.padding for batch in batches) / len(batches)
         if self._gradients:
             total, padding = self._gradients.finish(total, padding)
+        return total, padding
 
+    def _step(self, total: Tensor, padding: float, tokens: int, step: int, rate: float) -> Update:
+        """Changes the weights by the gradient that was computed; returns the statistics of the update."""
+        state, settings = self.state, self.settings
         self.scaler.unscale(state.optimizer)
         limit = math.inf if settings.clip_norm is None else settings.clip_norm
         norm = float(nn.utils.clip_grad_norm_(state.model.parameters(), limit))

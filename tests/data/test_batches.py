@@ -1,11 +1,13 @@
 """Rows of a batch are what plain Python would write down, and padding changes no loss."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from mtkit.config.model_settings import TransformerConfig
-from mtkit.data.batches import NO_LABEL, Batch, Rows, gather, padded_batch, ragged, source_rows
+from mtkit.data.batches import NO_LABEL, AlignedTokens, Batch, Rows, gather, padded_batch, ragged, source_rows
 from mtkit.models.registry import new_model
 from mtkit.text.vocabulary import BEGIN, END, PAD, BoundaryTokens
 from mtkit.training.loss import label_smoothed_cross_entropy
@@ -119,3 +121,20 @@ def test_a_pair_costs_the_same_alone_and_padded_among_longer_ones(norm, dtype, t
     assert (together[0] - alone[0]).abs() < tolerance * alone[0].abs()
     assert (together[1] - alone[1]).abs() < tolerance * alone[1].abs()
     assert (together[2:] - alone[2:]).norm() < tolerance * alone[2:].norm()
+
+
+def test_the_halves_of_a_batch_hold_its_pairs():
+    batch = padded_batch(ragged(SOURCES), ragged(TARGETS), rows=np.array([0, 0, 1, 2]))
+    links = ([0, 0, 1, 2], [3, 0, 1, 0], [4, 1, 0, 2], [1.0, 0.5, 1.0, 1.0])
+    batch = replace(batch, alignment=AlignedTokens(*map(torch.tensor, links)))
+    first, second = batch.halves()
+    assert first.source.ids.tolist() == [[5, 6, 7, END, 8, END]]
+    assert first.labels.tolist() == [[14, END, 15, 16, 17, 18, END]]
+    assert second.target.ids.tolist() == [[BEGIN, 19], [BEGIN, PAD]]
+    assert second.labels.tolist() == [[19, END], [END, NO_LABEL]]
+    for name in ("num_pairs", "source_tokens", "target_tokens"):
+        assert getattr(first, name) + getattr(second, name) == getattr(batch, name)
+    assert (first.num_pairs, second.num_pairs) == (2, 2)
+    assert first.alignment.rows.tolist() == [0, 0]
+    assert second.alignment.rows.tolist() == [0, 1]
+    assert second.alignment.sources.tolist() == [0, 2]

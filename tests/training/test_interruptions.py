@@ -20,10 +20,11 @@ from mtkit.errors import CheckpointError, DataError, MtkitError, is_out_of_memor
 from mtkit.files import only_writer, stopping_by_signal, without_usr1, write_file
 from mtkit.preparation.prepare import read_validation
 from mtkit.text.tokenizer import Tokenizer
+from mtkit.training.loss import OBJECTIVES
 from mtkit.training.update import LossScaler
 from mtkit.training.validation import Validation
 from tests.forked import MTKIT, Forked
-from tests.runs import Trainer, doing, events, outcome, trained
+from tests.runs import Trainer, doing, events, outcome, trained, trainer_of
 
 posix = pytest.mark.skipif(os.name != "posix", reason="this system has no such signals")
 
@@ -151,7 +152,7 @@ def test_an_update_that_runs_out_of_memory_saves_the_state_before_it(make, finis
     number = iter(range(100))
 
     def is_time(_: object) -> bool:
-        return next(number) == calls * step  # an update has two batches
+        return next(number) >= calls * step  # an update has two batches; nor is there memory for smaller ones
 
     with doing(out_of_memory, owner, name, is_time), pytest.raises(MtkitError) as caught:
         trained(config)
@@ -165,6 +166,44 @@ def test_an_update_that_runs_out_of_memory_saves_the_state_before_it(make, finis
     assert (f"the state of step {step} is saved" if step else "nothing is lost") in message
     assert outcome(trained(config)) == outcome(finished_toy)
     assert read_progress(config.run_path / "checkpoints", 24)[0].step == 24
+
+
+@pytest.mark.parametrize("batching", ["bucketed", "packed"])
+def test_a_batch_too_large_for_the_memory_is_divided_and_its_gradient_stays(make, monkeypatch, capsys, batching):
+    config = make(batch_tokens=200, batching=batching, model={"dropout": 0.0})
+    whole = OBJECTIVES["none"]
+
+    def limited(model, batch, settings):
+        sizes.append(len(batch.labels))
+        if sizes[-1] > limit["rows"]:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return whole(model, batch, settings)
+
+    monkeypatch.setitem(OBJECTIVES, "none", limited)
+    found, limit = [], {}
+    for limit["rows"] in (1000, 1):
+        sizes: list[int] = []
+        trainer = trainer_of(config)
+        trainer.log.close()
+        gradient: list[torch.Tensor] = []
+        trainer.state.optimizer.register_step_pre_hook(
+            lambda *_, trainer=trainer, gradient=gradient: gradient.extend(
+                p.grad.clone() for p in trainer.model.parameters()
+            )
+        )
+        capsys.readouterr()
+        with trainer.feed.batches(0, 0) as stream:
+            trainer._update(stream)
+        progress = trainer.state.progress
+        told = [progress.pairs, progress.target_tokens, progress.window.loss, progress.window.norm]
+        found.append((torch.cat([each.flatten() for each in gradient]), told, sizes, capsys.readouterr().err))
+    (wanted, numbers, (first, second), said), (halved, others, sizes, warned) = found
+    assert "memory" not in said
+    assert "mtkit: warning: out of memory in step 1, with " in warned
+    assert max(sizes) > 1
+    assert sizes[-first - second :] == [1] * (first + second), "each row by itself"
+    assert (halved - wanted).norm() < 1e-5 * wanted.norm()
+    assert others == pytest.approx(numbers, rel=1e-5)
 
 
 def test_a_validation_that_runs_out_of_memory_saves_the_state(make, finished_toy):
