@@ -60,6 +60,11 @@ class TrainingConfig(Section):
         "device accumulates update_tokens / (batch_tokens x devices) batches, rounded, at least 1; null: as "
         "accumulate says.",
     )
+    recompute: bool = Field(
+        False,
+        description="Whether the backward pass computes the layers of a Transformer again, so that their inner values "
+        "need not be kept (activation checkpointing): less memory, about a third more time, the same weights.",
+    )
     max_steps: Updates = Field(
         100_000,
         description="Updates after which training ends; auto: as many as fit into max_minutes, fixed once by the "

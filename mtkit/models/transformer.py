@@ -6,10 +6,12 @@ cache, W hypotheses per sentence, H heads, K width of a head, D model width.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mtkit.config.model_settings import SEES_LATER, Stack, TransformerConfig
 from mtkit.data.batches import Rows
@@ -157,6 +159,25 @@ def drawn_layers(layers: LayerList[AnyLayer], rate: float, training: bool) -> tu
     return taken, [weight for layer in left_out for weight in layer.parameters()]
 
 
+def recompute_layers(model: nn.Module) -> None:
+    """Has the backward pass compute each layer of a Transformer again, so that its inner values need not be kept.
+
+    This is activation checkpointing (Chen et al. 2016, "Training deep nets with sublinear memory cost"). Dropout draws
+    the same random numbers again, so the gradient stays the same.
+    """
+    for module in model.modules():
+        if isinstance(module, TransformerEncoder | TransformerDecoder):
+            module.recomputes = True
+
+
+def through_layer(layer: Callable[[Tensor], Tensor], x: Tensor, recomputes: bool) -> Tensor:
+    """Returns `layer(x)`; if `recomputes`, the backward pass calls `layer` again instead of keeping inner values."""
+    if not recomputes:
+        return layer(x)
+    y: Tensor = checkpoint(layer, x, use_reentrant=False)
+    return y
+
+
 def attention_settings(config: TransformerConfig, num_heads: int) -> tuple[int, int, float, bool, bool, bool]:
     """Returns the arguments with which SelfAttention and CrossAttention are built for `num_heads` heads."""
     scaled = "attention_scale" not in config.ablate
@@ -219,6 +240,7 @@ class TransformerEncoder(nn.Module):
         self.layer_dropout = config.layer_dropout
         self.residual_init = config.residual_init
         self.norm = final_norm(config)
+        self.recomputes = False  # see recompute_layers
         self.final_widths: list[int] = []
 
     def forward(self, source: Rows) -> Memory:
@@ -234,7 +256,8 @@ class TransformerEncoder(nn.Module):
         layers, unused = drawn_layers(self.layers, self.layer_dropout, self.training)
         x = with_zero_gradients(x, unused)
         for layer in layers:
-            x = layer(x, mask, rotation)
+            recomputes = self.recomputes and torch.is_grad_enabled()
+            x = through_layer(partial(layer, mask=mask, rotation=rotation), x, recomputes)
         return Memory(self.norm(x), finals=[])
 
 
@@ -270,7 +293,7 @@ class DecoderLayer(nn.Module):
         self,
         x: Tensor,
         mask: Tensor | None,
-        cache: Cache,
+        cache: Cache | None,
         rotation: Rotation | None,
         memory: tuple[Tensor, Tensor] | None,
         source_mask: Tensor,
@@ -279,9 +302,9 @@ class DecoderLayer(nn.Module):
     ) -> Tensor:
         """Maps target tokens `x`, (R, T, D), to the layer's output of the same shape.
 
-        The keys and values of these tokens are appended to `cache`. If `watched` is a list, the weights of the
-        attention to the source are appended to the list. `mask` comes from `TransformerState.advance`, and `memory`
-        holds the keys and values of the source. `factors` is as in `attend_with_factors`.
+        If `cache` is given, the keys and values of these tokens are appended to it. If `watched` is a list, the weights
+        of the attention to the source are appended to the list. `mask` comes from `TransformerState.advance`, and
+        `memory` holds the keys and values of the source. `factors` is as in `attend_with_factors`.
         """
         x = self.around_attention(x, lambda y: self.attention(y, mask, mask is None, cache, rotation, factors))
         attention, around = self.source_attention, self.around_source_attention
@@ -451,6 +474,7 @@ class TransformerDecoder(nn.Module):
         self.residual_init = config.residual_init
         self.norm = final_norm(config)
         self.output = output
+        self.recomputes = False  # see recompute_layers
         self.ablate = config.ablate
 
     @property
@@ -525,7 +549,21 @@ class TransformerDecoder(nn.Module):
         attention: list[Tensor] = []
         watched = attention if state.watch else None
         for layer, cache, memory in zip(state.layers, state.caches, state.memory, strict=True):
-            x = layer(x, mask, cache, rotation, memory, source_mask, watched, factors)
+            recomputes = self.recomputes and torch.is_grad_enabled()
+            x = through_layer(
+                partial(
+                    layer,
+                    mask=mask,
+                    cache=None if recomputes else cache,
+                    rotation=rotation,
+                    memory=memory,
+                    source_mask=source_mask,
+                    watched=watched,
+                    factors=factors,
+                ),
+                x,
+                recomputes,
+            )
         return self.norm(x), attention
 
 

@@ -14,6 +14,7 @@ from mtkit.data.batches import Batch
 from mtkit.errors import is_out_of_memory, say
 from mtkit.models.interface import TranslationModel
 from mtkit.models.registry import mixed_precision
+from mtkit.models.transformer import recompute_layers
 from mtkit.training.distributed import ALONE, GradientSum, Ranks
 from mtkit.training.loss import OBJECTIVES
 from mtkit.training.optimizers import AveragedWeights
@@ -86,6 +87,8 @@ class Updater:
         ranks: Ranks = ALONE,
         splits: bool = False,
     ) -> None:
+        if settings.recompute:
+            recompute_layers(state.model)
         self.splits = splits and not ranks.are_many  # other ranks would wait for gradients that come twice
         self.state = state
         self.settings = settings

@@ -373,6 +373,38 @@ def test_small_batches_bucketed_or_packed_give_the_gradient_of_one_large_batch(m
     assert distance < 1e-5 * norm
 
 
+@pytest.mark.parametrize("consistency", ["none", "rdrop"])
+@pytest.mark.parametrize("model", [{}, MIXED, MASKED], ids=["transformer", "mixed", "masked"])
+def test_layers_that_are_computed_again_give_the_same_gradient_and_keep_less(make, model, consistency):
+    if model is MASKED:
+        consistency = "none"
+    config = make(consistency=consistency, precision="fp32", model=model)
+    found = []
+    for recompute in (False, True):
+        settings = config.training.model_copy(update={"recompute": recompute})
+        trainer = trainer_of(config.model_copy(update={"training": settings}))
+        trainer.log.close()
+        gradient: list[Tensor] = []
+        trainer.state.optimizer.register_step_pre_hook(
+            lambda *_, trainer=trainer, gradient=gradient: gradient.extend(
+                p.grad.clone() for p in trainer.model.parameters() if p.grad is not None
+            )
+        )
+        kept = 0
+
+        def pack(tensor: Tensor) -> Tensor:
+            nonlocal kept
+            kept += tensor.numel()
+            return tensor
+
+        trainer.model.train()
+        with trainer.feed.batches(0, 0) as stream, torch.autograd.graph.saved_tensors_hooks(pack, lambda each: each):
+            trainer._update(stream)
+        found.append((torch.cat([each.flatten() for each in gradient]), kept))
+    assert torch.equal(found[0][0], found[1][0])
+    assert found[1][1] < (0.95 if model is MIXED else 0.8) * found[0][1]
+
+
 @pytest.mark.parametrize("consistency", ["none", "rdrop", "simcut"])
 def test_the_gradient_of_an_update_is_the_sum_of_its_batches_divided_by_all_their_tokens(make, consistency):
     config = make(batch_tokens=40, accumulate=3, consistency=consistency)
