@@ -6,6 +6,7 @@ Shapes: M matrices of the same shape, with A rows and B columns.
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from inspect import unwrap
 from typing import Any, cast
 
 import torch
@@ -85,6 +86,39 @@ class MovingAverage(AveragedWeights):
         torch._foreach_lerp_(self.tensors, list(self._parameters.values()), 1 - decay)
 
 
+# The optimizers of PyTorch, without its compiler.
+
+
+class Uncompiled(torch.optim.Optimizer):
+    """Methods of PyTorch's optimizers without the wrappers that hide them from its compiler.
+
+    At their first call, the wrappers import the compiler, which takes seconds. mtkit compiles nothing.
+    """
+
+    add_param_group = unwrap(torch.optim.Optimizer.add_param_group)
+    state_dict = unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = unwrap(torch.optim.Optimizer.load_state_dict)
+    zero_grad = unwrap(torch.optim.Optimizer.zero_grad)
+
+
+class Adam(Uncompiled, torch.optim.Adam):
+    """Adam (Kingma & Ba 2015)."""
+
+    step = torch.no_grad()(unwrap(torch.optim.Adam.step))
+
+
+class AdamW(Uncompiled, torch.optim.AdamW):
+    """AdamW (Loshchilov & Hutter 2019)."""
+
+    step = torch.no_grad()(unwrap(torch.optim.AdamW.step))
+
+
+class SGD(Uncompiled, torch.optim.SGD):
+    """Stochastic gradient descent with momentum (Polyak 1964)."""
+
+    step = torch.no_grad()(unwrap(torch.optim.SGD.step))
+
+
 # Muon, and the hidden matrices that it trains.
 
 # To orthogonalise a matrix, the polynomial a x + b x^3 + c x^5 is applied to its singular values several times (Jordan
@@ -96,7 +130,7 @@ RMS = 0.2  # root mean square of an update, about as in Adam, so that one learni
 GATES: dict[type[nn.Module], int] = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1}
 
 
-class Muon(torch.optim.Adam):
+class Muon(Adam):
     """Updates hidden matrices by Muon, which orthogonalises the updates, and all other parameters by Adam.
 
     Hidden matrices are those that `hidden_matrices` returns. Muon follows Jordan (2024,
@@ -242,7 +276,7 @@ def parameter_groups(model: nn.Module, config: TrainingConfig) -> Groups:
 # Schedule-free AdamW.
 
 
-class ScheduleFree(torch.optim.Optimizer):
+class ScheduleFree(Uncompiled):
     """Schedule-free AdamW (Defazio et al. 2024, arXiv:2405.15682, algorithm 1).
 
     The algorithm has three sets of weights, named as in the paper. The gradient updates z. The weights x are an average
@@ -317,12 +351,12 @@ class ScheduleFree(torch.optim.Optimizer):
 
 def adam(model: nn.Module, config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
     """Returns Adam (Kingma & Ba 2015); the product of weight decay and weights is added to the gradient."""
-    return torch.optim.Adam(parameter_groups(model, config), 0.0, config.adam_betas, config.adam_eps, fused=fused)
+    return Adam(parameter_groups(model, config), 0.0, config.adam_betas, config.adam_eps, fused=fused)
 
 
 def adamw(model: nn.Module, config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
     """Returns AdamW (Loshchilov & Hutter 2019); the weights are reduced by learning rate x weight decay x weights."""
-    return torch.optim.AdamW(parameter_groups(model, config), 0.0, config.adam_betas, config.adam_eps, fused=fused)
+    return AdamW(parameter_groups(model, config), 0.0, config.adam_betas, config.adam_eps, fused=fused)
 
 
 def sgd(model: nn.Module, config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
@@ -331,7 +365,7 @@ def sgd(model: nn.Module, config: TrainingConfig, fused: bool) -> torch.optim.Op
     An update is v = momentum x v + gradient + weight decay x weights, then weights = weights - learning rate x v. As
     usual in PyTorch, the learning rate is not part of v, so that a new learning rate takes full effect at once.
     """
-    return torch.optim.SGD(parameter_groups(model, config), 0.0, config.momentum, fused=fused)
+    return SGD(parameter_groups(model, config), 0.0, config.momentum, fused=fused)
 
 
 def muon(model: nn.Module, config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
