@@ -80,20 +80,24 @@ def test_a_study_that_was_stopped_repeats_nothing_and_its_table_says_what_the_lo
             monkeypatch.setattr(Stop, "check", wait_for_signal)
         return Forked(command, **streams)
 
-    # That which is stopped and its trainings are forks, which need not import PyTorch; that which goes on is not.
-    with monkeypatch.context() as patch, (tmp_path / "told").open("wb") as told:
-        patch.setattr(subprocess, "Popen", fork)
-        patch.syspath_prepend(SCRIPTS)
-        process = Forked([sys.executable, "-m", "study", *arguments], stderr=told)
+    # Both studies and their trainings are forks, which need not import PyTorch.
+    monkeypatch.setattr(subprocess, "Popen", fork)
+    monkeypatch.syspath_prepend(SCRIPTS)
+    command = [sys.executable, "-m", "study", *arguments]
+    with (tmp_path / "told").open("wb") as told:
+        process = Forked(command, stderr=told)
         while process.poll() is None and state(runs[0].path) != "trained":
             time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
         assert process.wait() == 130, (tmp_path / "told").read_text("utf-8")
     finished = [run.path / name for run in runs if run != runs[1] for name in ("log.jsonl", "model")]
     before = [(path.stat().st_ino, path.stat().st_mtime_ns) for path in finished]
-    command = [sys.executable, str(SCRIPTS / "study.py"), *arguments]
-    again = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
-    assert "4 runs, 3 of them done" in again.stderr
+    monkeypatch.setattr(subprocess, "Popen", lambda command, env, process_group, **streams: Forked(command, **streams))
+    with (tmp_path / "told").open("wb") as told:
+        again = Forked(command, stdout=subprocess.PIPE, stderr=told)
+        printed = again.communicate()[0].decode()
+    assert again.returncode == 0, (tmp_path / "told").read_text("utf-8")
+    assert "4 runs, 3 of them done" in (tmp_path / "told").read_text("utf-8")
     assert [(path.stat().st_ino, path.stat().st_mtime_ns) for path in finished] == before
     assert all(state(run.path) == "trained" for run in runs)
     assert len({(run.path / "data" / "train" / "manifest.json").stat().st_ino for run in runs[:2]}) == 1
@@ -105,8 +109,16 @@ def test_a_study_that_was_stopped_repeats_nothing_and_its_table_says_what_the_lo
     assert [adam["nll"]["mean"], other["nll"]["mean"]] == pytest.approx(nll.mean(0))
     assert other["nll"]["difference"] == pytest.approx(differences.mean())
     assert other["nll"]["difference_interval"] == pytest.approx(12.7062 * differences.std(ddof=1) / 2**0.5)
-    assert f"| no dropout | 2 | {other['bleu']['mean']:.2f} |" in again.stdout
-    assert f"{nll[:, 1].mean():.4f} | {differences.mean():+.4f}" in again.stdout
+    assert f"| no dropout | 2 | {other['bleu']['mean']:.2f} |" in printed
+    assert f"{nll[:, 1].mean():.4f} | {differences.mean():+.4f}" in printed
+
+
+def test_the_script_is_a_program_that_answers_without_pytorch() -> None:
+    command = [sys.executable, "-X", "importtime", str(SCRIPTS / "study.py"), "--help"]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
+    assert done.stdout.startswith("usage: study.py")
+    assert "pydantic" in done.stderr
+    assert " torch\n" not in done.stderr
 
 
 def state(run: Path) -> str:
