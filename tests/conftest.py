@@ -147,6 +147,25 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+# Tests that make models of transformers, whose import takes as long as a hundred small trainings.
+TOGETHER = {f"tests/exchange/test_{name}.py" for name in ("export", "m2m100", "marian", "travel")}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each file to one process, as --dist=loadfile does, and all files of TOGETHER to the same."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "together" if file in TOGETHER else file
+
+    return Scheduling(config, log)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def sigint_is_handled() -> None:
     """Handles SIGINT, which the processes of pytest-xdist ignore; mtkit leaves an ignored signal ignored."""

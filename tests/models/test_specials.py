@@ -10,6 +10,7 @@ from mtkit.models.interface import TranslationModel
 from mtkit.models.registry import empty_model, fill_model, new_model
 from mtkit.text.vocabulary import DEFAULT_IDS, SpecialIds, Specials
 from mtkit.training.loss import label_smoothed_cross_entropy
+from mtkit.training.optimizers import Adam
 from mtkit.translation.decode import decode, log_probs_of
 
 V = 24
@@ -98,7 +99,7 @@ def test_what_is_forbidden_follows_from_the_special_ids():
 
 
 def trained(model: TranslationModel, batch: Batch, steps: int = 3) -> None:
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.1, weight_decay=0.1)
+    optimizer = Adam(model.parameters(), lr=0.1, weight_decay=0.1)
     for _ in range(steps):
         loss, _ = label_smoothed_cross_entropy(model(batch.source, batch.target), model.output, batch.labels, 0.1)
         optimizer.zero_grad()

@@ -20,6 +20,7 @@ from mtkit.preparation.prepare import binarize, binarized_changes
 from mtkit.text.segmentation import word_of_each_piece
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.training.loss import alignment_cross_entropy, cross_entropy
+from mtkit.training.optimizers import Adam
 from mtkit.training.train import Trainer
 from mtkit.translation.decode import source_attention
 from tests.conftest import CorpusFiles, write_lines
@@ -64,7 +65,7 @@ def test_a_guided_head_learns_to_reverse_in_a_few_updates(model: AnyModelConfig)
     agreement = {}
     for settings in (GUIDED, TrainingConfig(label_smoothing=0.0)):
         translator = new_model(model, 20, 20, seed=1)
-        optimizer = torch.optim.Adam(translator.parameters(), lr=0.02)
+        optimizer = Adam(translator.parameters(), lr=0.02)
         for _ in range(40):
             (cross_entropy(translator, batch, settings).total / 320).backward()
             optimizer.step()

@@ -20,6 +20,7 @@ from mtkit.errors import CheckpointError, DataError, MtkitError, is_out_of_memor
 from mtkit.files import only_writer, stopping_by_signal, without_usr1, write_file
 from mtkit.preparation.prepare import read_validation
 from mtkit.text.tokenizer import Tokenizer
+from mtkit.training import optimizers
 from mtkit.training.loss import OBJECTIVES
 from mtkit.training.update import LossScaler
 from mtkit.training.validation import Validation
@@ -148,7 +149,7 @@ def test_memory_that_ran_out_is_known_on_every_device(error, is_memory):
 @pytest.mark.parametrize(("place", "step"), [("forward", 0), ("optimizer", 5), ("forward", 8)])
 def test_an_update_that_runs_out_of_memory_saves_the_state_before_it(make, finished_toy, step, place):
     config = make()
-    owner, name, calls = (LossScaler, "scaled", 2) if place == "forward" else (torch.optim.Adam, "step", 1)
+    owner, name, calls = (LossScaler, "scaled", 2) if place == "forward" else (optimizers.Adam, "step", 1)
     number = iter(range(100))
 
     def is_time(_: object) -> bool:

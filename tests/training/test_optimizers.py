@@ -1,4 +1,4 @@
-"""Updates of Adam, AdamW and SGD are their formulas, and no optimizer needs PyTorch's compiler, which loads slowly."""
+"""Updates of Adam and AdamW are their formulas, and no optimizer needs PyTorch's compiler, which loads slowly."""
 
 import sys
 from collections.abc import Callable
@@ -30,13 +30,10 @@ def adamw(weight: Tensor, gradient: Tensor, state: State, update: int) -> None:
     adam(weight, gradient, state, update, decoupled=True)
 
 
-def sgd(weight: Tensor, gradient: Tensor, state: State, update: int) -> None:
-    state[0] *= MOMENTUM
-    state[0] += gradient + DECAY * weight
-    weight -= RATE * state[0]
-
-
-FORMULAS: dict[str, Callable[[Tensor, Tensor, State, int], None]] = {"adam": adam, "adamw": adamw, "sgd": sgd}
+FORMULAS: dict[str, Callable[[Tensor, Tensor, State, int], None]] = {
+    "adam": adam,
+    "adamw": adamw,
+}  # test_schedule.py has that of sgd
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from mtkit.bundle.checkpoints import FIRST_SCALE
+from mtkit.training.optimizers import SGD
 from mtkit.training.update import LossScaler
 
 CPU = torch.device("cpu")
@@ -16,7 +17,7 @@ def update(scaler: LossScaler, factor: float = 1.0) -> tuple[nn.Parameter, tuple
     """A weight whose gradient is 2 x factor, after one update, and what there is to keep."""
     weight = nn.Parameter(torch.ones(()))
     scaler.scaled(factor * weight**2).backward()
-    scaler.unscale(torch.optim.SGD([weight]))
+    scaler.unscale(SGD([weight]))
     scaler.adapt()
     return weight, scaler.state
 
