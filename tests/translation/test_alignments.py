@@ -176,7 +176,7 @@ def test_translations_are_aligned_as_given_translations_are(
 
 @pytest.mark.parametrize("units", ["words", "pieces"])
 def test_a_line_translated_in_parts_has_the_alignments_of_its_parts(tokenizer: Tokenizer, units: str) -> None:
-    translator = random_translator(tokenizer, settings(max_length=9))
+    translator = random_translator(tokenizer, settings(max_length=9, max_length_ratio=2.0))
     translator.align_with(AlignmentSettings(units=units))
     line = " ".join(sentences(4, longest=6)) + " " + "dog" * 30 + " cat"
     fits = lambda text: len(tokenizer.encode_source([text])[0]) <= 9  # noqa: E731
