@@ -5,7 +5,6 @@ import json
 import pickle
 import shutil
 import struct
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -264,7 +263,7 @@ def put_model(folder: Path, model: dict[str, Any], asked: dict[str, Any]) -> Non
     ids=lambda value: None if isinstance(value, dict) and "d_model" in value else str(value)[:40],
 )
 @pytest.mark.parametrize("mixed", [False, True], ids=["alone", "mixed"])
-def test_settings_that_ask_for_more_than_the_weights_hold_are_refused_at_once(
+def test_settings_that_ask_for_more_than_the_weights_hold_are_refused_before_a_model_is_built(
     folder: Path, model: dict[str, Any], changes: dict[str, Any], found: str, mixed: bool
 ) -> None:
     asked = {**model, **changes}
@@ -277,9 +276,7 @@ def test_settings_that_ask_for_more_than_the_weights_hold_are_refused_at_once(
         )
         model, asked = ({"architecture": "mixed", "tie_embeddings": "none", **half} for half in halves)
     put_model(folder, model, asked)
-    begin = time.monotonic()
-    assert refusal(folder).startswith(f"{folder}: the settings want {found}")
-    assert time.monotonic() - begin < 10
+    assert refusal(folder).startswith(f"{folder}: the settings want {found}")  # what is built first never ends
     start = config_from_text((folder / "config.yaml").read_text("utf-8"), "", [f"training.start_from={folder}"])
     with pytest.raises(CheckpointError, match="the settings want"):
         start_bundle(start)

@@ -430,12 +430,11 @@ def changing(run: Path) -> Iterator[Path]:
 
 
 def test_a_model_is_found_however_fast_checkpoints_come_and_go(changing):
-    steps = set()
-    for _ in range(15):
+    steps: list[int] = []
+    while len(steps) < 15 or len(set(steps)) == 1:  # on a busy machine, the next checkpoint may take long to come
         storage = find_model(changing)
         assert storage.view("weights.safetensors")
-        steps.add(storage.step)
-    assert len(steps) > 1
+        steps.append(storage.step)
 
 
 # A start for another training.

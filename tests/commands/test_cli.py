@@ -373,8 +373,8 @@ def test_text_may_come_through_a_pipe_which_is_read_once(call: Call, tiny_run: P
     for name, text in lines.items():
         (tmp_path / name).write_text(text)
     files = [tmp_path / "source", tmp_path / "target"]
-    wanted = call("score", tiny_run, "--source", files[0], "--target", files[1])
-    evaluated = call("evaluate", tiny_run, "--source", files[0], "--reference", files[1], "--json")
+    wanted = call("score", tiny_run, "--source", files[0], "--target", files[1], "--quiet")
+    evaluated = call("evaluate", tiny_run, "--source", files[0], "--reference", files[1], "--quiet", "--json")
     pipe = tmp_path / "pipe" / "source"
     pipe.parent.mkdir()
     os.mkfifo(pipe)
@@ -382,7 +382,7 @@ def test_text_may_come_through_a_pipe_which_is_read_once(call: Call, tiny_run: P
         writer = threading.Thread(target=pipe.write_text, args=(lines["source"],))
         writer.start()
         json_option = ["--json"] if command == "evaluate" else []
-        assert call(command, tiny_run, "--source", pipe, option, files[1], *json_option) == result
+        assert call(command, tiny_run, "--source", pipe, option, files[1], "--quiet", *json_option) == result
         writer.join()
 
 

@@ -146,8 +146,8 @@ def test_variants_with_equal_settings_are_told_and_those_that_decode_differently
 
 def test_a_training_that_does_not_fit_is_not_begun(done, folder, tmp_path, capsys):
     results = copied(done, tmp_path)
-    folder.write("02-order.yaml", ORDER.replace("toy: {}", "toy: {training: {max_steps: 60000}}"))
-    lab = run_here(folder, results, minutes=0.5)
+    folder.write("02-order.yaml", ORDER.replace("toy: {}", "toy: {training: {max_steps: 60000000}}"))
+    lab = run_here(folder, results)
     assert runs(results) == [results / "runs" / path.name for path in runs(done.results)]
     assert "1 training of seed 1 must wait: the shortest takes about" in capsys.readouterr().err
     assert not lab.is_done(lab.training(folder.cards[1], "base", 1))

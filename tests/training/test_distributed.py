@@ -30,6 +30,7 @@ from tests.runs import MODEL, TRAINING, doing, events, interrupt, trainer_of
 
 pytestmark = pytest.mark.skipif(not (hasattr(os, "fork") and dist.is_available()), reason="ranks are forked here")
 
+LONGEST_WAIT = 300  # seconds; a machine may be busy
 NAMES = [*Place(0, 2, 0, 2, "", 0).variables(), AGENT_STORE]
 
 
@@ -59,7 +60,9 @@ def environments(count: int = 2) -> Iterator[list[dict[str, str]]]:
     yield [{**place.variables(), AGENT_STORE: "True"} for place in places]
 
 
-def finished(commands: Sequence[Sequence[str]], folder: Path, timeout: float = 60) -> list[tuple[int, list[str]]]:
+def finished(
+    commands: Sequence[Sequence[str]], folder: Path, timeout: float = LONGEST_WAIT
+) -> list[tuple[int, list[str]]]:
     """Run one mtkit command for each rank; returns their exit codes, and the lines that they print on stderr."""
     ranks = []
     with ExitStack() as stack, environments(len(commands)) as variables:
@@ -293,7 +296,7 @@ def test_devices_starts_the_ranks_on_this_machine(recipe, monkeypatch):
     path.write_text(config_text(config), "utf-8")
     with messages.open("wb") as stderr:
         process = Forked([*MTKIT, "run", str(path), "--devices", "2"], stderr=stderr)
-        assert process.wait(120) == 0
+        assert process.wait(LONGEST_WAIT) == 0
     said = messages.read_text("utf-8").splitlines()
     assert "training on 2 devices; an update takes 2 batches" in said
     assert said.count(f"model: {config.run_path / 'model'}") == 1
@@ -302,7 +305,7 @@ def test_devices_starts_the_ranks_on_this_machine(recipe, monkeypatch):
 
     # There is nothing to train now, so that all ranks end at once.
     with messages.open("wb") as stderr:
-        assert Forked([*MTKIT, "train", str(path), "--devices", "2"], stderr=stderr).wait(120) == 0
+        assert Forked([*MTKIT, "train", str(path), "--devices", "2"], stderr=stderr).wait(LONGEST_WAIT) == 0
     assert messages.read_text("utf-8").splitlines() == [f"training: {config.run_path / 'model'} is up to date"]
 
 

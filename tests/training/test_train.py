@@ -799,8 +799,8 @@ def test_training_ends_after_max_steps(make):
 
 
 def test_training_ends_after_max_minutes(make, capsys):
-    run = trained(make(max_minutes=1e-4))
-    assert "training.max_minutes 0.0001 is reached" in capsys.readouterr().err
+    run = trained(make(max_minutes=1e-6))
+    assert "training.max_minutes 1e-06 is reached" in capsys.readouterr().err
     assert (run / "model" / "bundle.json").exists()
     assert checkpoint_steps(run / "checkpoints")[-1] < 24
 

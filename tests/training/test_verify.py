@@ -4,12 +4,14 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +55,7 @@ from mtkit.training.verify import (
 from tests.conftest import CorpusFiles, config_with, toy_settings
 from tests.forked import Forked
 from tests.runs import Killed as EndOfProcess
-from tests.runs import always, at_step, doing, kill
+from tests.runs import at_step, doing, kill
 
 Make = Callable[..., Config]
 
@@ -287,6 +289,7 @@ TRAINING = """
 import json, sys, time
 from pathlib import Path
 run = Path(sys.argv[1])
+is_first = not run.exists()
 run.mkdir(exist_ok=True)
 (run / "run.json").write_text("{}")
 for step in range(1, 2000):
@@ -295,19 +298,20 @@ for step in range(1, 2000):
     if step == int(sys.argv[2]):
         print(sys.argv[3], file=sys.stderr)
         sys.exit(int(sys.argv[4]))
-    time.sleep(0.01)
+    if step == int(sys.argv[5]) and is_first:
+        time.sleep(600)
 """
 
 
-def training(run: Path, last: int, says: str = "", code: int = 0) -> list[str]:
-    """A process that leaves what a training leaves while it goes on."""
-    return [sys.executable, "-c", TRAINING, str(run), str(last), says, str(code)]
+def training(run: Path, last: int, says: str = "", code: int = 0, waits_at: int = 0) -> list[str]:
+    """A process that leaves what a training leaves; the first in its folder waits at a step until it is killed."""
+    return [sys.executable, "-c", TRAINING, str(run), str(last), says, str(code), str(waits_at)]
 
 
 def test_a_process_is_killed_after_its_step_unless_it_has_ended(tmp_path: Path) -> None:
-    killed = train_and_kill(training(tmp_path / "run", 1999), tmp_path / "run", Kill(5), tmp_path / "told")
+    killed = train_and_kill(training(tmp_path / "run", 9, waits_at=8), tmp_path / "run", Kill(5), tmp_path / "told")
     assert isinstance(killed, Killed)
-    assert 5 <= killed.step < 1000
+    assert 5 <= killed.step <= 8
     assert not killed.while_saving
     length = (tmp_path / "run" / "log.jsonl").stat().st_size
     assert train_and_kill(training(tmp_path / "other", 3), tmp_path / "other", Kill(5), tmp_path / "told") is None
@@ -355,10 +359,10 @@ def test_a_training_that_is_over_before_it_can_be_killed_proves_nothing(
 def test_a_checkpoint_that_is_never_caught_being_written_is_told(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("mtkit.training.verify._command", lambda config, data, run: training(run, 60))
+    monkeypatch.setattr("mtkit.training.verify._command", lambda config, data, run: training(run, 60, waits_at=9))
     short = _short(verify_settings(tiny_run, []), 12, tmp_path, from_run=True)
     [kill] = _train_with_kills(short, tiny_run, tmp_path / "run")
-    assert 4 <= kill.step < 60
+    assert 4 <= kill.step <= 9
     assert capsys.readouterr().err.endswith("no checkpoint was written slowly enough for that\n")
 
 
@@ -513,30 +517,43 @@ def test_trainings_start_from_the_model_of_the_settings_or_from_random_weights_w
 # The command.
 
 
-class SlowTraining(Forked):
-    """A training that takes its time for updates and for files, so that it can be caught at them on any machine."""
+@pytest.fixture
+def trainings_wait_to_be_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first training waits in its sixth update, and the second as it writes a checkpoint; further ones do not."""
+    numbers = count()
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        def rest() -> None:
-            time.sleep(0.05)
+    def start(*arguments: Any, **options: Any) -> Forked:
+        number = next(numbers)
 
-        with doing(rest, Trainer, "_update", always), pytest.MonkeyPatch.context() as patch:
-            patch.setattr(os, "fsync", lambda descriptor: rest())
-            super().__init__(*arguments, **options)
+        def wait(*_: object) -> None:
+            time.sleep(600)
+
+        def sync(descriptor: int) -> None:
+            if number == 1 and any(tmp_path.rglob(".step-*")):
+                wait()
+
+        with (
+            doing(wait, Trainer, "_update", lambda trainer: number == 0 and trainer.state.progress.step == 5),
+            pytest.MonkeyPatch.context() as patch,
+        ):
+            patch.setattr(os, "fsync", sync)
+            return Forked(*arguments, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", start)
 
 
+@pytest.mark.usefixtures("trainings_wait_to_be_killed")
 @pytest.mark.slow  # four trainings
 def test_a_killed_training_of_a_run_is_proved_to_end_as_one_that_was_left_alone(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = contents(tiny_run)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr(subprocess, "Popen", SlowTraining)
     assert _run(["verify", str(tiny_run), "training.ema_decay=0.9", "training.schedule=linear"]) == 0
     lines = capsys.readouterr().out.splitlines()
     [first] = [number for number, line in enumerate(lines) if line.startswith("trained 12 updates twice: ")]
     assert "on cpu in fp32, " in lines[first]
-    assert "; one training was killed at step " in lines[first]
+    assert re.search("killed at step [45] and at step 6 while it wrote a checkpoint$", lines[first])
     assert lines[-1] == "a killed training ends here as one that is left alone, to the bit"
     assert all(line.startswith("identical: ") for line in lines[first + 1 : -1])
     names = {line.removeprefix("identical: ") for line in lines[first + 1 : -1]}

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 import mtkit
-from mtkit.text.lines import MOST_ITEMS, PATIENCE_SECONDS, PAUSE_SECONDS, ReadAhead
+from mtkit.text import lines
+from mtkit.text.lines import MOST_ITEMS, PAUSE_SECONDS, ReadAhead
 from mtkit.translation.stream import ParallelFiles, reading, score, translate
 from mtkit.translation.translator import Translator
 from tests.forked import MTKIT, Forked
@@ -184,6 +185,14 @@ def test_a_pipe_in_bursts_gives_the_lines_that_a_file_gives(translator: Translat
     assert talk.end() == wanted.getvalue()
 
 
+@pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However busy the machine is, an item that is on its way comes before a stream counts as idle."""
+    for name in ("PAUSE_SECONDS", "PATIENCE_SECONDS"):
+        monkeypatch.setattr(lines, name, LONGEST_WAIT)
+
+
+@pytest.mark.usefixtures("patience")
 def test_a_busy_stream_never_pauses_and_its_end_is_no_pause() -> None:
     items = ReadAhead(map(str, range(5000)), len)
     taken = []
@@ -194,7 +203,7 @@ def test_a_busy_stream_never_pauses_and_its_end_is_no_pause() -> None:
     assert list(items) == []
 
 
-def test_an_idle_stream_pauses_and_so_does_one_that_trickles_for_long() -> None:
+def test_an_idle_stream_pauses() -> None:
     asked = threading.Event()
 
     def idle() -> Iterator[str]:
@@ -209,19 +218,33 @@ def test_an_idle_stream_pauses_and_so_does_one_that_trickles_for_long() -> None:
     asked.set()
     assert next(items) == "two"
 
+
+@pytest.mark.usefixtures("patience")
+def test_a_stream_that_trickles_for_long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, asked = 0.0, threading.Semaphore(0)
+    monkeypatch.setattr(lines, "monotonic", lambda: now)
+
     def trickle() -> Iterator[str]:
         for number in count():
-            time.sleep(PAUSE_SECONDS / 5)
+            asked.acquire()
             yield str(number)
 
-    items, begin = ReadAhead(trickle(), len), time.monotonic()
-    next(items)
-    while not items.pauses():
-        next(items)
-    assert time.monotonic() - begin > PATIENCE_SECONDS / 2
+    items = ReadAhead(trickle(), len)
+    for number in range(4):
+        asked.release()
+        assert not items.pauses()
+        assert next(items) == str(number)
+        now += LONGEST_WAIT / 4
+    late = threading.Timer(LONGEST_WAIT / 2, asked.release)  # the next item comes in half the time of a pause
+    late.start()
+    assert items.pauses()
+    late.cancel()
+    asked.release()
+    assert not items.pauses()
     items.close()
 
 
+@pytest.mark.usefixtures("patience")
 def test_no_more_is_read_ahead_than_may_wait_and_closing_ends_the_thread() -> None:
     asked = []
 
@@ -241,6 +264,7 @@ def test_no_more_is_read_ahead_than_may_wait_and_closing_ends_the_thread() -> No
     assert not thread.is_alive()
 
 
+@pytest.mark.usefixtures("patience")
 def test_an_error_comes_where_the_item_would_have_come() -> None:
     def broken() -> Iterator[str]:
         yield "one"
