@@ -38,7 +38,7 @@ from mtkit.evaluation.evaluate import read_test_set
 from mtkit.exchange.engines import load
 from mtkit.files import json_text, standing, undone_when_ended, write_file
 from mtkit.models.interface import Ensemble
-from mtkit.models.registry import DTYPES, empty_model, new_model, pick_device, pick_precision
+from mtkit.models.registry import DTYPES, empty_model, new_model, pick_device, pick_precision, return_freed_memory
 from mtkit.preparation.prepare import binarize, is_prepared, make_tokenizer
 from mtkit.preparation.sources import SetFiles
 from mtkit.text.lines import named, read_lines
@@ -108,9 +108,13 @@ def peak_memory(device: torch.device) -> int | None:
 
 
 def forget_peak(device: torch.device) -> None:
-    """Measure the peak of memory anew from now on, where the system allows it."""
+    """Measure the peak of memory anew from now on, where the system allows it.
+
+    Memory that earlier work has freed does not count.
+    """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
+    return_freed_memory()
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Linux: resets VmHWM
 

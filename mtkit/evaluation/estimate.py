@@ -1,8 +1,8 @@
 """`mtkit estimate`: what a training will take, before it begins: memory, time, disk, and whether it fits.
 
-Speed and memory are measured in a few updates of a new model on the run's data or, if that is not prepared yet, on a
-sample of the text. On a CPU, memory may grow further in later updates. `measure_speed` measures the speed alone, for
-`mtkit new`, which chooses a model by it.
+Speed is measured in a few updates of a new model on the run's data or, if that is not prepared yet, on a sample of the
+text. Memory is the peak of these updates, of updates with the largest batches, and of a validation. On a CPU, it may
+grow further in later updates. `measure_speed` measures the speed alone, for `mtkit new`, which chooses a model by it.
 """
 
 import io
@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
@@ -22,9 +23,11 @@ from mtkit.config.data_settings import CorpusConfig
 from mtkit.config.model_settings import TransformerConfig
 from mtkit.config.settings import Config
 from mtkit.config.training_settings import TrainingConfig, settled
+from mtkit.data.batches import Batch, Feed
 from mtkit.data.corpus import Corpus
 from mtkit.errors import CheckpointError, Meter, MtkitError, counted, duration, inform, is_out_of_memory
 from mtkit.evaluation.bench import (
+    RATE,
     WARM_UP,
     Record,
     Sums,
@@ -50,6 +53,7 @@ from mtkit.translation.workers import free_memory
 NUM_UPDATES = 10  # that are measured, after those that warm up
 MOST_SECONDS = 60.0  # after which no further update is measured, if LEAST_UPDATES are
 LEAST_UPDATES = 2
+PLANNED_BATCHES = 200  # among which the largest are sought
 SAMPLE_PAIRS = 20_000  # that are encoded if the data is not prepared
 BYTES = 4  # of a weight in fp32
 MOST_ROWS_TIMES_VOCABULARY = 2048  # as in the description of decoding.batch_tokens
@@ -234,19 +238,21 @@ class _Measured:
 
 
 def _measure(data: _Data, device: torch.device, validates: bool = True) -> _Measured:
-    """Measures updates and, with `validates`, the time of a validation."""
+    """Measures updates and, with `validates`, the largest batches and a validation, too."""
     config = data.config
     precision = pick_precision(config.training.precision, device, config.model.d_model)
     forget_peak(device)
     try:
         trial = new_trial(config, data.corpus, data.tokenizer, device, precision)
         sums = _updates(trial)
-        peak = peak_memory(device)
         validation = 0.0
+        if validates:
+            _train_largest(trial)
         if validates and config.data.valid:
             with redirect_stderr(io.StringIO()):
                 prepared = Validation.prepare(config, data.tokenizer, *read_validation(config))
                 validation = prepared.expected_seconds(trial.updater.state.model, data.tokenizer, Stop())
+        peak = peak_memory(device)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -276,6 +282,30 @@ def _updates(trial: Trial) -> Sums:
         trial.run(stream, meter, num_updates=1 if each > MOST_SECONDS / NUM_UPDATES else WARM_UP - 1)
         num_updates = min(NUM_UPDATES, max(LEAST_UPDATES, int(MOST_SECONDS / max(each, 1e-9))))
         return trial.run(stream, meter, num_updates=num_updates)
+
+
+# What the memory of an update grows with: positions, or the scores of attention between the positions of a row.
+SIZES: tuple[Callable[[Batch], int], ...] = (
+    lambda batch: batch.source.ids.numel() + batch.target.ids.numel(),
+    lambda batch: len(batch.labels) * max(batch.source.ids.shape[1], batch.target.ids.shape[1]) ** 2,
+)
+
+
+def largest_batches(feed: Feed, num_batches: int) -> list[Batch]:
+    """Returns, for each of SIZES, the largest of the first batches that training makes."""
+    largest: dict[int, Batch] = {}
+    with feed.batches(0, 0) as stream:
+        for batch in chain.from_iterable(parts for _, parts in islice(stream, num_batches)):
+            for number, size in enumerate(SIZES):
+                if number not in largest or size(batch) > size(largest[number]):
+                    largest[number] = batch
+    return list(largest.values())
+
+
+def _train_largest(trial: Trial) -> None:
+    """Make an update of each of the largest batches, since the batches of the measured updates may be smaller."""
+    for batch in largest_batches(trial.feed, PLANNED_BATCHES):
+        trial.updater.update([batch], trial.step, RATE)
 
 
 # Figures.
@@ -394,7 +424,7 @@ def estimate_text(record: Record) -> str:
     training = "unknown" if record["training_bytes"] is None else _gigabytes(record["training_bytes"])
     rows = {
         "parameters": f"{record['parameters']:,}: {parts}",
-        "training memory": f"{training} in the first updates, measured{free}",
+        "training memory": f"{training}, measured in large batches and a validation{free}",
         "translation memory": f"about {_gigabytes(record['translation_bytes'])}, with full batches in fp32",
         "an epoch": f"{counted(record['pairs'], 'pair')}, {record['source_tokens_per_epoch']:,} source and "
         f"{record['target_tokens_per_epoch']:,} target tokens, {record['updates_per_epoch']:,.1f} updates",

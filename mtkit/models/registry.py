@@ -268,6 +268,16 @@ def keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, 1 << 30)
 
 
+def return_freed_memory() -> None:
+    """Returns freed memory that glibc keeps to the system, so that it no longer counts as resident memory.
+
+    Does nothing with other C libraries.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
 @cache
 def use_one_thread_after_fork() -> None:
     """Sets PyTorch to one thread in all child processes that are forked from now on.

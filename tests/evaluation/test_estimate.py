@@ -2,15 +2,24 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from mtkit.config.settings import Config
+from mtkit.data.batches import Batch, Feed, micro_batches
 from mtkit.data.corpus import Corpus
 from mtkit.evaluation import estimate as module
-from mtkit.evaluation.estimate import estimate, estimate_text, measure_speed, parameters_by_part
-from mtkit.models.registry import empty_model
+from mtkit.evaluation.bench import forget_peak
+from mtkit.evaluation.estimate import estimate, estimate_text, largest_batches, measure_speed, parameters_by_part
+from mtkit.models.registry import empty_model, pick_device
+from mtkit.text.tokenizer import Tokenizer
+from mtkit.training.update import Updater
+from mtkit.training.validation import Validation
 from tests.conftest import CorpusFiles
 from tests.evaluation.test_bench import Call, call, content  # noqa: F401
 from tests.runs import MIXED, RECURRENT
@@ -20,6 +29,11 @@ from tests.runs import MIXED, RECURRENT
 def few_updates(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two updates tell enough."""
     monkeypatch.setattr(module, "NUM_UPDATES", 2)
+
+
+def as_prepared(config: Config) -> Config:
+    """The settings with the tokenizer that the prepared run has, so that its data counts as up to date."""
+    return config.model_copy(update={"tokenizer": config.tokenizer.model_copy(update={"vocab_size": 330})})
 
 
 @pytest.mark.parametrize("model", [{}, {"tie_embeddings": "none"}, RECURRENT, MIXED])
@@ -34,9 +48,7 @@ def test_the_parts_hold_all_parameters(make_config: Callable[..., Config], model
 def test_an_estimate_agrees_with_the_data_and_is_above_what_the_run_leaves(
     make: Callable[..., Config], finished_toy: Path
 ) -> None:
-    config = make(max_minutes=1000, max_steps=24)
-    prepared_by = config.tokenizer.model_copy(update={"vocab_size": 330})
-    config = config.model_copy(update={"tokenizer": prepared_by})
+    config = as_prepared(make(max_minutes=1000, max_steps=24))
     before = content(config.run_path)
     record = estimate(config)
     assert content(config.run_path) == before
@@ -72,6 +84,88 @@ def test_text_that_is_not_binarized_is_sampled_and_nothing_written(
     assert whole.pairs_per_update == pytest.approx(record["pairs"] / record["updates_per_epoch"], rel=0.2)
     assert 0 < record["seconds"] <= 60
     assert record["config"]["training"]["max_steps"] == "auto"
+
+
+def positions(batch: Batch) -> int:
+    return len(batch.labels) * (batch.source.ids.shape[1] + batch.target.ids.shape[1])
+
+
+def scores(batch: Batch) -> int:
+    return len(batch.labels) * max(batch.source.ids.shape[1], batch.target.ids.shape[1]) ** 2
+
+
+@pytest.fixture
+def feed(make: Callable[..., Config]) -> Feed:
+    """The batches of the toy run."""
+    config = as_prepared(make())
+    corpus = Corpus.open(config.run_path / "data" / "train")
+    tokenizer = Tokenizer.load(config.run_path / "tokenizer")
+    return Feed.prepare(config, tokenizer, corpus, empty_model(config.model, 330, 330).boundaries)
+
+
+@pytest.mark.parametrize("size", [positions, scores])
+def test_no_planned_batch_is_larger_than_the_largest(feed: Feed, size: Callable[[Batch], int]) -> None:
+    planned = [part for _, parts in islice(micro_batches(feed.corpus, feed.config.training, 0), 40) for part in parts]
+    largest = max(map(size, planned))
+    assert largest > min(map(size, planned))
+    assert max(map(size, largest_batches(feed, 40))) == largest
+    assert [size(batch) for batch in largest_batches(feed, 1)] == [size(planned[0])] * 2
+
+
+@dataclass
+class Seen:
+    """What a measurement did, in order."""
+
+    events: list[str] = field(default_factory=list)
+    batches: list[Batch] = field(default_factory=list)
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
+    """Notes updates, validations and the reading of the peak; all are made as usual."""
+    found = Seen()
+
+    def noting(place: Any, name: str) -> None:
+        plain = getattr(place, name)
+
+        def noted(*arguments: Any, **more: Any) -> Any:
+            found.events.append(name)
+            found.batches += arguments[1] if name == "update" else []
+            return plain(*arguments, **more)
+
+        monkeypatch.setattr(place, name, noted)
+
+    noting(Updater, "update")
+    noting(Validation, "expected_seconds")
+    noting(module, "peak_memory")
+    return found
+
+
+def test_memory_is_that_of_the_largest_batches_and_a_validation(feed: Feed, seen: Seen) -> None:
+    estimate(feed.config)
+    largest = largest_batches(feed, module.PLANNED_BATCHES)
+    assert seen.events[-3:] == ["update", "expected_seconds", "peak_memory"]
+    assert [batch.labels.tolist() for batch in seen.batches[-2:]] == [batch.labels.tolist() for batch in largest]
+
+
+def test_the_speed_alone_is_measured_without_the_largest_batches(feed: Feed, seen: Seen) -> None:
+    measure_speed(feed.config)
+    assert "expected_seconds" not in seen.events
+    assert seen.events.count("update") == module.WARM_UP + module.NUM_UPDATES
+
+
+@pytest.mark.skipif(module._resident() is None, reason="the system does not tell the memory of a process")
+def test_memory_that_earlier_work_freed_does_not_count() -> None:
+    pick_device("cpu")  # from now on, glibc keeps what is freed
+    tensors = [torch.ones(1 << 20) for _ in range(32)]
+    held = module._resident()
+    size = sum(tensor.nbytes for tensor in tensors)
+    del tensors
+    forget_peak(torch.device("cpu"))
+    left = module._resident()
+    assert held is not None
+    assert left is not None
+    assert left < held - size / 2
 
 
 def test_what_does_not_fit_is_told_and_ends_with_1(
