@@ -849,6 +849,7 @@ def test_the_average_is_taken_if_it_validates_better_and_the_bundle_is_what_was_
         learning_rate=learning_rate,
         max_steps=48,
         average_checkpoints=count,
+        seed=2,
     )
     run = trained(config)
     (average,) = events(run, "average")
