@@ -8,12 +8,13 @@ Everything here works on a block of some thousand lines at once, in NumPy, since
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+Codes = NDArray[np.intp]
 Flags = NDArray[np.uint16]
 Ids = NDArray[np.uint64]
 
@@ -34,21 +35,49 @@ WIDTHS = {"FULLWIDTH", "HALFWIDTH", "MATHEMATICAL", "MODIFIER", "FEMININE", "MAS
 
 
 class Alphabet:
-    """The class and the script of every character met so far; characters are looked up when they are first met."""
+    """Tables with an entry for every character met so far; characters are looked up when they are first met.
+
+    The hashes of characters are in three tables: of the characters themselves, and with the hash of a space in place of
+    all that is no letter or mark (or the end of a line), and of all that is no letter, mark or digit.
+    """
 
     def __init__(self) -> None:
-        self.classes: Flags = np.zeros(0x110000, dtype=np.uint16)
+        self._classes: Flags = np.zeros(0x110000, dtype=np.uint16)
         self.scripts = np.zeros(0x110000, dtype=np.uint8)  # places in `names`; 0: no letter, or of no one script
         self.names = [""]
+        self.lower: Codes = np.zeros(0x110000, dtype=np.intp)  # 0: several characters, or it depends on the next one
+        self.hashes: Ids = np.zeros(0x110000, dtype=np.uint64)
+        self.letter_hashes: Ids = np.zeros(0x110000, dtype=np.uint64)
+        self.word_hashes: Ids = np.zeros(0x110000, dtype=np.uint64)
 
-    def learn(self, codes: NDArray[np.uint32]) -> None:
-        """Look up the characters of `codes` that are new."""
-        new = codes[self.classes[codes] == 0]
-        for code in np.unique(new).tolist():
-            self.classes[code], script = _described(chr(code))
-            if script and script not in self.names:
-                self.names.append(script)
-            self.scripts[code] = self.names.index(script) if len(self.names) < 256 else 0
+    def classes(self, codes: Codes) -> Flags:
+        """The class bits of each character; characters that are new are looked up."""
+        classes = self._classes.take(codes)
+        if classes.all():
+            return classes
+        for code in np.unique(codes[classes == 0]).tolist():
+            self._learn(code)
+        return self._classes.take(codes)
+
+    def class_of(self, character: str) -> int:
+        """The class bits of a character."""
+        code = ord(character)
+        if not self._classes[code]:
+            self._learn(code)
+        return int(self._classes[code])
+
+    def _learn(self, code: int) -> None:
+        kind, script = _described(chr(code))
+        self._classes[code] = kind
+        if script and script not in self.names:
+            self.names.append(script)
+        self.scripts[code] = self.names.index(script) if len(self.names) < 256 else 0
+        lower = chr(code).lower()
+        self.lower[code] = ord(lower) if len(lower) == 1 and code != ord("Σ") else 0
+        own, space = _mixed(np.array([code, ord(" ")], dtype=np.uint64))
+        self.hashes[code] = own
+        self.letter_hashes[code] = own if kind & (LETTER | MARK | END) else space
+        self.word_hashes[code] = own if kind & (LETTER | MARK | DIGIT) else space
 
     def is_of(self, scripts: Sequence[str]) -> NDArray[np.bool_]:
         """For each script number: whether it is one of `scripts`, or stands for characters of no one script."""
@@ -57,16 +86,6 @@ class Alphabet:
         for place, name in enumerate(self.names):
             known[place] |= name in scripts
         return known
-
-
-ALPHABET = Alphabet()
-
-
-def class_of(character: str) -> int:
-    """The class bits of a character."""
-    if not ALPHABET.classes[ord(character)]:
-        ALPHABET.learn(np.array([ord(character)], dtype=np.uint32))
-    return int(ALPHABET.classes[ord(character)])
 
 
 def _described(character: str) -> tuple[int, str]:
@@ -111,16 +130,26 @@ class Block:
     """Lines as one array of characters, each line ended by a line feed."""
 
     def __init__(self, lines: Sequence[str]) -> None:
-        text = "".join([f"{line}\n" for line in lines])
-        self.codes: NDArray[np.uint32] = np.frombuffer(
-            text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32
-        )  # (C)
-        ends = np.flatnonzero(self.codes == 10)
-        assert len(ends) == len(lines), "a line contains a line feed"
-        self.starts = np.concatenate([[0], ends[:-1] + 1]) if len(ends) else ends  # (L)
-        self.lengths = ends - self.starts
-        ALPHABET.learn(self.codes)
-        self.classes = ALPHABET.classes[self.codes]  # (C)
+        self._lines = lines
+        self._fill(_codes_of("\n".join([*lines, ""])))
+        assert len(self.ends) == len(lines), "a line contains a line feed"
+
+    def _fill(self, codes: Codes) -> None:
+        self.codes = codes  # (C)
+        self.classes = ALPHABET.classes(codes)  # (C)
+        self.ends = np.flatnonzero(codes == 10)  # (L)
+        self.starts = np.concatenate([[0], self.ends[:-1] + 1]) if len(self.ends) else self.ends  # (L)
+        self.lengths = self.ends - self.starts
+
+    def lowered(self) -> "Block":
+        """The block in lower case."""
+        codes = ALPHABET.lower.take(self.codes)
+        if not codes.all():
+            return Block(lowered(self._lines))
+        lower = Block.__new__(Block)
+        lower._lines = self._lines
+        lower._fill(codes)
+        return lower
 
     def flags(self) -> Flags:
         """The class bits that occur in each line, (L)."""
@@ -128,80 +157,86 @@ class Block:
 
     def count(self, bits: int) -> NDArray[np.int64]:
         """The number of characters of each line that have one of the class bits, (L)."""
-        return self._sums((self.classes & bits) != 0)
+        return self.sums((self.classes & bits) != 0)
 
     def count_foreign(self, scripts: Sequence[str]) -> NDArray[np.int64]:
         """The number of letters of each line that are of other scripts than `scripts`, (L)."""
-        known = ALPHABET.is_of(scripts)
-        return self._sums(~known[ALPHABET.scripts[self.codes]])
+        is_foreign = ~ALPHABET.is_of(scripts)[ALPHABET.scripts.take(self.codes)]
+        return self.sums(is_foreign) if is_foreign.any() else np.zeros(len(self.starts), dtype=np.int64)
 
     def scripts(self) -> Counter[str]:
         """How many letters of each script the block has; letters of no one script are not counted."""
         counts = np.bincount(ALPHABET.scripts[self.codes], minlength=1)
         return Counter({ALPHABET.names[place]: int(counts[place]) for place in np.flatnonzero(counts) if place})
 
-    def keys(self) -> Ids:
-        """A hash of each line, (L), of all characters."""
-        return self._hashes(np.ones(len(self.codes), dtype=np.bool_))
+    def sums(self, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """The number of characters of each line that are chosen, (L)."""
+        return np.add.reduceat(chosen, self.starts, dtype=np.int64)
 
     def with_next(self, first: int, then: int) -> NDArray[np.int64]:
         """The places of the lines in which a character of the classes `first` stands before one of `then`."""
-        found = np.flatnonzero(((self.classes[:-1] & first) != 0) & ((self.classes[1:] & then) != 0))
-        return np.unique(np.searchsorted(self.starts, found, side="right") - 1)
+        found = np.flatnonzero((self.classes[:-1] & first) != 0)
+        return self.lines_of(found[(self.classes[found + 1] & then) != 0])
+
+    def lines_of(self, places: NDArray[np.intp]) -> NDArray[np.int64]:
+        """The lines in which the characters at these places stand, each line once."""
+        return np.unique(np.searchsorted(self.starts, places, side="right") - 1)
+
+    def keys(self) -> Ids:
+        """A hash of each line, (L), of all characters."""
+        powers, inverse = _powers(len(self.codes))
+        terms = ALPHABET.hashes.take(self.codes)
+        terms *= powers[: len(terms)]
+        return _mixed(np.add.reduceat(terms, self.starts) * inverse[self.starts])
 
     @cached_property
     def letter_keys(self) -> Ids:
         """A hash of each line, (L), of its letters, marks and digits alone; equal for texts that differ in the rest."""
-        return self._hashes((self.classes & (LETTER | MARK | DIGIT)) != 0)
-
-    def _sums(self, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
-        return np.add.reduceat(chosen, self.starts, dtype=np.int64)
-
-    def _hashes(self, chosen: NDArray[np.bool_]) -> Ids:
+        chosen = (self.classes & (LETTER | MARK | DIGIT)) != 0
         number: NDArray[np.int64] = np.cumsum(chosen) - chosen  # of the chosen characters before each one
-        place: NDArray[np.int64] = number - np.repeat(number[self.starts], self.lengths + 1)
-        terms = np.where(
-            chosen, _mixed(self.codes.astype(np.uint64)) * _powers(int(place.max(initial=0)) + 1)[place], 0
-        )
-        return _mixed(np.add.reduceat(terms, self.starts, dtype=np.uint64))
+        powers, inverse = _powers(len(self.codes))
+        terms = ALPHABET.hashes.take(self.codes)
+        terms *= powers.take(number)
+        terms *= chosen
+        return _mixed(np.add.reduceat(terms, self.starts) * inverse[number[self.starts]])
 
     def words(self) -> tuple[Ids, NDArray[np.int64]]:
-        """A hash of each word (W), and the line in which it stands (W).
+        """A hash of each word (W), and where the words of each line start, and the last end (L + 1).
 
         A word is a run of letters, marks and digits; every other visible character is a word, and so is every
         character of scripts that put no spaces between words.
         """
-        part = (self.classes & (LETTER | MARK | DIGIT)) != 0
-        alone = (self.classes & ALONE) != 0
-        visible = (self.classes & (SPACE | CONTROL | END)) == 0
-        joined = part & ~alone
-        begins = visible.copy()
-        begins[1:] &= ~(joined[1:] & joined[:-1])
+        is_joined = ((self.classes & (LETTER | MARK | DIGIT)) != 0) & ((self.classes & ALONE) == 0)
+        is_visible = (self.classes & (SPACE | CONTROL | END)) == 0
+        begins = is_visible.copy()
+        begins[1:] &= ~(is_joined[1:] & is_joined[:-1])
         first = np.flatnonzero(begins)
+        starts = np.searchsorted(first, np.append(self.starts, len(self.codes)))
         if not len(first):
-            return np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.int64)
-        word = np.cumsum(begins) - 1
-        place = np.arange(len(self.codes)) - first[np.maximum(word, 0)]
-        kept = visible & (word >= 0)
-        place = np.where(kept, place, 0)
-        terms = np.where(kept, _mixed(self.codes.astype(np.uint64)) * _powers(int(place.max()) + 1)[place], 0)
-        hashes = _mixed(np.add.reduceat(terms.astype(np.uint64), first, dtype=np.uint64))
-        return hashes, np.searchsorted(self.starts, first, side="right") - 1
+            return np.zeros(0, dtype=np.uint64), starts
+        powers, inverse = _powers(len(self.codes))
+        terms = ALPHABET.hashes.take(self.codes)
+        terms *= powers[: len(terms)]
+        terms *= is_visible
+        return _mixed(np.add.reduceat(terms, first) * inverse[first]), starts
 
-    def grams(self, size: int) -> tuple[Ids, NDArray[np.bool_]]:
-        """A hash of the `size` characters from each place on (C), and whether these lie within one line (C).
+    def grams(self, hashes: Ids, size: int) -> Ids:
+        """A hash of the `size` characters from each place on (C); `hashes` is a table of ALPHABET."""
+        codes = hashes.take(self.codes)
+        total = codes.copy()
+        for offset in range(1, size):
+            total *= _FACTOR
+            total[:-offset] += codes[offset:]
+        return _mixed(total)
 
-        The line feed at the end of a line may be the last of them.
-        """
-        codes = _mixed(np.concatenate([self.codes, np.full(size, 10, dtype=np.uint32)]).astype(np.uint64))
-        total = np.zeros(len(self.codes), dtype=np.uint64)
-        is_whole = np.ones(len(self.codes), dtype=np.bool_)
-        ends = np.concatenate([self.classes == END, np.ones(size, dtype=np.bool_)])
-        for offset in range(size):
-            total = total * _FACTOR + codes[offset : offset + len(total)]
-            if offset < size - 1:
-                is_whole &= ~ends[offset : offset + len(total)]
-        return _mixed(total), is_whole
+    def outside(self, size: int) -> NDArray[np.intp]:
+        """The places from which `size` characters do not lie within one line; its line feed may be the last of them."""
+        places = (self.ends[:, None] - np.arange(size - 1)).ravel()
+        return places[places >= 0]
+
+
+def _codes_of(text: str) -> Codes:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.intp)
 
 
 # Hashes: characters are mixed (the finalizer of SplitMix64), multiplied by a power of an odd number that depends on
@@ -218,18 +253,27 @@ def _mixed(values: Ids) -> Ids:
     return values
 
 
-_known_powers: Ids = np.ones(1, dtype=np.uint64)
+_known_powers: tuple[Ids, Ids] = (np.ones(1, dtype=np.uint64), np.ones(1, dtype=np.uint64))
 
 
-def _powers(count: int) -> Ids:
-    """The first `count` powers of the factor; kept, since long lines are rare."""
+def _powers(count: int) -> tuple[Ids, Ids]:
+    """At least `count` powers of the factor, and their inverses modulo 2**64; kept, since long blocks are rare.
+
+    A word or a line that begins at character n is hashed with the powers from n on, and multiplied by the inverse of
+    the n-th, so that its hash does not depend on where it stands.
+    """
     global _known_powers
-    if len(_known_powers) < count:
+    if len(_known_powers[0]) < count:
         size = 1 << count.bit_length()
-        _known_powers = np.concatenate(
-            [np.ones(1, dtype=np.uint64), np.cumprod(np.full(size - 1, _FACTOR, dtype=np.uint64), dtype=np.uint64)]
-        )
+        inverse = np.uint64(pow(int(_FACTOR), -1, 1 << 64))
+        first, second = (np.cumprod(np.full(size, each, dtype=np.uint64)) for each in (_FACTOR, inverse))
+        one = np.ones(1, dtype=np.uint64)
+        _known_powers = np.concatenate([one, first]), np.concatenate([one, second])
     return _known_powers
+
+
+ALPHABET = Alphabet()
+class_of = ALPHABET.class_of
 
 
 # Signatures, by which lines that are nearly equal are found (MinHash; Broder, 1997).
@@ -247,14 +291,14 @@ def minima(block: Block) -> NDArray[np.uint32]:
     The share of equal entries in two signatures estimates the Jaccard similarity of the lines' SHINGLE-grams, in which
     all that is not a letter, mark or digit counts as a space, the end of the line, too.
     """
-    grams, is_whole = _only(block, LETTER | MARK | DIGIT).grams(SHINGLE)
-    base = (grams >> np.uint64(32)).astype(np.uint32)
-    outside = np.where(is_whole, np.uint32(0), np.uint32(0xFFFFFFFF))
+    base = (block.grams(ALPHABET.word_hashes, SHINGLE) >> np.uint64(32)).astype(np.uint32)
+    outside = block.outside(SHINGLE)
     found = np.empty((len(block.starts), NUM_MINIMA), dtype=np.uint32)
+    value, shifted = np.empty_like(base), np.empty_like(base)
     for number, multiplier in enumerate(_MULTIPLIERS):
-        value = base * multiplier
-        value ^= value >> np.uint32(15)
-        value |= outside
+        np.multiply(base, multiplier, out=value)
+        value ^= np.right_shift(value, np.uint32(15), out=shifted)
+        value[outside] = 0xFFFFFFFF
         found[:, number] = np.minimum.reduceat(value, block.starts)
     return found
 
@@ -275,25 +319,6 @@ LETTERS = 3
 BUCKETS = 1 << 16
 
 
-@dataclass
-class LetterModel:
-    """Counts of hashed sequences of three letters, and the log-probabilities that they give."""
-
-    counts: NDArray[np.float32] = field(default_factory=lambda: np.zeros(BUCKETS, dtype=np.float32))  # (G)
-
-    def add(self, letters: "Letters", weights: NDArray[np.float32]) -> None:
-        """Count the lines of a text; `weights` has a weight for each line."""
-        self.counts += np.bincount(letters.buckets, weights[letters.lines], BUCKETS).astype(np.float32)
-
-    def scores(self, letters: "Letters", is_counted: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
-        """The log-probability of each line, (L); lines with `is_counted` are scored without their own counts."""
-        counts = self.counts[letters.buckets]
-        if is_counted is not None:
-            counts = np.maximum(counts - is_counted[letters.lines], 0)
-        logs = np.log((counts + SMOOTHING) / (self.counts.sum() + SMOOTHING * BUCKETS))
-        return np.bincount(letters.lines, logs, letters.num_lines).astype(np.float32)
-
-
 SMOOTHING = 0.1
 
 
@@ -301,20 +326,43 @@ class Letters:
     """The hashed sequences of three letters of some lines; all that is not a letter counts as one space."""
 
     def __init__(self, lower: Block) -> None:
+        self._lower = lower
         self.num_lines = len(lower.starts)
-        grams, is_whole = _only(lower, LETTER | MARK | END).grams(LETTERS)
-        lines = np.repeat(np.arange(self.num_lines), lower.lengths + 1)
-        self.buckets = (grams[is_whole] >> np.uint64(48)).astype(np.int64)
-        self.lines = lines[is_whole]
-        self.sizes = np.bincount(self.lines, minlength=self.num_lines)  # (L)
+        self.buckets = (lower.grams(ALPHABET.letter_hashes, LETTERS) >> np.uint64(48)).astype(np.intp)  # (C)
+        self.buckets[lower.outside(LETTERS)] = BUCKETS  # for sequences that are cut by the end of a line
+        self.sizes = np.maximum(lower.lengths + 2 - LETTERS, 0)  # sequences of each line, (L)
+
+    def sums(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The sum of the values of the sequences of each line, (L); `values` has one for each bucket, (G)."""
+        table = np.append(values, np.float32(0))
+        return np.add.reduceat(table.take(self.buckets), self._lower.starts, dtype=np.float64).astype(np.float32)
+
+    def counts(self, chosen: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """How often each bucket, (G), occurs in the lines that are chosen, (L)."""
+        buckets = self.buckets[np.repeat(chosen, self._lower.lengths + 1)]
+        return np.bincount(buckets, minlength=BUCKETS + 1)[:BUCKETS].astype(np.float32)
 
 
-def _only(block: Block, classes: int) -> Block:
-    """The block with a space in place of each character that has none of the class bits."""
-    changed = Block.__new__(Block)
-    changed.codes = np.where((block.classes & classes) != 0, block.codes, np.uint32(32))
-    changed.starts, changed.lengths, changed.classes = block.starts, block.lengths, block.classes
-    return changed
+@dataclass(frozen=True)
+class LetterModel:
+    """Counts of hashed sequences of three letters, and the log-probabilities that they give."""
+
+    counts: NDArray[np.float32]  # (G)
+
+    @cached_property
+    def logs(self) -> NDArray[np.float32]:
+        """The log-probability of each bucket, (G)."""
+        return self._logs(self.counts)
+
+    def scores(self, letters: Letters, is_counted: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
+        """The log-probability of each line, (L); lines with `is_counted` are scored without their own counts."""
+        scores = letters.sums(self.logs)
+        if is_counted is None:
+            return scores
+        return np.where(is_counted, letters.sums(self._logs(np.maximum(self.counts - 1, 0))), scores)
+
+    def _logs(self, counts: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.log((counts + SMOOTHING) / (self.counts.sum() + SMOOTHING * BUCKETS))
 
 
 def lowered(lines: Sequence[str]) -> list[str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mtkit.doctor.characters import Block, LetterModel, Letters, lowered
+from mtkit.doctor.characters import Block, LetterModel, Letters
 from mtkit.text.parallel import Pair
 
 # R lines of the sample, both sides; L lines of a block.
@@ -36,7 +36,7 @@ class Learned:
 def learn(pairs: Sequence[Pair]) -> Learned:
     """Learn what is usual from a sample of pairs."""
     sides = [list(side) for side in zip(*pairs, strict=True)] if pairs else [[], []]
-    lower = [Block(lowered(side)) for side in sides]
+    lower = [Block(side).lowered() for side in sides]
     source, target = (_main_scripts(block.scripts()) for block in lower)
     return Learned((source, target), learn_languages(lower[0], lower[1]), learn_lengths(lower[0], lower[1]))
 
@@ -142,16 +142,11 @@ def _share_of_common(model: LetterModel, letters: Letters) -> NDArray[np.float64
     """The share of the sequences of each line, (L), that are common: the most frequent half of all that occur."""
     counts = np.sort(model.counts)[::-1]
     half = counts[np.searchsorted(np.cumsum(counts), counts.sum() / 2)]
-    is_common = model.counts[letters.buckets] >= half
-    return np.bincount(letters.lines, is_common, letters.num_lines) / np.maximum(letters.sizes, 1)
+    return letters.sums((model.counts >= half).astype(np.float32)) / np.maximum(letters.sizes, 1)
 
 
 def _refitted(sides: Sequence[Letters], kinds: Sequence[NDArray[np.int8]]) -> list[LetterModel]:
-    models = [LetterModel(), LetterModel(), LetterModel()]
-    for letters, chosen in zip(sides, kinds, strict=True):
-        for kind, model in enumerate(models):
-            model.add(letters, (chosen == kind).astype(np.float32))
-    return models
+    return [LetterModel(sides[0].counts(kinds[0] == kind) + sides[1].counts(kinds[1] == kind)) for kind in range(3)]
 
 
 # Lengths.

@@ -30,7 +30,6 @@ from mtkit.doctor.characters import (
     Letters,
     byte_of,
     class_of,
-    lowered,
 )
 from mtkit.doctor.learned import Languages, Learned
 
@@ -65,7 +64,7 @@ class Sides:
     def __init__(self, sources: Sequence[str], targets: Sequence[str]) -> None:
         self.texts = (sources, targets)
         self.raw = (Block(sources), Block(targets))
-        self.lower = (Block(lowered(sources)), Block(lowered(targets)))
+        self.lower = (self.raw[0].lowered(), self.raw[1].lowered())
         self.flags: tuple[Flags, Flags] = (self.raw[0].flags(), self.raw[1].flags())
 
     def where(self, bits: int) -> list[int]:
@@ -174,8 +173,7 @@ def _languages(sides: Sides, learned: Learned, is_judged: Chosen) -> tuple[Chose
         swapped, foreign = _judged_languages(sides.lower, learned.languages)
         places = np.flatnonzero(is_judged & (swapped | foreign))
         if len(places):
-            lower = [lowered(side) for side in sides.texts]
-            pairs = [_without_common_words(lower[0][place], lower[1][place]) for place in places.tolist()]
+            pairs = [_without_common_words(*(side[place].lower() for side in sides.texts)) for place in places.tolist()]
             sources, targets = (Block(side) for side in zip(*pairs, strict=True))
             swapped_still, foreign_still = _judged_languages((sources, targets), learned.languages)
             is_swapped[places] = swapped[places] & swapped_still
@@ -220,7 +218,7 @@ def _with_odd_spaces(sides: Sides) -> list[int]:
         ends = np.concatenate([block.codes[1:] == 10, [False]])
         begins = np.concatenate([[True], block.codes[:-1] == 10])
         bad = is_space & (after | ends | begins)
-        odd.update(np.unique(np.searchsorted(block.starts, np.flatnonzero(bad), side="right") - 1).tolist())
+        odd.update(block.lines_of(np.flatnonzero(bad)).tolist())
     return sorted(odd)
 
 

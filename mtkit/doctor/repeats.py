@@ -139,10 +139,9 @@ class HeldOut:
             [bands(signature, HELD_OUT_ROWS) + np.uint64(side) for side, signature in enumerate(signatures)], axis=1
         )
         hits = _among(both, self._band_keys) & (is_judged & ~exact)[:, None]
-        texts = [lowered(side) for side in sides.texts]
         for place in np.flatnonzero(hits.any(axis=1)).tolist():
             candidates = {one for key in both[place][hits[place]].tolist() for one in self._bands[key]}
-            pair = _words_alone(texts[0][place]), _words_alone(texts[1][place])
+            pair = [_words_alone(side[place].lower()) for side in sides.texts]
             for one in candidates:
                 if all(map(_is_close, pair, self._words[one])):
                     near[place] = True

@@ -117,12 +117,11 @@ def _words(block: Block) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
     Of a very long line, only the first MOST_WORDS words count.
     """
-    hashes, lines = block.words()
-    starts = np.searchsorted(lines, np.arange(len(block.starts) + 1))
-    if len(lines) and np.diff(starts).max() > MOST_WORDS:
-        is_kept = np.arange(len(lines)) - starts[lines] < MOST_WORDS
-        hashes = hashes[is_kept]
-        starts = np.searchsorted(lines[is_kept], np.arange(len(block.starts) + 1))
+    hashes, starts = block.words()
+    sizes = np.diff(starts)
+    if sizes.max(initial=0) > MOST_WORDS:
+        hashes = hashes[np.arange(len(hashes)) - np.repeat(starts[:-1], sizes) < MOST_WORDS]
+        starts = np.concatenate([[0], np.cumsum(np.minimum(sizes, MOST_WORDS))])
     return (hashes >> np.uint64(50)).astype(np.int64), starts
 
 
