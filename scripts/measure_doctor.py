@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mtkit.doctor.examine import Examination, blocks, examine, parts_of_files, verdicts
+from mtkit.doctor.examine import Examination, examine, parts_of_files, verdicts
 from mtkit.doctor.kinds import KINDS
 from mtkit.doctor.pairs import Sides
 from mtkit.doctor.repeats import HeldOutPair, Repeats
@@ -82,8 +82,8 @@ def find(source: Path, target: Path, held_out: Sequence[HeldOutPair] = ()) -> Fo
     """The pairs of two files that have each kind of fault, reported or not."""
     examination = Examination(parts_of_files([source, target], None), held_out, None)
     repeats, found, first = Repeats(), defaultdict(list), 0
-    for rows in blocks(examination.parts[0].read()):
-        sides = Sides([row.source for row in rows], [row.target for row in rows])
+    for rows in examination.parts[0].blocks():
+        sides = Sides(rows.sources, rows.targets)
         for name, chosen in verdicts(sides, examination.learned, repeats, examination.held_out).items():
             found[name] += (np.flatnonzero(chosen) + first).tolist()
         first += len(rows)

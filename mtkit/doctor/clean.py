@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from mtkit.doctor.examine import Examination, Part, blocks, num_lines, verdicts
+from mtkit.doctor.examine import Examination, Part, Rows, num_lines, verdicts
 from mtkit.doctor.kinds import DROPPED, KINDS, MENDED, Diagnosis, Example, Found
 from mtkit.doctor.pairs import MENDS, Chosen, Sides, judge
 from mtkit.doctor.repeats import Repeats
@@ -107,7 +107,7 @@ class _Cleaning:
         with Meter("cleaning", "pairs", num_lines(parts), announced=True) as meter:
             for part, (source_name, target_name) in zip(parts, names, strict=True):
                 with (new / source_name).open("xb") as source, (new / target_name).open("xb") as target:
-                    for rows in blocks(part.read()):
+                    for rows in part.blocks():
                         self._write_block(part, rows, source, target)
                         meter.add(len(rows))
                 where = " + ".join(map(str, part.files))
@@ -118,9 +118,9 @@ class _Cleaning:
             found.update(ordered)
         return self._cleaned
 
-    def _write_block(self, part: Part, rows: list[Record], source: BinaryIO, target: BinaryIO) -> None:
-        self._cleaned.num_read += len(rows)
-        rows = self._mended(part, rows)
+    def _write_block(self, part: Part, block: Rows, source: BinaryIO, target: BinaryIO) -> None:
+        self._cleaned.num_read += len(block)
+        rows = self._mended(part, block)
         sides = Sides([row.source for row in rows], [row.target for row in rows])
         found = verdicts(sides, self._examination.learned, self._repeats, self._examination.held_out)
         is_kept = np.ones(len(rows), dtype=np.bool_)
@@ -139,11 +139,10 @@ class _Cleaning:
             examples = [Example(part.source, row.line, row.source, row.target) for row in first]
             self._cleaned.dropped.setdefault(name, Found()).add(examples, len(places))
 
-    def _mended(self, part: Part, rows: list[Record]) -> list[Record]:
+    def _mended(self, part: Part, block: Rows) -> list[Record]:
         """The rows with the faults mended that can be."""
-        sides = Sides([row.source for row in rows], [row.target for row in rows])
-        found = judge(sides, self._examination.learned)
-        rows = list(rows)
+        found = judge(Sides(block.sources, block.targets), self._examination.learned)
+        rows = [block[place] for place in range(len(block))]
         for name in self._mending:
             for place in np.flatnonzero(found[name]).tolist():
                 before = rows[place]

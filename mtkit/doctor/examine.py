@@ -5,7 +5,7 @@ What is held in memory does not grow with the text, but for the hashes by which 
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice, zip_longest
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -35,9 +35,10 @@ from mtkit.text.oddities import (
 from mtkit.text.parallel import files_of, read_part
 from mtkit.text.records import Languages, Record, has_records, read_records
 
-BLOCK_PAIRS = 5000
-BLOCK_CHARACTERS = 2_000_000
-STEP_PAIRS = 50  # that are read before the characters are counted
+# So many that the arrays of a block fit into the cache of a processor.
+BLOCK_PAIRS = 2000
+BLOCK_CHARACTERS = 500_000
+STEP_PAIRS = 200  # that are read before the characters are counted
 SAMPLE_LEADING = 8192  # pairs at the beginning of a text that all belong to the sample
 ROWS = 100  # of a table, from which its columns of sentences are recognised
 
@@ -57,6 +58,21 @@ class Damage:
         self.num_lacking += 1
         if self.num_lacking <= NUM_EXAMPLES:
             self.lacking.append(line)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Consecutive pairs of a text: the lines where they begin, and both sides."""
+
+    lines: Sequence[int]
+    sources: list[str]
+    targets: list[str]
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def __getitem__(self, place: int) -> Record:
+        return Record(self.lines[place], self.sources[place], self.targets[place])
 
 
 @dataclass(frozen=True)
@@ -81,22 +97,31 @@ class Part:
         """
         damage = Damage() if damage is None else damage
         if self.target is not None:
-            yield from self._read_files(self.source, self.target, damage)
+            for rows in _steps(self.source, self.target, damage):
+                yield from map(Record, rows.lines, rows.sources, rows.targets)
         elif has_records(self.source):
             yield from read_records(self.source, self.languages, on_lacking=damage.add_lacking)
         else:
             yield from self._read_columns(damage)
 
-    def _read_files(self, source: Path, target: Path, damage: Damage) -> Iterator[Record]:
-        number, rest = 0, [0, 0]
-        for line, target_line in zip_longest(_lines(source, damage), _lines(target, damage)):
-            if line is None or target_line is None:
-                rest[0 if target_line is None else 1] += 1
-            else:
-                number += 1
-                yield Record(number, line, target_line)
-        if any(rest):
-            damage.num_lines = number + rest[0], number + rest[1]
+    def blocks(self, damage: Damage | None = None) -> Iterator[Rows]:
+        """Yields what `read` yields in blocks of at most BLOCK_PAIRS pairs and about BLOCK_CHARACTERS characters."""
+        damage = Damage() if damage is None else damage
+        steps = _steps(self.source, self.target, damage) if self.target else _grouped(self.read(damage))
+        lines: list[int] = []
+        sources: list[str] = []
+        targets: list[str] = []
+        size = 0
+        for step in steps:
+            lines += step.lines
+            sources += step.sources
+            targets += step.targets
+            size += sum(map(len, step.sources)) + sum(map(len, step.targets))
+            if size > BLOCK_CHARACTERS or len(lines) >= BLOCK_PAIRS:
+                yield Rows(lines, sources, targets)
+                lines, sources, targets, size = [], [], [], 0
+        if lines:
+            yield Rows(lines, sources, targets)
 
     def _read_columns(self, damage: Damage) -> Iterator[Record]:
         for number, line in enumerate(_lines(self.source, damage), start=1):
@@ -111,14 +136,40 @@ class Part:
             yield Record(number, columns[self.columns[0] - 1], columns[self.columns[1] - 1])
 
 
+def _steps(source: Path, target: Path, damage: Damage) -> Iterator[Rows]:
+    """Yields STEP_PAIRS pairs of two files at a time."""
+    number = 0
+    lines = _lines(source, damage), _lines(target, damage)
+    while True:
+        sources, targets = (list(islice(side, STEP_PAIRS)) for side in lines)
+        common = min(len(sources), len(targets))
+        if common:
+            yield Rows(range(number + 1, number + common + 1), sources[:common], targets[:common])
+        number += common
+        if common < STEP_PAIRS:
+            break
+    rest = [len(side) - common + sum(1 for _ in more) for side, more in zip((sources, targets), lines, strict=True)]
+    if any(rest):
+        damage.num_lines = number + rest[0], number + rest[1]
+
+
+def _grouped(rows: Iterator[Record]) -> Iterator[Rows]:
+    while some := list(islice(rows, STEP_PAIRS)):
+        yield Rows([row.line for row in some], [row.source for row in some], [row.target for row in some])
+
+
 def _lines(path: Path, damage: Damage) -> Iterator[str]:
+    return chain.from_iterable(_blocks_of_lines(path, damage))
+
+
+def _blocks_of_lines(path: Path, damage: Damage) -> Iterator[list[str]]:
     with reading_file(path), open_to_read(path) as stream:
         number = 1
         for lines, replaced in decode_blocks(stream):
             damage.num_not_utf8 += len(replaced)
             damage.not_utf8 += [(path, number + place) for place in replaced[: NUM_EXAMPLES - len(damage.not_utf8)]]
             number += len(lines)
-            yield from lines
+            yield lines
 
 
 def parts_of_files(files: Sequence[Path], languages: Languages | None) -> list[Part]:
@@ -182,8 +233,8 @@ class Examination:
                 # TMX and JSON lines hold both sides of a pair in one place, where they cannot slip.
                 searched = self._associations if not has_records(part.source) else None
                 slips = SlipSearch(searched) if searched else None
-                for rows in blocks(part.read(damage)):
-                    sides = Sides([row.source for row in rows], [row.target for row in rows])
+                for rows in part.blocks(damage):
+                    sides = Sides(rows.sources, rows.targets)
                     self._add(part, rows, verdicts(sides, self.learned, repeats, self.held_out))
                     if slips:
                         slips.add(*sides.lower)
@@ -248,7 +299,7 @@ class Examination:
 
     # What is found.
 
-    def _add(self, part: Part, rows: Sequence[Record], found: dict[str, Chosen]) -> None:
+    def _add(self, part: Part, rows: Rows, found: dict[str, Chosen]) -> None:
         for name, chosen in found.items():
             places = np.flatnonzero(chosen)
             if len(places):
@@ -308,21 +359,6 @@ def verdicts(sides: Sides, learned: Learned, repeats: Repeats, held_out: HeldOut
     found["held out"], found["nearly held out"] = held_out.find(sides, signatures, is_text)
     found["duplicate"], found["near duplicate"], found["similar"] = repeats.find(sides, signatures, is_text)
     return found
-
-
-def blocks(rows: Iterable[Record]) -> Iterator[list[Record]]:
-    """Yields lists of consecutive rows, of at most BLOCK_PAIRS rows and about BLOCK_CHARACTERS characters."""
-    rows = iter(rows)
-    block: list[Record] = []
-    size = 0
-    while some := list(islice(rows, STEP_PAIRS)):
-        block += some
-        size += sum([len(row.source) + len(row.target) for row in some])
-        if size > BLOCK_CHARACTERS or len(block) >= BLOCK_PAIRS:
-            yield block
-            block, size = [], 0
-    if block:
-        yield block
 
 
 def num_lines(parts: Sequence[Part]) -> int | None:

@@ -71,11 +71,10 @@ class Languages:
     def foreign(self, side: int, letters: Letters) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Which lines of side 0 (source) or 1 (target) are in the other side's language, and which in a third one."""
         own, opposite = (self.source, self.target) if side == 0 else (self.target, self.source)
-        known = own.scores(letters)
-        gain = opposite.scores(letters) - known
+        gain = letters.sums(opposite.logs - own.logs)
         if self.other is None:
             return _exceeds(gain, letters), np.zeros(letters.num_lines, dtype=np.bool_)
-        third = self.other.scores(letters) - known
+        third = letters.sums(self.other.logs - own.logs)
         return _exceeds(gain, letters) & (gain >= third), _exceeds(third, letters) & (third > gain)
 
 

@@ -21,24 +21,56 @@ from mtkit.text.parallel import Pair
 ROWS = 4  # entries of a signature in each band by which pairs of the training text are compared
 LEAST_LENGTH = 30  # characters of each side, for the text to be compared by signatures
 NUM_BANDS = NUM_MINIMA // ROWS
+LEAST_FILTER = 16  # the smallest table of bits has 2 ** 16
+SPARSE = 4  # bits for each hash, at least
 LEAST_BANDS = 2  # that two similar pairs share; with one, every second pair of similarity 0.8 would be found, with two
 # every eighth, but also more than half of those of similarity 0.9, which are the ones that are meant
 
 
 class Seen:
-    """A set of hashes, in sorted arrays."""
+    """A set of hashes, in sorted arrays.
+
+    Most hashes that are asked for are new, and a search in arrays of many megabytes is slow. So a table of bits comes
+    first, one for each of at least SPARSE times as many ranges of hashes as there are hashes in the set: where the bit
+    of a range is not set, none of its hashes is in the set (a Bloom filter with one function; Bloom, 1970).
+    """
 
     def __init__(self) -> None:
         self._levels: list[NDArray[Any]] = []
+        self._count = 0
+        self._bits = np.zeros(1 << LEAST_FILTER - 3, dtype=np.uint8)
 
     def add(self, keys: NDArray[Any]) -> Chosen:
         """Add hashes; returns for each whether it was there before, or earlier among `keys`."""
-        distinct, first = np.unique(keys, return_index=True)
-        is_old = np.ones(len(keys), dtype=np.bool_)
-        is_new = unknown_among(distinct, self._levels)
-        is_old[first[is_new]] = False
-        insert_sorted(distinct[is_new], self._levels)
+        is_old = np.zeros(len(keys), dtype=np.bool_)
+        bytes_, bits = self._places(keys)
+        maybe = np.flatnonzero(self._bits.take(bytes_) & bits)
+        is_old[maybe] = ~unknown_among(keys[maybe], self._levels)
+        new = np.flatnonzero(~is_old)
+        distinct = np.sort(keys[new])
+        is_repeated = distinct[1:] == distinct[:-1]
+        if is_repeated.any():
+            distinct, first = np.unique(keys[new], return_index=True)
+            is_old[new] = True
+            is_old[new[first]] = False
+        insert_sorted(distinct, self._levels)
+        self._count += len(distinct)
+        if self._count * SPARSE > 8 * len(self._bits):
+            self._bits = np.zeros(4 * len(self._bits), dtype=np.uint8)
+            for level in self._levels:
+                self._mark(level)
+        else:
+            self._mark(distinct)
         return is_old
+
+    def _mark(self, keys: NDArray[Any]) -> None:
+        np.bitwise_or.at(self._bits, *self._places(keys))
+
+    def _places(self, keys: NDArray[Any]) -> tuple[NDArray[np.intp], NDArray[np.uint8]]:
+        """The byte of each hash in the table of bits, and the bit there."""
+        unused = 8 * keys.itemsize - (len(self._bits).bit_length() - 1) - 3  # bits of a hash
+        ranges = (keys >> keys.dtype.type(unused)).astype(np.intp)
+        return ranges >> 3, np.left_shift(1, ranges & 7).astype(np.uint8)
 
 
 def _joined(source: Ids, target: Ids) -> Ids:

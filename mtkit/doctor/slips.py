@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from mtkit.doctor.characters import Block
@@ -134,26 +135,34 @@ def _weights(block: Block) -> NDArray[np.float32]:
     return np.where(number > 0, idf, 0).astype(np.float32)
 
 
+CHUNK = 500  # lines, whose vectors fit into the cache of a processor
+
+
 def _sums(table: Vectors, words: NDArray[np.int64], starts: NDArray[np.int64]) -> Vectors:
     """The sum of the vectors of the words of each line, (L, D).
 
-    The lines are taken in the order of their lengths, so that their n-th words are added in one go.
+    The lines are taken in the order of their lengths, a chunk at a time, so that their n-th words are added in one go.
     """
     lengths = np.diff(starts)
     order = np.argsort(-lengths, kind="stable")
-    sums = np.zeros((len(lengths), table.shape[1]), dtype=np.float32)
-    first, longest_first = starts[:-1][order], lengths[order]
-    for place in range(int(longest_first[0]) if len(order) else 0):
-        number = int(np.searchsorted(-longest_first, -place))  # of the lines that have more words than `place`
-        sums[:number] += table[words[first[:number] + place]]
-    ordered = np.empty_like(sums)
-    ordered[order] = sums
-    return ordered
+    first, shortest_last = starts[:-1][order], -lengths[order]
+    sums = np.empty((len(lengths), table.shape[1]), dtype=np.float32)
+    taken = np.empty((CHUNK, table.shape[1]), dtype=np.float32)
+    for begin in range(0, len(lengths), CHUNK):
+        chunk = slice(begin, begin + CHUNK)
+        ordered = np.zeros((len(lengths[chunk]), table.shape[1]), dtype=np.float32)
+        for place in range(-int(shortest_last[begin])):
+            number = int(shortest_last[chunk].searchsorted(-place))  # of the lines that have more words than `place`
+            places = words[first[begin : begin + number] + place]
+            # Without "clip", take would fill a copy of `taken` first; all places are within the table.
+            ordered[:number] += table.take(places, axis=0, out=taken[:number], mode="clip")
+        sums[order[chunk]] = ordered
+    return sums
 
 
 def _unit(vectors: Vectors) -> Vectors:
-    norms = np.sqrt((vectors * vectors).sum(axis=1, keepdims=True))
-    units: Vectors = vectors / np.maximum(norms, 1e-6)
+    norms = np.sqrt(np.einsum("ld,ld->l", vectors, vectors))
+    units: Vectors = vectors / np.maximum(norms, 1e-6)[:, None]
     return units
 
 
@@ -216,14 +225,32 @@ class SlipSearch:
 
     def _gains(self, begin: int, end: int) -> NDArray[np.float64]:
         """By how much each alignment fits better than the current one, for lines `begin` to `end`; (L, S + 1)."""
-        sources = self._sources[begin - self._first : end - self._first]
-        fits = np.zeros((len(sources), len(self._shifts)))
-        for number, shift in enumerate(self._shifts):
-            wanted = np.arange(begin, end) + shift - self._first
-            inside = (wanted >= 0) & (wanted < len(self._targets))
-            fits[inside, number] = (sources[inside] * self._targets[wanted[inside]]).sum(axis=1)
+        first = begin - self._first
+        fits = _banded(self._sources[first : first + end - begin], self._targets, first)
         is_other = np.array([shift != self._current for shift in self._shifts])
         usual = np.median(fits[:, is_other], axis=1)
         lost = usual + LOST_GAIN * self._associations.gain
         current = lost if self._current is None else fits[:, self._shifts.index(self._current)]
         return np.concatenate([fits, lost[:, None]], axis=1) - current[:, None]
+
+
+STRIP = 32  # lines whose cosines with all that are near are computed together
+
+
+def _banded(sources: Vectors, targets: Vectors, first: int) -> NDArray[np.float32]:
+    """The cosines of source n with the targets from first + n - MOST_SHIFT to first + n + MOST_SHIFT, (L, S).
+
+    They are 0 beside the ends of `targets`. Each strip of lines is multiplied with all targets near it, and the
+    diagonals of the products are kept.
+    """
+    count = -(-len(sources) // STRIP)
+    strips = np.zeros((count * STRIP, WIDTH), dtype=np.float32)
+    strips[: len(sources)] = sources
+    near = np.zeros((count * STRIP + 2 * MOST_SHIFT, WIDTH), dtype=np.float32)
+    low, high = max(first - MOST_SHIFT, 0), min(first + len(sources) + MOST_SHIFT, len(targets))
+    near[low - first + MOST_SHIFT : high - first + MOST_SHIFT] = targets[low:high]
+    windows = sliding_window_view(near, STRIP + 2 * MOST_SHIFT, axis=0)[::STRIP]  # (count, D, STRIP + 2 MOST_SHIFT)
+    products = strips.reshape(count, STRIP, WIDTH) @ windows
+    places = np.arange(STRIP)[:, None] + np.arange(2 * MOST_SHIFT + 1)  # (STRIP, S)
+    diagonals = np.take_along_axis(products, places[None], axis=2)
+    return diagonals.reshape(count * STRIP, -1)[: len(sources)]

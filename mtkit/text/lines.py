@@ -49,7 +49,10 @@ def read_lines(path: Path) -> Iterator[str]:
 def count_lines(path: Path) -> int:
     """The number of lines in a file, which need not be UTF-8; standard input or a pipe is read to its end."""
     with reading_file(path), open_to_read(path) as stream:
-        return sum(1 for _ in stream)
+        count, last = 0, b"\n"
+        while block := stream.read(BLOCK_BYTES):
+            count, last = count + block.count(b"\n"), block[-1:]
+        return count + (last != b"\n")
 
 
 def decode_lines(stream: BinaryIO) -> Iterator[tuple[str, bool]]:
