@@ -173,9 +173,10 @@ class HeldOut:
         hits = _among(both, self._band_keys) & (is_judged & ~exact)[:, None]
         for place in np.flatnonzero(hits.any(axis=1)).tolist():
             candidates = {one for key in both[place][hits[place]].tolist() for one in self._bands[key]}
-            pair = [_words_alone(side[place].lower()) for side in sides.texts]
+            pair = _words_alone(sides.texts[0][place].lower()), _words_alone(sides.texts[1][place].lower())
             for one in candidates:
-                if all(map(_is_close, pair, self._words[one])):
+                other = self._words[one]
+                if all(map(_is_close, pair, other)) and not _are_exchanged(pair, other):
                     near[place] = True
                     self.nearly_found.add(self._pairs[one][:2])
         return exact, near
@@ -192,6 +193,16 @@ def _among(keys: Ids, known: Ids) -> Chosen:
 def _words_alone(text: str) -> str:
     """The words of a text with a space between one and the next."""
     return " ".join(WORD.findall(text))
+
+
+def _are_exchanged(pair: Pair, other: Pair) -> bool:
+    """Whether each pair has a word on both sides that the other one lacks.
+
+    Such words are numbers, names and code. With others in their place, a sentence of the same form says something else:
+    "Python 3.1" is no edit of "Python 3.2", nor one list entry an edit of the next.
+    """
+    words, others = ([set(text.split()) for text in both] for both in (pair, other))
+    return bool(words[0] & words[1] - others[0] - others[1]) and bool(others[0] & others[1] - words[0] - words[1])
 
 
 def _is_close(text: str, other: str) -> bool:
