@@ -155,6 +155,8 @@ DEVIATIONS = 4.5
 # A line at most so many times as long as usual is never an outlier: of 340,000 short pairs (Multi30k, Tatoeba), 25 go
 # beyond it, but beyond twice the usual length, 200.
 LEAST_FACTOR = 2.25
+# What was cut off no longer ends as its translation does. A side that does may say the same in a third of the words.
+FREE_FACTOR = 3.0
 
 
 @dataclass(frozen=True)
@@ -164,10 +166,15 @@ class Lengths:
     middle: float
     spread: float
 
-    def outliers(self, source: NDArray[np.int64], target: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which pairs have a ratio far from the usual one, given the lengths of both sides, (L)."""
+    def outliers(
+        self, source: NDArray[np.int64], target: NDArray[np.int64], least_factor: float = LEAST_FACTOR
+    ) -> NDArray[np.bool_]:
+        """Which pairs have a ratio far from the usual one, given the lengths of both sides, (L).
+
+        A side must be at least `least_factor` times as long as usual for the other.
+        """
         distance = np.abs(_log_ratio(source, target) - self.middle)
-        found: NDArray[np.bool_] = distance > max(DEVIATIONS * self.spread, np.log(LEAST_FACTOR))
+        found: NDArray[np.bool_] = distance > max(DEVIATIONS * self.spread, np.log(least_factor))
         return found
 
 

@@ -31,7 +31,7 @@ from mtkit.doctor.characters import (
     byte_of,
     class_of,
 )
-from mtkit.doctor.learned import Languages, Learned
+from mtkit.doctor.learned import FREE_FACTOR, Languages, Learned
 
 Chosen = NDArray[np.bool_]  # of the pairs of a block, (L)
 
@@ -54,6 +54,7 @@ ELEMENT = re.compile(
     r"tbody|t[dhrt]|u|ul|wbr",
     re.IGNORECASE,
 )
+END = re.compile(r"[.!?…:;。！？：；।॥؟۔։።။།][\"'’”»)\]」』*`\s]*$")  # of a sentence
 WORD = re.compile(r"\w+")
 TERMINAL_CODE = re.compile("\x1b\\[[0-9;?]*[ -/]*[@-~]")
 
@@ -110,12 +111,12 @@ def judge(sides: Sides, learned: Learned) -> dict[str, Chosen]:
     ]
     found["wrong script"] = _with_foreign_words(sides, learned, are_foreign)
     have_few = [number < FEW_LETTERS * seen for number, seen in zip(letters, visible, strict=True)]
-    found["no words"] |= have_few[0] | have_few[1]
+    found["no words"] |= sides.differing(np.flatnonzero(have_few[0] | have_few[1]).tolist(), _lacks_translated_words)
     is_sentence = ~(is_blank | found["no words"] | found["identical"] | found["wrong script"])
     found["swapped"], found["wrong language"] = _languages(sides, learned, is_sentence)
     # Texts in another language, or with tags, have other lengths for a reason of their own.
-    is_outlier = learned.lengths.outliers(sides.lower[0].lengths, sides.lower[1].lengths)
-    found["length ratio"] = is_outlier & is_sentence & ~found["wrong language"] & ~found["markup"]
+    is_judged = is_sentence & ~found["wrong language"] & ~found["markup"]
+    found["length ratio"] = _far_longer(sides, learned, is_judged)
     return {"blank side": is_blank, **{name: chosen & ~is_blank for name, chosen in found.items()}}
 
 
@@ -195,6 +196,14 @@ def _without_common_words(source: str, target: str) -> tuple[str, str]:
     return source, target
 
 
+def _far_longer(sides: Sides, learned: Learned, is_judged: Chosen) -> Chosen:
+    """Which pairs have one side far longer than usual for the other; less far, if only one ends as sentences do."""
+    lengths = sides.lower[0].lengths, sides.lower[1].lengths
+    is_longest = learned.lengths.outliers(*lengths, FREE_FACTOR)
+    places = np.flatnonzero(is_judged & learned.lengths.outliers(*lengths) & ~is_longest).tolist()
+    return (is_judged & is_longest) | sides.differing(places, lambda a, b: bool(END.search(a)) != bool(END.search(b)))
+
+
 def _with_controls(sides: Sides, learned: Learned) -> list[int]:
     """The pairs with control characters, other than zero-width spaces in scripts without spaces."""
     places = sides.where(CONTROL)
@@ -238,6 +247,15 @@ def _are_same(source: str, target: str) -> bool:
 def _is_address(text: str) -> bool:
     """Whether a text consists of addresses, with no word beside them."""
     return bool(ADDRESS.search(text)) and not any(map(str.isalpha, ADDRESS.sub("", text)))
+
+
+def _lacks_translated_words(source: str, target: str) -> bool:
+    """Whether two sides with few letters have no words that could be translations: as many, and not the same.
+
+    Such words may stand among figures: "1.3 à 1.5" for "1.3 to 1.5".
+    """
+    words, others = _words(source.casefold()), _words(target.casefold())
+    return len(words) != len(others) or set(words) == set(others)
 
 
 def _addresses_differ(source: str, target: str) -> bool:

@@ -5,14 +5,17 @@ import re
 import unicodedata
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mtkit.cli import _run
+from mtkit.doctor.characters import Block, minima
 from mtkit.doctor.clean import clean
 from mtkit.doctor.examine import Examination, HeldOutPair, examine, parts_of_files
 from mtkit.doctor.kinds import KINDS, MENDED, Diagnosis
 from mtkit.doctor.learned import Learned, Lengths
 from mtkit.doctor.pairs import MENDS, Sides, judge, mend_mojibake
+from mtkit.doctor.repeats import Seen
 from mtkit.errors import DataError
 from mtkit.report.diagnosis import as_html, as_text
 from tests.conftest import write_lines
@@ -156,6 +159,42 @@ def test_held_out_pairs_are_found_with_small_edits_and_stop_training(pairs, tmp_
     assert "held out" in found["stops"]
 
 
+def test_pairs_of_one_form_with_other_numbers_or_names_are_not_nearly_held_out(pairs, tmp_path, quiet):
+    held_out = [("Voir le chapitre 17 du manuel de Dupont.", "See chapter 17 of the manual by Dupont.")]
+    same = [("Voyez le chapitre 17 du manuel de Dupont.", "See chapter 17 of a manual by Dupont.")]
+    others = [
+        ("Voir le chapitre 18 du manuel de Dupont.", "See chapter 18 of the manual by Dupont."),
+        ("Voir le chapitre 17 du manuel de Durand.", "See chapter 17 of the manual by Durand."),
+    ]
+    found = diagnosed([*pairs[:50], *others, *same], tmp_path, held_out).found["nearly held out"]
+    assert [example.line for example in found.examples] == [53]
+
+
+def test_hashes_are_told_apart_from_those_before_however_many_they_are():
+    seen, known = Seen(), set[int]()
+    generator = np.random.default_rng(1)
+    for size, bits in ((3000, 12), (50_000, 20), (1, 20), (3000, 12)):
+        keys = generator.integers(0, 1 << bits, size, dtype=np.uint32) << np.uint32(12)
+        old = seen.add(keys).tolist()
+        for key, is_old in zip(keys.tolist(), old, strict=True):
+            assert is_old == (key in known)
+            known.add(key)
+
+
+def test_lower_case_and_hashes_do_not_depend_on_what_stands_around_a_line():
+    lines = ["ΟΔΟΣ, İstanbul", "Straße №17 — ÉTÉ", "", "a", "été 日本 a"]
+    block = Block(lines)
+    assert block.lowered().keys().tolist() == Block([line.lower() for line in lines]).keys().tolist()
+    for number, line in enumerate(lines):
+        alone = Block([line])
+        assert block.keys()[number] == alone.keys()[0]
+        assert block.letter_keys[number] == alone.letter_keys[0]
+        assert (minima(block)[number] == minima(alone)[0]).all()
+        words, starts = block.words()
+        assert words[starts[number] : starts[number + 1]].tolist() == alone.words()[0].tolist()
+    assert block.words()[0][-1] == block.words()[0][block.words()[1][3]]  # the same word at two places
+
+
 @pytest.mark.parametrize("lost", [1, 2, 300])
 def test_the_line_from_which_the_sides_slip_is_found(pairs, tmp_path, quiet, lost):
     cut = 800
@@ -221,9 +260,9 @@ def test_cleaned_text_has_no_faults_and_the_record_adds_up(pairs, tmp_path, quie
     assert "nothing is overwritten" in capsys.readouterr().err
 
 
-def looks_like(source: str, target: str) -> set[str]:
-    """The faults of a pair in a corpus whose statistics play no part."""
-    learned = Learned((("LATIN", "HIRAGANA", "KATAKANA", "CJK"),) * 2, None, Lengths(0.0, 1.0))
+def looks_like(source: str, target: str, spread: float = 1.0) -> set[str]:
+    """The faults of a pair in a corpus whose statistics play no part, or only its length ratios of such a spread."""
+    learned = Learned((("LATIN", "HIRAGANA", "KATAKANA", "CJK"),) * 2, None, Lengths(0.0, spread))
     return {name for name, chosen in judge(Sides([source], [target]), learned).items() if chosen.any()}
 
 
@@ -231,6 +270,7 @@ SOUND = {
     "a name in angle brackets stands for a value": ("Write <file> or <a file> here.", "Hier <file> oder <a file>."),
     "an ampersand that begins no entity": ("R&D; see AT&T; x&y;", "Forschung; siehe AT&T; x&y;"),
     "digits of other scripts": ("Born in 1984, he paid 1,000.", "１９８４ 年、 १,००० oder ١٠٠٠."),
+    "words among figures": ("1.3 à 1.5.2, +0100, -0400", "1.3 to 1.5.2, +0100, -0400"),
     "a site in two languages": ("See https://en.a.org/wiki/Bread (1).", "Vois http://fr.a.org/wiki/Pain, là."),
     "a path in two languages": ("See https://a.org/en-us/start today.", "Vois https://www.a.org/fr/debut ici."),
     "an address with and without www": ("See http://www.a.org/x/ today.", "Vois <https://a.org/x> ici."),
@@ -254,10 +294,18 @@ def test_what_such_rules_are_made_for_is_still_a_fault():
     for text in faults:
         assert looks_like(text, "Etwas anderes.") == {"markup"}, text
     assert MENDS["markup"]("<b>?a=1&copy=2</b> &amp; <x>") == "?a=1&copy=2 & <x>"
+    assert looks_like("1.3 à 1.5.2, +0100, -0400", "=====") == {"no words"}
     assert looks_like("Born in 1984.", "１９４８ 年 に 生まれ た。") == {"numbers differ"}
     assert looks_like("See https://a.org/x now.", "Vois https://b.org/y ici.") == {"addresses differ"}
     assert looks_like("See https://en.a.org/x now.", "Vois https://fr.b.org/x ici.") == {"addresses differ"}
     assert looks_like("See a@b.org, please.", "Vois b@b.org ici.") == {"addresses differ"}
+
+
+def test_a_short_sentence_may_be_a_free_translation_but_not_one_that_is_cut_off():
+    longer = "That is no more than we had expected of them."
+    for target, faults in (("On le savait.", set()), ("On le savait bi", {"length ratio"}), ("Oui.", {"length ratio"})):
+        assert looks_like(longer, target, spread=0.1) == faults, target
+        assert looks_like(target, longer, spread=0.1) == faults, target
 
 
 def test_names_in_other_letters_and_rare_scripts_of_a_language_are_no_wrong_script(tmp_path, quiet):
