@@ -362,7 +362,8 @@ class LetterModel:
         return np.where(is_counted, letters.sums(self._logs(np.maximum(self.counts - 1, 0))), scores)
 
     def _logs(self, counts: NDArray[np.float32]) -> NDArray[np.float32]:
-        return np.log((counts + SMOOTHING) / (self.counts.sum() + SMOOTHING * BUCKETS))
+        logs: NDArray[np.float32] = np.log((counts + SMOOTHING) / (self.counts.sum() + SMOOTHING * BUCKETS))
+        return logs
 
 
 def lowered(lines: Sequence[str]) -> list[str]:

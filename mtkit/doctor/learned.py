@@ -80,7 +80,8 @@ class Languages:
 
 def _exceeds(gain: NDArray[np.float32], letters: Letters) -> NDArray[np.bool_]:
     is_clear = (gain > MARGIN) & (gain > GRAM_MARGIN * letters.sizes)
-    return is_clear & (letters.sizes >= FEWEST_LETTERS)
+    exceeds: NDArray[np.bool_] = is_clear & (letters.sizes >= FEWEST_LETTERS)
+    return exceeds
 
 
 def learn_languages(source: Block, target: Block) -> Languages | None:
@@ -141,7 +142,8 @@ def _share_of_common(model: LetterModel, letters: Letters) -> NDArray[np.float64
     """The share of the sequences of each line, (L), that are common: the most frequent half of all that occur."""
     counts = np.sort(model.counts)[::-1]
     half = counts[np.searchsorted(np.cumsum(counts), counts.sum() / 2)]
-    return letters.sums((model.counts >= half).astype(np.float32)) / np.maximum(letters.sizes, 1)
+    share: NDArray[np.float64] = letters.sums((model.counts >= half).astype(np.float32)) / np.maximum(letters.sizes, 1)
+    return share
 
 
 def _refitted(sides: Sequence[Letters], kinds: Sequence[NDArray[np.int8]]) -> list[LetterModel]:

@@ -231,7 +231,8 @@ class SlipSearch:
         usual = np.median(fits[:, is_other], axis=1)
         lost = usual + LOST_GAIN * self._associations.gain
         current = lost if self._current is None else fits[:, self._shifts.index(self._current)]
-        return np.concatenate([fits, lost[:, None]], axis=1) - current[:, None]
+        gains: NDArray[np.float64] = np.concatenate([fits, lost[:, None]], axis=1) - current[:, None]
+        return gains
 
 
 STRIP = 32  # lines whose cosines with all that are near are computed together
