@@ -38,7 +38,15 @@ from mtkit.evaluation.evaluate import read_test_set
 from mtkit.exchange.engines import load
 from mtkit.files import json_text, standing, undone_when_ended, write_file
 from mtkit.models.interface import Ensemble
-from mtkit.models.registry import DTYPES, empty_model, new_model, pick_device, pick_precision, return_freed_memory
+from mtkit.models.registry import (
+    DTYPES,
+    empty_model,
+    keep_few_kernels,
+    new_model,
+    pick_device,
+    pick_precision,
+    return_freed_memory,
+)
 from mtkit.preparation.prepare import binarize, is_prepared, make_tokenizer
 from mtkit.preparation.sources import SetFiles
 from mtkit.text.lines import named, read_lines
@@ -921,6 +929,7 @@ def new_trial(
     sizes = (corpus.manifest.source.vocab_size, corpus.manifest.target.vocab_size)
     specials = Specials() if tokenizer is None else tokenizer.specials
     model = new_model(config.model, *sizes, settings.seed, specials).to(device).train()
+    keep_few_kernels(model, device, precision)
     if tokenizer is None:
         feed = Feed(config, corpus, None, None, model.boundaries)
     else:

@@ -34,7 +34,7 @@ from mtkit.data.corpus import Corpus, Verification
 from mtkit.errors import CheckpointError, DivergedError, MtkitError, StoppedError, counted, is_out_of_memory, say
 from mtkit.files import Stop, stopping_by_signal
 from mtkit.models.interface import TranslationModel
-from mtkit.models.registry import new_model, pick_device, pick_precision, require_weights_of
+from mtkit.models.registry import keep_few_kernels, new_model, pick_device, pick_precision, require_weights_of
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.training.checkpoint import clear_leftovers, delete_old, load_checkpoint, save_checkpoint
 from mtkit.training.distributed import ALONE, Ranks
@@ -151,6 +151,7 @@ class Trainer:
         self.feed = Feed.prepare(config, tokenizer, corpus, self.model.boundaries)
         optimizer = make_optimizer(self.model, self.settings, self.device)
         precision = pick_precision(self.settings.precision, self.device, config.model.d_model)
+        keep_few_kernels(self.model, self.device, precision)
         if config.training.max_steps != "auto":
             self._settle(with_shares(config.training))
         average = make_average(self.model, optimizer, config.training)

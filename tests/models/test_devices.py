@@ -28,8 +28,10 @@ from mtkit.evaluation.plot import attention_of
 from mtkit.models.interface import TranslationModel
 from mtkit.models.registry import (
     DTYPES,
+    KERNELS_KEPT,
     M_MMAP_THRESHOLD,
     M_TRIM_THRESHOLD,
+    keep_few_kernels,
     keep_freed_memory,
     mixed_precision,
     new_model,
@@ -456,3 +458,24 @@ def test_settings_of_malloc_in_the_environment_are_left_alone(monkeypatch):
             keep_freed_memory.__wrapped__()
     assert not asked
     keep_freed_memory.cache_clear()  # to be done in earnest when it is next asked for
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "kept"),
+    [
+        ("rnn", "fp32", KERNELS_KEPT),
+        ("rnn", "bf16", None),
+        ("rnn-attention", "fp32", None),
+        ("transformer", "fp32", None),
+    ],
+)
+def test_onednn_keeps_few_kernels_for_lstms_in_fp32_alone(monkeypatch, name, precision, kept):
+    environment: dict[str, str] = {}
+    monkeypatch.setattr(os, "environ", environment)
+    model = new_model(ARCHITECTURES[name], VOCAB, VOCAB, 1)
+    keep_few_kernels(model, torch.device("cpu"), precision)
+    assert environment == ({} if kept is None else {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": str(kept)})
+    given = {"DNNL_PRIMITIVE_CACHE_CAPACITY": "1024"}
+    monkeypatch.setattr(os, "environ", dict(given))
+    keep_few_kernels(model, torch.device("cpu"), precision)
+    assert os.environ == given
