@@ -14,7 +14,7 @@ from mtkit.config.settings import Config
 from mtkit.data.batches import Batch, Feed, micro_batches
 from mtkit.data.corpus import Corpus
 from mtkit.evaluation import estimate as module
-from mtkit.evaluation.bench import forget_peak
+from mtkit.evaluation.bench import WARM_UP, forget_peak
 from mtkit.evaluation.estimate import estimate, estimate_text, largest_batches, measure_speed, parameters_by_part
 from mtkit.models.registry import empty_model, pick_device
 from mtkit.text.tokenizer import Tokenizer
@@ -151,7 +151,7 @@ def test_memory_is_that_of_the_largest_batches_and_a_validation(feed: Feed, seen
 def test_the_speed_alone_is_measured_without_the_largest_batches(feed: Feed, seen: Seen) -> None:
     measure_speed(feed.config)
     assert "expected_seconds" not in seen.events
-    assert seen.events.count("update") == module.WARM_UP + module.NUM_UPDATES
+    assert seen.events.count("update") == WARM_UP + module.NUM_UPDATES
 
 
 @pytest.mark.skipif(module._resident() is None, reason="the system does not tell the memory of a process")
