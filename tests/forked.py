@@ -15,7 +15,8 @@ from typing import IO, Any
 MTKIT = [sys.executable, "-m", "mtkit"]
 SACREBLEU = [sys.executable, "-m", "sacrebleu"]
 
-SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+NUMBERS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 
 
 class Forked:
@@ -55,7 +56,13 @@ class Forked:
         self.process = context.Process(target=_run, args=(command[2:], given, others))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # threads of pytest-xdist, which hold no lock of ours
-            self.process.start()
+            # A signal waits until the child handles it: before, handlers of this process could be called there, and
+            # what they raise could be lost in what Python does after a fork.
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, NUMBERS)
+            try:
+                self.process.start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for descriptor in given:
             if descriptor is not None:
                 os.close(descriptor)
@@ -133,10 +140,10 @@ def answer_of(function: Callable[[], Any]) -> Any:
 def _run(command: Sequence[str], given: Sequence[int | None], others: Sequence[int]) -> None:
     """Run `python -m COMMAND` in the child, with these descriptors for stdin, stdout and stderr."""
     _threads_queues.clear()  # of pools of threads that this process has not; Python 3.11 waits for them at the end
-    for name in SIGNALS:
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_DFL)
+    for number in NUMBERS:
+        signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, NUMBERS)
     for descriptor in others:
         os.close(descriptor)
     for place, descriptor in enumerate(given):

@@ -71,7 +71,9 @@ def test_a_study_that_was_stopped_repeats_nothing_and_its_table_says_what_the_lo
         study.write_record(run, "trained")
 
     def wait_for_signal(stop: Stop) -> None:
+        end = time.monotonic() + 120
         while not stop.signal:
+            assert time.monotonic() < end, "no signal came"
             time.sleep(0.01)
         raise StoppedError
 
