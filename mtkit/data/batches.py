@@ -600,7 +600,7 @@ ORDER = 2  # of the pairs in new runs
 def batching_of(setting: str, order: int) -> Batching:
     """Returns how batches are made, given the setting `batching` and the order of a run (1 for those of mtkit 0.1).
 
-    `auto` means bucketed, which was faster wherever it was measured (configs/README.md).
+    `auto` means bucketed, since packed rows were no faster where they were measured (configs/README.md).
     """
     if setting == "packed":
         return "packed"
