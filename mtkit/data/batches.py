@@ -31,8 +31,8 @@ from mtkit.errors import CheckpointError, DataError
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.vocabulary import END, PAD, BoundaryTokens
 
-# How batches are made: of pairs of similar length, one in a row; of rows that hold several pairs; or as in mtkit 0.1,
-# for runs begun with it.
+# How batches are made: of pairs of similar length, one in a row; of rows that hold several pairs; or, in runs begun
+# before there was a choice, of pairs of similar length in an order that leaves more padding.
 Batching = Literal["bucketed", "packed", "by length"]
 
 # Batches of rows of similar length. A row holds one pair or, if rows are packed, several.
@@ -41,7 +41,7 @@ WINDOW = 2048  # blocks whose pairs are shuffled, sorted and divided into batche
 
 
 @dataclass(frozen=True)
-class Chosen:
+class PlannedBatch:
     """The pairs of a batch, and the row of each pair, as indices into the corpus and into the batch."""
 
     pairs: NDArray[np.int64]  # (P,)
@@ -67,10 +67,10 @@ class Plan:
     def __len__(self) -> int:
         return len(self.ends)
 
-    def batch(self, index: int) -> Chosen:
+    def batch(self, index: int) -> PlannedBatch:
         """Returns the pairs of the batch with this index."""
         place = slice(self.ends[index - 1] if index else 0, self.ends[index])
-        return Chosen(self.order[place], self.rows[place] - self.rows[place.start])
+        return PlannedBatch(self.order[place], self.rows[place] - self.rows[place.start])
 
 
 Lengths = NDArray[np.integer]
@@ -123,7 +123,7 @@ def _sorted_rows(source: Lengths, target: Lengths, is_serpentine: bool) -> tuple
 
     Among rows whose longer sides are equal, the difference of source and target rises if the longer side is even, and
     falls if it is odd. So neighbours are similar on both sides, also where the longer side changes. If `is_serpentine`
-    is false, these rows are sorted by the source, as in mtkit 0.1 (more padding).
+    is false, these rows are sorted by the source, which leaves more padding.
     """
     longest = np.maximum(source, target)
     difference = (source.astype(np.int64) - target) * np.where(longest % 2, -1, 1)
@@ -131,7 +131,7 @@ def _sorted_rows(source: Lengths, target: Lengths, is_serpentine: bool) -> tuple
     return by_length, longest[by_length]
 
 
-ROW_TOKENS = 128  # tokens of a packed row, about, unless pairs are longer than a quarter of it
+ROW_TOKENS = 128  # tokens of a packed row, about, unless an average pair has more than a quarter of them
 ROW_SHARE = 0.96  # of the length that would fill a batch exactly; a row may become longer than planned
 SIMILAR_ROWS = 16  # rows, and pairs, of similar sizes that are matched by the difference of their sides
 
@@ -164,10 +164,10 @@ def packed_rows(source_lengths: Lengths, target_lengths: Lengths, batch_tokens: 
         rows[dealt] = emptiest
         tokens[emptiest] += sizes[dealt]
         excess[emptiest] += surplus[dealt]
-    return without_long_rows(rows, source_lengths, target_lengths, batch_tokens)
+    return _without_long_rows(rows, source_lengths, target_lengths, batch_tokens)
 
 
-def without_long_rows(
+def _without_long_rows(
     rows: NDArray[np.int64], source_lengths: Lengths, target_lengths: Lengths, batch_tokens: int
 ) -> NDArray[np.int64]:
     """Returns `rows`, but gives each pair of a row longer than `batch_tokens` a row of its own; no row is empty."""
@@ -239,7 +239,7 @@ def batches_from(
     mixture: Mixture | None = None,
     earlier: Sequence[EarlierBudget] = (),
     batching: Batching = "bucketed",
-) -> Iterator[tuple[int, Chosen]]:
+) -> Iterator[tuple[int, PlannedBatch]]:
     """Yields (epoch, pairs with their rows) for each batch after the first `consumed` pairs of the run; never ends.
 
     Epochs count from 0. Without `mixture`, each pair occurs once per epoch. An epoch is divided at random into windows,
@@ -286,7 +286,7 @@ def _batches_of_window(
     begin: int,
     budgets: Budgets,
     seeds: list[int],
-) -> Iterator[Chosen]:
+) -> Iterator[PlannedBatch]:
     """Divides a window, a set of pairs, into batches; yields the pairs of each batch, with their rows.
 
     If the budget changed within the window, the pairs after the change are divided into new batches. `begin` is the
@@ -301,7 +301,7 @@ def _batches_of_window(
         num_batches = int(np.searchsorted(plan.ends, kept)) + 1
         for index in range(num_batches):
             batch = plan.batch(index)
-            yield Chosen(pairs[batch.pairs], batch.rows)
+            yield PlannedBatch(pairs[batch.pairs], batch.rows)
         if until is None or kept == len(pairs):
             return
         if plan.ends[num_batches - 1] != until - begin:
@@ -309,7 +309,7 @@ def _batches_of_window(
         pairs, begin = pairs[plan.order[until - begin :]], until
 
 
-def _skip_consumed(consumed: int, begin: int, batches: Iterator[Chosen]) -> Iterator[Chosen]:
+def _skip_consumed(consumed: int, begin: int, batches: Iterator[PlannedBatch]) -> Iterator[PlannedBatch]:
     """Skips the batches of the first `consumed` pairs and yields the others.
 
     `begin` is the number of pairs before the first of the given batches. Raises ValueError if `consumed` is in the
@@ -565,7 +565,7 @@ def padded_batch(
     )
 
 
-def aligned_tokens(corpus: Corpus, chosen: Chosen) -> AlignedTokens:
+def aligned_tokens(corpus: Corpus, chosen: PlannedBatch) -> AlignedTokens:
     """Returns the word alignments of a batch of pairs of a corpus that stores alignments."""
     links = [corpus.links(pair) for pair in chosen.pairs.tolist()]
     numbers = np.repeat(np.arange(len(links)), [len(of_pair) for of_pair in links])
@@ -598,7 +598,7 @@ ORDER = 2  # of the pairs in new runs
 
 
 def batching_of(setting: str, order: int) -> Batching:
-    """Returns how batches are made, given the setting `batching` and the order of a run (1 for those of mtkit 0.1).
+    """Returns how batches are made, given the setting `batching` and `Progress.order`, which is 1 in older runs.
 
     `auto` means bucketed, since packed rows were no faster where they were measured (configs/README.md).
     """
@@ -671,7 +671,7 @@ def _sampled_parts(
     corpus: Corpus,
     config: TrainingConfig,
     sampling: SubwordSampling,
-    chosen: Chosen,
+    chosen: PlannedBatch,
     consumed: int,
     boundaries: BoundaryTokens,
 ) -> tuple[Batch, ...]:
@@ -688,7 +688,7 @@ def _sampled_parts(
         if max(len(sources[number]), len(targets[number])) > sampling.max_length:
             sources[number], targets[number] = corpus.source(pair).tolist(), corpus.target(pair).tolist()
     source_lengths, target_lengths = (np.array([len(ids) + 1 for ids in side]) for side in (sources, targets))
-    rows = without_long_rows(chosen.rows, source_lengths, target_lengths, config.batch_tokens)
+    rows = _without_long_rows(chosen.rows, source_lengths, target_lengths, config.batch_tokens)
     longest = np.maximum(_sums(rows, source_lengths), _sums(rows, target_lengths))
     parts = []
     for part in _fitting_parts(longest, config.batch_tokens):

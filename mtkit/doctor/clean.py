@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from mtkit.doctor.examine import Examination, Part, Rows, num_lines, verdicts
+from mtkit.doctor.examine import Examination, Part, Records, num_lines, verdicts
 from mtkit.doctor.kinds import DROPPED, KINDS, MENDED, Diagnosis, Example, Found
 from mtkit.doctor.pairs import MENDS, Chosen, Sides, judge
 from mtkit.doctor.repeats import Repeats
@@ -118,7 +118,7 @@ class _Cleaning:
             found.update(ordered)
         return self._cleaned
 
-    def _write_block(self, part: Part, block: Rows, source: BinaryIO, target: BinaryIO) -> None:
+    def _write_block(self, part: Part, block: Records, source: BinaryIO, target: BinaryIO) -> None:
         self._cleaned.num_read += len(block)
         rows = self._mended(part, block)
         sides = Sides([row.source for row in rows], [row.target for row in rows])
@@ -139,7 +139,7 @@ class _Cleaning:
             examples = [Example(part.source, row.line, row.source, row.target) for row in first]
             self._cleaned.dropped.setdefault(name, Found()).add(examples, len(places))
 
-    def _mended(self, part: Part, block: Rows) -> list[Record]:
+    def _mended(self, part: Part, block: Records) -> list[Record]:
         """The rows with the faults mended that can be."""
         found = judge(Sides(block.sources, block.targets), self._examination.learned)
         rows = [block[place] for place in range(len(block))]

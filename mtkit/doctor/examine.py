@@ -61,7 +61,7 @@ class Damage:
 
 
 @dataclass(frozen=True)
-class Rows:
+class Records:
     """Consecutive pairs of a text: the lines where they begin, and both sides."""
 
     lines: Sequence[int]
@@ -104,7 +104,7 @@ class Part:
         else:
             yield from self._read_columns(damage)
 
-    def blocks(self, damage: Damage | None = None) -> Iterator[Rows]:
+    def blocks(self, damage: Damage | None = None) -> Iterator[Records]:
         """Yields what `read` yields in blocks of at most BLOCK_PAIRS pairs and about BLOCK_CHARACTERS characters."""
         damage = Damage() if damage is None else damage
         steps = _steps(self.source, self.target, damage) if self.target else _grouped(self.read(damage))
@@ -118,10 +118,10 @@ class Part:
             targets += step.targets
             size += sum(map(len, step.sources)) + sum(map(len, step.targets))
             if size > BLOCK_CHARACTERS or len(lines) >= BLOCK_PAIRS:
-                yield Rows(lines, sources, targets)
+                yield Records(lines, sources, targets)
                 lines, sources, targets, size = [], [], [], 0
         if lines:
-            yield Rows(lines, sources, targets)
+            yield Records(lines, sources, targets)
 
     def _read_columns(self, damage: Damage) -> Iterator[Record]:
         for number, line in enumerate(_lines(self.source, damage), start=1):
@@ -136,7 +136,7 @@ class Part:
             yield Record(number, columns[self.columns[0] - 1], columns[self.columns[1] - 1])
 
 
-def _steps(source: Path, target: Path, damage: Damage) -> Iterator[Rows]:
+def _steps(source: Path, target: Path, damage: Damage) -> Iterator[Records]:
     """Yields STEP_PAIRS pairs of two files at a time."""
     number = 0
     lines = _lines(source, damage), _lines(target, damage)
@@ -144,7 +144,7 @@ def _steps(source: Path, target: Path, damage: Damage) -> Iterator[Rows]:
         sources, targets = (list(islice(side, STEP_PAIRS)) for side in lines)
         common = min(len(sources), len(targets))
         if common:
-            yield Rows(range(number + 1, number + common + 1), sources[:common], targets[:common])
+            yield Records(range(number + 1, number + common + 1), sources[:common], targets[:common])
         number += common
         if common < STEP_PAIRS:
             break
@@ -153,9 +153,9 @@ def _steps(source: Path, target: Path, damage: Damage) -> Iterator[Rows]:
         damage.num_lines = number + rest[0], number + rest[1]
 
 
-def _grouped(rows: Iterator[Record]) -> Iterator[Rows]:
+def _grouped(rows: Iterator[Record]) -> Iterator[Records]:
     while some := list(islice(rows, STEP_PAIRS)):
-        yield Rows([row.line for row in some], [row.source for row in some], [row.target for row in some])
+        yield Records([row.line for row in some], [row.source for row in some], [row.target for row in some])
 
 
 def _lines(path: Path, damage: Damage) -> Iterator[str]:
@@ -299,7 +299,7 @@ class Examination:
 
     # What is found.
 
-    def _add(self, part: Part, rows: Rows, found: dict[str, Chosen]) -> None:
+    def _add(self, part: Part, rows: Records, found: dict[str, Chosen]) -> None:
         for name, chosen in found.items():
             places = np.flatnonzero(chosen)
             if len(places):

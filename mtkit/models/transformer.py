@@ -255,8 +255,8 @@ class TransformerEncoder(nn.Module):
         rotation = None if self.rotary is None else self.rotary(source.positions, length, not source.packed)
         layers, unused = drawn_layers(self.layers, self.layer_dropout, self.training)
         x = with_zero_gradients(x, unused)
+        recomputes = self.recomputes and torch.is_grad_enabled()
         for layer in layers:
-            recomputes = self.recomputes and torch.is_grad_enabled()
             x = through_layer(partial(layer, mask=mask, rotation=rotation), x, recomputes)
         return Memory(self.norm(x), finals=[])
 
@@ -548,13 +548,13 @@ class TransformerDecoder(nn.Module):
             mask, source_mask = additive(mask, compute_dtype(x)), additive(source_mask, compute_dtype(x))
         attention: list[Tensor] = []
         watched = attention if state.watch else None
+        recomputes = self.recomputes and torch.is_grad_enabled()
         for layer, cache, memory in zip(state.layers, state.caches, state.memory, strict=True):
-            recomputes = self.recomputes and torch.is_grad_enabled()
             x = through_layer(
                 partial(
                     layer,
                     mask=mask,
-                    cache=None if recomputes else cache,
+                    cache=None if recomputes else cache,  # else it would get the same tokens twice
                     rotation=rotation,
                     memory=memory,
                     source_mask=source_mask,

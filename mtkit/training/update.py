@@ -114,7 +114,7 @@ class Updater:
         if tokens is None:
             tokens = int(self.ranks.sums([sum(batch.target_tokens for batch in batches)])[0])
         parts = list(batches)
-        while (computed := self._gradient(parts, step, tokens)) is None:
+        while (computed := self._passes_if_memory_lasts(parts, step, tokens)) is None:
             state.optimizer.zero_grad(set_to_none=True)
             if state.model.device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -128,19 +128,17 @@ class Updater:
         total, padding = computed
         return self._step(total, padding, tokens, step, rate)
 
-    def _gradient(self, batches: Sequence[Batch], step: int, tokens: int) -> tuple[Tensor, float] | None:
-        """Computes the gradient of the loss, divided by `tokens`; returns the sums of BatchLoss, and the padding.
-
-        Returns None if memory runs out and the batches can be divided.
-        """
+    def _passes_if_memory_lasts(self, batches: Sequence[Batch], step: int, tokens: int) -> tuple[Tensor, float] | None:
+        """Returns what `_passes` returns, or `None` if memory runs out and the batches can be divided."""
         try:
             return self._passes(batches, step, tokens)
         except (MemoryError, RuntimeError) as error:
             if not self.splits or not is_out_of_memory(error) or all(len(batch.labels) == 1 for batch in batches):
                 raise
-        return None
+        return None  # not in the except block: until that ends, the error keeps the tensors of the passes in memory
 
     def _passes(self, batches: Sequence[Batch], step: int, tokens: int) -> tuple[Tensor, float]:
+        """Computes the gradient of loss / `tokens`; returns the sum of `BatchLoss.sums` and the padding."""
         state, settings = self.state, self.settings
         sums = []
         for number, batch in enumerate(batches):

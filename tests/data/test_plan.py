@@ -7,7 +7,7 @@ import pytest
 
 from mtkit.data import batches as plan
 from mtkit.data import corpus
-from mtkit.data.batches import Batching, Chosen, batches_from, batching_of, packed_rows, plan_batches
+from mtkit.data.batches import Batching, PlannedBatch, batches_from, batching_of, packed_rows, plan_batches
 
 BUDGET = 60
 NUM_PAIRS = 101
@@ -33,7 +33,7 @@ def epochs(batching: Batching, count: int, seed: int = 1, num_pairs: int = NUM_P
     raise AssertionError("the stream has no end")
 
 
-def rows_of(batch: Chosen) -> list[list[int]]:
+def rows_of(batch: PlannedBatch) -> list[list[int]]:
     """The pairs of each row; no row is empty, and rows are numbered from 0."""
     rows: list[list[int]] = []
     for pair, row in zip(batch.pairs.tolist(), batch.rows.tolist(), strict=True):

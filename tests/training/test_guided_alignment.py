@@ -12,7 +12,7 @@ from mtkit.bundle.checkpoints import checkpoint_steps
 from mtkit.config.model_settings import AnyModelConfig, RecurrentConfig, TransformerConfig
 from mtkit.config.settings import Config
 from mtkit.config.training_settings import TrainingConfig
-from mtkit.data.batches import AlignedTokens, Batch, Chosen, aligned_tokens, padded_batch, ragged
+from mtkit.data.batches import AlignedTokens, Batch, PlannedBatch, aligned_tokens, padded_batch, ragged
 from mtkit.data.corpus import Corpus
 from mtkit.errors import DataError
 from mtkit.models.registry import new_model
@@ -111,11 +111,11 @@ def test_pairs_that_are_left_out_keep_their_lines(
         wanted = wanted or {(word, word) for word in source}
         pieces = {(s, t) for s, i in enumerate(source) for t, j in enumerate(target) if (i, j) in wanted}
         assert set(map(tuple, corpus.links(pair).tolist())) == pieces
-    batch = aligned_tokens(corpus, Chosen(np.array([1, 0, 1]), np.arange(3)))
+    batch = aligned_tokens(corpus, PlannedBatch(np.array([1, 0, 1]), np.arange(3)))
     assert set(batch.rows.tolist()) == {0, 1, 2}
     linked = []
     for rows in ([0, 1, 2], [0, 0, 1]):
-        chosen = Chosen(np.array([2, 1, 0]), np.array(rows))
+        chosen = PlannedBatch(np.array([2, 1, 0]), np.array(rows))
         sides = [[read(pair).tolist() for pair in chosen.pairs] for read in (corpus.source, corpus.target)]
         whole, found = padded_batch(*map(ragged, sides), rows=chosen.rows), aligned_tokens(corpus, chosen)
         ids = whole.source.ids[found.rows, found.sources], whole.labels[found.rows, found.targets]
