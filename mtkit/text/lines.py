@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, Generic, TypeVar, cast
 
 from mtkit.errors import DataError, counted
-from mtkit.text.compressed import COMPRESSIONS, STANDARD_INPUT, is_misnamed, open_to_read
+from mtkit.text.compressed import COMPRESSIONS, STANDARD_INPUT, is_misnamed, open_to_read, path_may_pause
 
 BLOCK_BYTES = 1 << 18  # of lines that are decoded together
 MANY_RETURNS = 100  # number of carriage returns in one line that ordinary text is unlikely to have
@@ -34,15 +34,21 @@ def read_lines(path: Path) -> Iterator[str]:
     returns = _CarriageReturns(path)
     number = 0
     with reading_file(path), open_to_read(path) as stream:
-        for number, raw in enumerate(_raw_lines(stream), start=1):
-            line = _without_end(raw)
-            try:
-                text = line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise _not_utf8(path, number, line, error.start) from None
-            if b"\r" in line:  # checked after decoding, since binary data may contain carriage returns, too
-                returns.see(number, line, is_last=not raw.endswith(b"\n"))
-            yield text
+        for block in _raw_blocks(stream, waits=path == STANDARD_INPUT or path_may_pause(path)):
+            if (texts := _decoded_at_once(block)) is not None:
+                number += len(texts)
+                yield from texts
+                continue
+            for raw in block:
+                number += 1
+                line = _without_end(raw)
+                try:
+                    text = line.decode("utf-8")
+                except UnicodeDecodeError as error:
+                    raise _not_utf8(path, number, line, error.start) from None
+                if b"\r" in line:  # checked after decoding, since binary data may contain carriage returns, too
+                    returns.see(number, line, is_last=not raw.endswith(b"\n"))
+                yield text
         returns.check(number)
 
 
@@ -168,6 +174,31 @@ def _raw_lines(stream: BinaryIO) -> Iterator[bytes]:
     while raw:
         yield raw
         raw = stream.readline()
+
+
+def _raw_blocks(stream: BinaryIO, waits: bool) -> Iterator[list[bytes]]:
+    """Yields the lines that `_raw_lines` yields, many at a time; with `waits=True`, one by one, as they arrive."""
+    if waits:
+        yield from ([raw] for raw in _raw_lines(stream))
+        return
+    block = stream.readlines(BLOCK_BYTES)
+    if block:
+        block[0] = block[0].removeprefix(BOM_UTF8)
+        block = block if block[0] else block[1:]
+    while block:
+        yield block
+        block = stream.readlines(BLOCK_BYTES)
+
+
+def _decoded_at_once(block: list[bytes]) -> list[str] | None:
+    """The lines of a block without line ends; `None` if it has carriage returns or bytes that are not UTF-8."""
+    raw = b"".join(block)
+    if b"\r" in raw:
+        return None
+    try:
+        return raw.removesuffix(b"\n").decode("utf-8").split("\n")
+    except UnicodeDecodeError:
+        return None
 
 
 def _decoded(raw: bytes) -> tuple[str, bool]:

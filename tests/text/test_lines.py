@@ -11,11 +11,13 @@ import tarfile
 import threading
 import zipfile
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import pytest
 
 from mtkit.errors import DataError
+from mtkit.text import lines
 from mtkit.text.compressed import COMPRESSIONS, open_to_read, open_to_write
 from mtkit.text.lines import (
     compressed_fingerprint,
@@ -449,3 +451,15 @@ def test_a_fingerprint_is_of_the_bytes(tmp_path):
     assert fingerprint(path) == "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
     path.write_bytes(b"a\r\n")
     assert fingerprint(path) != "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+@pytest.mark.parametrize("block_bytes", [1, 5, 1 << 18])
+def test_blocks_that_are_decoded_together_change_nothing(tmp_path, monkeypatch, block_bytes):
+    monkeypatch.setattr(lines, "BLOCK_BYTES", block_bytes)
+    text = "\ufeffé\n\nb\r\nc\rd\n" + "e\n" * 10 + "end"
+    assert lines_of(tmp_path / "text", text.encode()) == ["é", "", "b", "c\rd", *["e"] * 10, "end"]
+    read = read_lines(tmp_path / "text")
+    (tmp_path / "text").write_bytes(text.encode() + b"\nok\nb\xe9\n")
+    assert list(islice(read, 16))[-2:] == ["end", "ok"]
+    with pytest.raises(DataError, match=r"text:17: not valid UTF-8 \(byte 0xe9 at column 2\)"):
+        next(read)
