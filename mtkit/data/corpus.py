@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from mtkit.errors import DataError
 from mtkit.files import new_directory, put_in_place, settle
+from mtkit.text.segmentation import Encoded, id_dtype
 
 # Files with checksums.
 
@@ -456,8 +457,8 @@ class CorpusWriter:
 
     def add(
         self,
-        source: Sequence[Sequence[int]],
-        target: Sequence[Sequence[int]],
+        source: Sequence[Sequence[int]] | Encoded,
+        target: Sequence[Sequence[int]] | Encoded,
         source_text: Sequence[str] = (),
         target_text: Sequence[str] = (),
         links: Sequence[Sequence[tuple[int, int]]] = (),
@@ -525,7 +526,7 @@ class _SideWriter:
 
     def __init__(self, directory: Path, side: str, vocab_size: int, keeps_text: bool) -> None:
         self._vocab_size = vocab_size
-        self._dtype = np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+        self._dtype = id_dtype(vocab_size)
         self._tokens = FileWriter(directory / f"{side}.tokens")
         self._offsets = FileWriter(directory / f"{side}.offsets")
         self._offsets.write(np.zeros(1, OFFSET).tobytes())
@@ -533,17 +534,16 @@ class _SideWriter:
         self._num_tokens = 0
         self._longest = 0
 
-    def add(self, rows: Sequence[Sequence[int]], lines: Sequence[str]) -> None:
+    def add(self, rows: Sequence[Sequence[int]] | Encoded, lines: Sequence[str]) -> None:
         """Appends sentences: their token ids and, with `keeps_text`, their text in `lines`."""
         if self._text:
             assert len(lines) == len(rows)
             self._text.add(lines)
-        lengths = [len(row) for row in rows]
-        self._tokens.write(np.fromiter(chain.from_iterable(rows), self._dtype, sum(lengths)).tobytes())
-        ends = np.fromiter(accumulate(lengths), OFFSET, len(lengths)) + self._num_tokens
-        self._offsets.write(ends.astype(OFFSET).tobytes())
-        self._num_tokens += sum(lengths)
-        self._longest = max(self._longest, *lengths, 0)
+        encoded = rows if isinstance(rows, Encoded) else Encoded.of(rows, self._dtype)
+        self._tokens.write(encoded.ids.astype(self._dtype).tobytes())
+        self._offsets.write((self._num_tokens + np.cumsum(encoded.lengths)).astype(OFFSET).tobytes())
+        self._num_tokens += len(encoded.ids)
+        self._longest = max(self._longest, int(encoded.lengths.max(initial=0)))
 
     def finish(self) -> SideManifest:
         return SideManifest(

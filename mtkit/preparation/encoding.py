@@ -19,7 +19,7 @@ from mtkit.errors import Meter, is_shown
 from mtkit.preparation.sources import HeldOutSearch
 from mtkit.text.lines import count_lines
 from mtkit.text.parallel import Pair, tagged
-from mtkit.text.segmentation import word_of_each_piece
+from mtkit.text.segmentation import Encoded, word_of_each_piece
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.translation.alignments import AlignmentLines, Link, parse_links, piece_links, raw_words
 
@@ -44,6 +44,8 @@ REASONS = tuple(RULES)
 NUM_EXAMPLES = 3  # the number of example pairs shown for each reason
 EXAMPLE_WIDTH = 110  # the width of the line that shows an example, in characters
 LEAST_WIDTH = 20  # each side gets at least so many characters, even if the line becomes wider
+
+Lengths = NDArray[np.int64]
 
 _LETTER = regex.compile(r"\p{L}")
 _LETTER_OR_MARK = regex.compile(r"[\p{L}\p{M}]")
@@ -76,6 +78,20 @@ def drop_reason(source: str, target: str, source_length: int, target_length: int
     if rules.min_letters and min(share_of_letters(source), share_of_letters(target)) < rules.min_letters:
         return "few letters"
     return None
+
+
+def passes_lengths(source_lengths: Lengths, target_lengths: Lengths, rules: DataConfig) -> NDArray[np.bool_]:
+    """Whether each pair passes all rules about its lengths, in tokens; those that do are not blank, either."""
+    shorter, longer = np.minimum(source_lengths, target_lengths), np.maximum(source_lengths, target_lengths)
+    passes: NDArray[np.bool_] = (shorter >= max(1, rules.min_length)) & (longer <= rules.longest_training_side)
+    if rules.max_length_ratio is not None:
+        passes &= longer <= rules.max_length_ratio * shorter
+    return passes
+
+
+def has_text_rules(rules: DataConfig) -> bool:
+    """Whether rules look at the text of a pair, besides the one against sides of white space alone."""
+    return bool(rules.drop_identical or rules.source_script or rules.target_script or rules.min_letters)
 
 
 def _is_written_in(text: str, scripts: Sequence[str] | None) -> bool:
@@ -218,14 +234,10 @@ class UnknownShares:
         self._tokens: Counter[str] = Counter()
         self._unknown: Counter[str] = Counter()
 
-    def add(self, name: str, rows: Iterable[Sequence[int]], unknown: int) -> None:
-        """Counts the tokens of further sentences of the text called `name`.
-
-        `rows` holds the token ids of each sentence; `unknown` is the id of the unknown token.
-        """
-        for row in rows:
-            self._tokens[name] += len(row)
-            self._unknown[name] += row.count(unknown)
+    def add(self, name: str, ids: NDArray[Any], unknown: int) -> None:
+        """Counts `ids`, further tokens of the text called `name`; `unknown` is the id of the unknown token."""
+        self._tokens[name] += len(ids)
+        self._unknown[name] += int(np.count_nonzero(ids == unknown))
 
     def shares(self) -> dict[str, float]:
         """Returns a dict from the name of each text to the fraction of its tokens that are unknown, between 0 and 1.
@@ -323,16 +335,12 @@ class Encoder:
                 self._search.add_training_pair(tagged(source, part.tag), target)
         lines, raw = self._training_pairs(read)
         pairs = [(tagged(source, part.tag), target) for source, target in raw]
-        targets = self._tokenizer.encode_target([target for _, target in pairs], self._num_threads)
+        targets = self._tokenizer.bulk_encode_target([target for _, target in pairs], self._num_threads)
         sources = targets
         if self._has_source:
-            sources = self._tokenizer.encode_source([source for source, _ in pairs], self._num_threads)
+            sources = self._tokenizer.bulk_encode_source([source for source, _ in pairs], self._num_threads)
         tag_length = len(self._tokenizer.encode_source([part.tag])[0]) if part.tag else 0
-        reasons: list[str | None] = []
-        for place, (source, target) in enumerate(raw):
-            source_length = len(sources[place]) if len(sources[place]) > tag_length else 0
-            reason = drop_reason(source, target, source_length, len(targets[place]), self._rules)
-            reasons.append("blank target" if reason == "blank source" and not self._has_source else reason)
+        reasons = self._drop_reasons(raw, sources.lengths, targets.lengths, tag_length)
         if self._seen:
             passed = [place for place, reason in enumerate(reasons) if not reason]
             for place, is_new in zip(passed, self._seen.add([pairs[place] for place in passed]), strict=True):
@@ -342,9 +350,10 @@ class Encoder:
                 self.drops.add(reason, part.paths[0], first_line + lines[place], *raw[place])
             elif self._rules.join.max == 1:
                 self._search.add_training_pair(*pairs[place])
-        kept = [place for place, reason in enumerate(reasons) if not reason]
-        kept_targets = [targets[place] for place in kept]
-        kept_sources = [sources[place] if self._has_source else [] for place in kept]
+        is_kept = np.array([reason is None for reason in reasons], dtype=np.bool_)
+        kept = is_kept.nonzero()[0].tolist()
+        kept_targets = targets.only(is_kept)
+        kept_sources = sources.only(is_kept) if self._has_source else Encoded.of([[]] * len(kept), targets.ids.dtype)
         _count_unknown(self._unknown, "training", self._tokenizer, kept_sources, kept_targets)
         texts: tuple[Sequence[str], Sequence[str]] = ((), ())
         if self._keeps_text:
@@ -353,9 +362,27 @@ class Encoder:
         links: list[list[Link]] = []
         if self._alignments:
             aligned = list(self._alignments.next_lines(len(raw)))
-            for place in kept:
-                links.append(self._links(raw[place], sources[place], targets[place], tag_length, *aligned[place]))
+            for place, source_ids, target_ids in zip(kept, kept_sources, kept_targets, strict=True):
+                links.append(self._links(raw[place], source_ids, target_ids, tag_length, *aligned[place]))
         self._writer.add(kept_sources, kept_targets, *texts, links)
+
+    def _drop_reasons(
+        self, pairs: list[Pair], source_lengths: Lengths, target_lengths: Lengths, tag_length: int
+    ) -> list[str | None]:
+        """Returns for each pair the reason to leave it out, or `None`; does not check for duplicates.
+
+        `pairs` are without tags; the lengths are in tokens, those of the sources with a tag of `tag_length` tokens.
+        """
+        source_lengths = np.where(source_lengths > tag_length, source_lengths, 0)
+        reasons: list[str | None] = [None] * len(pairs)
+        passes = passes_lengths(source_lengths, target_lengths, self._rules)
+        checks_text = has_text_rules(self._rules)
+        for place, (source, target) in enumerate(pairs):
+            if checks_text or not passes[place] or source.isspace() or target.isspace():
+                lengths = int(source_lengths[place]), int(target_lengths[place])
+                reason = drop_reason(source, target, *lengths, self._rules)
+                reasons[place] = "blank target" if reason == "blank source" and not self._has_source else reason
+        return reasons
 
     def _links(
         self, pair: Pair, source: list[int], target: list[int], tag_length: int, where: str, line: str
@@ -406,23 +433,21 @@ def _normalized(pairs: Sequence[Pair], tokenizer: Tokenizer) -> tuple[list[str],
 def count_unknown_in_validation(pairs: Iterable[Pair], tokenizer: Tokenizer, unknown: UnknownShares) -> None:
     """Encodes the validation text; counts its tokens and its unknown tokens in `unknown`."""
     for chunk in _chunks(pairs):
-        sources = tokenizer.encode_source([source for source, _ in chunk], _num_threads())
-        targets = tokenizer.encode_target([target for _, target in chunk], _num_threads())
+        sources = tokenizer.bulk_encode_source([source for source, _ in chunk], _num_threads())
+        targets = tokenizer.bulk_encode_target([target for _, target in chunk], _num_threads())
         _count_unknown(unknown, "validation", tokenizer, sources, targets)
 
 
-def _count_unknown(
-    unknown: UnknownShares, name: str, tokenizer: Tokenizer, sources: list[list[int]], targets: list[list[int]]
-) -> None:
+def _count_unknown(unknown: UnknownShares, name: str, tokenizer: Tokenizer, sources: Encoded, targets: Encoded) -> None:
     """Counts the tokens of each side, and how many of these tokens are unknown, in `unknown`.
 
     In `unknown`, the two sides are the texts called "NAME source" and "NAME target", where NAME is the argument `name`.
     A side whose tokenizer never produces unknown tokens is not counted.
     """
-    if tokenizer.source_shows_unknown and any(sources):
-        unknown.add(f"{name} source", sources, tokenizer.specials.source.unknown)
+    if tokenizer.source_shows_unknown and len(sources.ids):
+        unknown.add(f"{name} source", sources.ids, tokenizer.specials.source.unknown)
     if tokenizer.target_shows_unknown:
-        unknown.add(f"{name} target", targets, tokenizer.specials.target.unknown)
+        unknown.add(f"{name} target", targets.ids, tokenizer.specials.target.unknown)
 
 
 def _chunks(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:

@@ -10,7 +10,11 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from heapq import nlargest
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 # Splitting long lines.
 
@@ -387,3 +391,91 @@ def _texts_of(pieces: Sequence[str]) -> Iterator[str]:
         else:
             yield decoder.decode(b"", final=True) + piece.replace(SPACE_MARK, " ")
             decoder.reset()
+
+
+# Large amounts of text.
+
+# What `BulkEncoder` remembers: the ids of words, in at most some 30 MB for each side.
+MOST_WORDS = 1 << 17
+LONGEST_WORD = 40  # characters; in scripts without spaces, longer words are sentences, which hardly ever come again
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The token ids of lines, one line after the other in one array; iterating over it gives a list for each line.
+
+    `ids` has the ids, as uint16 or uint32, and `lengths` the number of ids of each line, as int64.
+    """
+
+    ids: NDArray[Any]
+    lengths: NDArray[np.int64]
+
+    @staticmethod
+    def of(rows: Sequence[Sequence[int]], dtype: np.dtype[Any]) -> "Encoded":
+        """Converts a list of ids for each line."""
+        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+        return Encoded(np.fromiter(chain.from_iterable(rows), dtype, int(lengths.sum())), lengths)
+
+    def only(self, kept: NDArray[np.bool_]) -> "Encoded":
+        """Returns the lines for which `kept` is true."""
+        if kept.all():
+            return self
+        return Encoded(self.ids[np.repeat(kept, self.lengths)], self.lengths[kept])
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        ends = np.cumsum(self.lengths).tolist()
+        ids = self.ids.tolist()
+        return (ids[start:end] for start, end in zip([0, *ends], ends, strict=False))
+
+
+def id_dtype(vocab_size: int) -> np.dtype[Any]:
+    """Returns the smallest type of NumPy, of two or four bytes, that holds all ids of a vocabulary."""
+    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+
+
+class BulkEncoder:
+    """Encodes large amounts of text, word by word where that gives the same ids, and remembers the ids of words.
+
+    Text repeats its words, so looking them up takes a fraction of the time of segmenting them again.
+    """
+
+    def __init__(
+        self,
+        encode: Callable[[Sequence[str], int], list[list[int]]],
+        vocab_size: int,
+        segments_words_alone: bool,
+    ) -> None:
+        """`encode` returns the ids of each line, computed by so many threads.
+
+        `segments_words_alone` tells whether it segments each word of a line as if the word were the whole line.
+        """
+        self._encode = encode
+        self._segments_words_alone = segments_words_alone
+        self._dtype = id_dtype(vocab_size)
+        self._known: dict[str, bytes] = {}  # the ids of each word, as bytes
+
+    def encode(self, lines: Sequence[str], num_threads: int) -> Encoded:
+        """Returns what `encode` returns."""
+        if not self._segments_words_alone or not lines:
+            return Encoded.of(self._encode(lines, num_threads), self._dtype)
+        words = " ".join(lines).split(" ")
+        known = self._known_words(set(words), num_threads)
+        found = list(map(known.__getitem__, words))
+        ends = np.cumsum(np.fromiter(map(len, found), np.int64, len(found))) // self._dtype.itemsize
+        last_words = np.cumsum([line.count(" ") + 1 for line in lines]) - 1
+        return Encoded(np.frombuffer(b"".join(found), self._dtype), np.diff(ends[last_words], prepend=0))
+
+    def _known_words(self, words: set[str], num_threads: int) -> dict[str, bytes]:
+        """Returns the ids of at least `words`, and remembers those of all but very long words."""
+        known = self._known
+        new = [word for word in words if word not in known]
+        if len(known) + len(new) > MOST_WORDS:
+            known, new = {}, list(words)
+        rows = self._encode(new, num_threads) if new else []
+        fresh = {word: np.array(row, self._dtype).tobytes() for word, row in zip(new, rows, strict=True)}
+        self._known = known
+        known.update((word, ids) for word, ids in fresh.items() if len(word) <= LONGEST_WORD)
+        return known if all(word in known for word in fresh) else {**known, **fresh}

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache
+from functools import cache, cached_property, lru_cache
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from mtkit.config.data_settings import TokenizerConfig
 from mtkit.errors import CheckpointError
 from mtkit.text.segmentation import (
     SPACE_MARK,
+    BulkEncoder,
+    Encoded,
     SegmentationSampler,
     SubwordModel,
     bpe_dropout,
@@ -38,7 +40,10 @@ from mtkit.text.vocabulary import (
     ModelType,
     SpecialIds,
     Specials,
+    charsmap_of,
+    cuts_at_spaces,
     encodable,
+    model_type_of,
     normalizer_of,
     pieces_of,
     rule_keeping,
@@ -227,6 +232,25 @@ class Tokenizer:
     def encode_target(self, lines: Sequence[str], num_threads: int = 1) -> list[list[int]]:
         """The ids of each target line; an empty list for a line that is blank after normalisation."""
         return self._target.encode(lines, num_threads)
+
+    def bulk_encode_source(self, lines: Sequence[str], num_threads: int = 1) -> Encoded:
+        """The ids that `encode_source` returns, for large amounts of text: much faster, and in less memory.
+
+        A word that came before is looked up, if the tokenizer segments words by themselves.
+        """
+        return self._bulk_source.encode(lines, num_threads)
+
+    def bulk_encode_target(self, lines: Sequence[str], num_threads: int = 1) -> Encoded:
+        """The ids that `encode_target` returns, as `bulk_encode_source` gives them."""
+        return self._bulk_target.encode(lines, num_threads)
+
+    @cached_property
+    def _bulk_source(self) -> BulkEncoder:
+        return _bulk_encoder(self._source, self.models[0])
+
+    @cached_property
+    def _bulk_target(self) -> BulkEncoder:
+        return _bulk_encoder(self._target, self.models[1])
 
     def sample_source(self, texts: Sequence[str], alpha: float, nbest: int, seed: int) -> list[list[int]]:
         """The ids of each source text, segmented at random; the texts must come from `normalize_source`.
@@ -511,6 +535,29 @@ def _word_of_each(pieces: Sequence[str]) -> list[str]:
 def _user_defined(model: bytes) -> list[str]:
     """The texts of the user-defined pieces of a model, which SentencePiece never splits."""
     return [piece.text for piece in pieces_of(model) if piece.type == "user_defined"]
+
+
+def _bulk_encoder(side: _Model | MappedModel, model: bytes) -> BulkEncoder:
+    words_alone = isinstance(side, _Model) and not isinstance(side, _WordModel) and _segments_words_alone(model)
+    return BulkEncoder(side.encode, side.vocab_size, words_alone)
+
+
+@lru_cache(maxsize=2)  # one for each side
+def _segments_words_alone(model: bytes) -> bool:
+    """Whether SentencePiece segments each word of a line as if it were the whole line.
+
+    True for bpe and char where no piece contains a space. For unigram it is not sure: the sums of log-probabilities
+    are rounded, so that two segmentations of a word that are about as probable may change places. It also wants a piece
+    for the space mark (▁): without one, an unknown token might include the mark and the unknown word before it.
+    """
+    pieces = pieces_of(model)
+    return (
+        model_type_of(model) in ("bpe", "char")
+        and cuts_at_spaces(model)
+        and not charsmap_of(model)  # a rule that mtkit does not know might replace texts with spaces
+        and not any(mark in piece.text[1:] for piece in pieces for mark in (SPACE_MARK, " "))
+        and any(piece.text == SPACE_MARK and piece.type == "normal" for piece in pieces)
+    )
 
 
 # The files of a tokenizer.

@@ -2,10 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+import random
+import unicodedata
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 
 from mtkit.bundle.bundle import open_bundle
@@ -17,11 +20,13 @@ from mtkit.errors import ConfigError
 from mtkit.pipeline import run_all
 from mtkit.preparation.encoding import UnknownShares, describe_unknown
 from mtkit.preparation.prepare import binarize, make_tokenizer, tokenizer_is_current
+from mtkit.text import segmentation
+from mtkit.text.segmentation import BulkEncoder
 from mtkit.text.tokenizer import SPACE_MARK, UNKNOWN_TEXT, Tokenizer
 from mtkit.text.vocabulary import NUM_SPECIAL, UNKNOWN
 from mtkit.translation.translator import load
 from tests.conftest import NAMES
-from tests.text.test_tokenizer import HOSTILE, TARGET, trained
+from tests.text.test_tokenizer import HOSTILE, SOURCE, TARGET, trained
 
 TYPES = get_args(TokenizerConfig.model_fields["type"].annotation)
 SPELLING = [type_ for type_ in TYPES if TokenizerConfig(type=type_).spells_bytes]
@@ -225,14 +230,71 @@ def test_the_least_coverage_that_is_taken_can_be_trained(tmp_path, type_):
     trained(tmp_path, type=type_, character_coverage=0.98)
 
 
+# Large amounts of text.
+
+# Compatibility characters that normalisation replaces by a space and combining marks, and these replacements.
+WITH_SPACES = [
+    text
+    for character in map(chr, range(0x20000))
+    if " " in (normal := unicodedata.normalize("NFKD", character))
+    for text in (character, f"a{character}b", f"a {character}", normal, f"a{normal}b", f"a{normal} b")
+]
+
+
+def fuzz(seed: int) -> list[str]:
+    rng = random.Random(seed)
+    alphabet = [*"abcdeéèœ’' ▁\u00a0\u200c\u0301\u3000日本ー☃\t\x00", " ", " ", *HOSTILE[-12:-1]]
+    return ["".join(rng.choices(alphabet, k=rng.randint(0, 12))) for _ in range(1000)]
+
+
+@pytest.mark.parametrize("rule", ["identity", "nfkc", "nmt_nfkc", "nmt_nfkc_zwnj"])
+@pytest.mark.parametrize(("type_", "byte_fallback"), [*((type_, None) for type_ in TYPES), ("bpe", False)])
+def test_encoding_in_bulk_gives_the_same_ids(tmp_path, monkeypatch, type_, byte_fallback, rule):
+    tokenizer = trained(
+        tmp_path,
+        type=type_,
+        vocab_size=SIZES[type_],
+        source_normalization=rule,
+        target_normalization=rule,
+        byte_fallback=byte_fallback,
+        symbols=("(c)", "⟨1⟩"),
+    )[0]
+    texts = [*HOSTILE, *SOURCE, *TARGET, *fuzz(1), "a(c)b ⟨1⟩ c(c)", "日" * 100]
+    texts += WITH_SPACES if type_ == "bpe" else []
+    for most, longest in [(1 << 17, 40), (200, 3)]:  # the second forgets words all the time
+        monkeypatch.setattr(segmentation, "MOST_WORDS", most)
+        monkeypatch.setattr(segmentation, "LONGEST_WORD", longest)
+        for start in range(0, len(texts), 500):
+            lines = texts[start : start + 500]
+            for bulk, encode in [
+                (tokenizer.bulk_encode_source, tokenizer.encode_source),
+                (tokenizer.bulk_encode_target, tokenizer.encode_target),
+            ]:
+                assert list(bulk(lines)) == encode(lines)
+    assert list(tokenizer.bulk_encode_source([])) == []
+
+
+def test_only_words_that_are_new_are_segmented_again():
+    seen: list[str] = []
+
+    def encode(words: Sequence[str], _: int) -> list[list[int]]:
+        seen.extend(words)
+        return [[len(word)] * len(word) for word in words]
+
+    bulk = BulkEncoder(encode, 100, segments_words_alone=True)
+    assert list(bulk.encode(["a bb", "", "bb"], 1)) == [[1, 2, 2], [], [2, 2]]
+    assert list(bulk.encode(["ccc bb", "a"], 1)) == [[3, 3, 3, 2, 2], [1]]
+    assert sorted(seen) == ["", "a", "bb", "ccc"]
+
+
 # Counting.
 
 
 def test_shares_are_counted_by_text():
     shares = UnknownShares()
-    shares.add("a", [[UNKNOWN, 5, 6], []], UNKNOWN)
-    shares.add("b", [[], []], UNKNOWN)
-    shares.add("a", [[7]], UNKNOWN)
+    shares.add("a", np.array([UNKNOWN, 5, 6]), UNKNOWN)
+    shares.add("b", np.array([]), UNKNOWN)
+    shares.add("a", np.array([7]), UNKNOWN)
     assert shares.shares() == {"a": 0.25, "b": 0.0}
     assert describe_unknown(shares.shares()) == "25.00% of the a, 0.00% of the b"
     assert UnknownShares().shares() == {}
