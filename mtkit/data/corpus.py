@@ -11,6 +11,7 @@ A corpus may consist of several parts, the corpora of `data.train`, each of whic
 import concurrent.futures
 import hashlib
 import json
+import mmap
 import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -240,8 +241,8 @@ class Corpus:
         """
         self.directory = directory
         self.manifest = manifest
-        self.source_tokens = _map(directory / "source.tokens", np.dtype(manifest.source.dtype))
-        self.target_tokens = _map(directory / "target.tokens", np.dtype(manifest.target.dtype))
+        self.source_tokens = _map(directory / "source.tokens", np.dtype(manifest.source.dtype), at_random=True)
+        self.target_tokens = _map(directory / "target.tokens", np.dtype(manifest.target.dtype), at_random=True)
         self.source_offsets = _map(directory / "source.offsets", OFFSET)
         self.target_offsets = _map(directory / "target.offsets", OFFSET)
         for name, offsets, tokens in (
@@ -407,12 +408,19 @@ class _SideText:
         return [self.text[start:end].tobytes().decode("utf-8") for start, end in zip(starts, ends, strict=True)]
 
 
-def _map(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
+def _map(path: Path, dtype: np.dtype[Any], at_random: bool = False) -> NDArray[Any]:
     """Maps a file into memory as a read-only array.
 
+    `at_random` means that single places of it will be read in random order, so that the system should not read ahead.
     Returns an ordinary empty array for an empty file, since an empty file cannot be memory-mapped.
     """
-    return np.memmap(path, dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
+    if not path.stat().st_size:
+        return np.empty(0, dtype)
+    with path.open("rb") as stream:
+        mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    if at_random and hasattr(mmap, "MADV_RANDOM"):
+        mapped.madvise(mmap.MADV_RANDOM)
+    return np.frombuffer(mapped, dtype)
 
 
 def _lengths(offsets: NDArray[np.int64]) -> NDArray[np.int32]:
