@@ -100,7 +100,7 @@ class Progress:
 
     step: int = 0  # updates done
     pairs: int = 0  # sentence pairs consumed, which is the position in the order of training
-    order: int = ORDER  # how pairs are sorted into batches; 1 in runs begun before there was training.batching
+    order: int = ORDER  # how pairs are sorted into batches; lower in runs begun by earlier versions
     target_tokens: int = 0  # of these pairs, with end marks; those of mtkit 0.1.0 are not counted
     seconds: float = 0.0  # training time, summed over all sessions of the run
     precision: str = ""  # fp32, bf16 or fp16

@@ -31,9 +31,9 @@ from mtkit.errors import CheckpointError, DataError
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.vocabulary import END, PAD, BoundaryTokens
 
-# How batches are made: of pairs of similar length, one in a row; of rows that hold several pairs; or, in runs begun
-# before there was a choice, of pairs of similar length in an order that leaves more padding.
-Batching = Literal["bucketed", "packed", "by length"]
+# How batches are made: of pairs of similar length, one in a row; of rows that hold several pairs; or, in runs begun by
+# earlier versions, of pairs of similar length in orders that leave more padding.
+Batching = Literal["bucketed", "packed", "by exact length", "by length"]
 
 # Batches of rows of similar length. A row holds one pair or, if rows are packed, several.
 
@@ -103,8 +103,8 @@ def plan_batches(
     num_pairs = np.bincount(row_of)  # of each row
     first_pairs = np.cumsum(num_pairs) - num_pairs
 
-    by_length, longest = _sorted_rows(source, target, is_serpentine=batching != "by length")
-    ends = _batch_ends(longest, batch_tokens, rng)
+    by_length, longest = _sorted_rows(source, target, batching)
+    ends = _batch_ends(longest, batch_tokens, rng, is_exact=batching != "bucketed")
     starts = np.concatenate([[0], ends[:-1]])
     batch_order = rng.permutation(len(ends))
     rows = np.concatenate([by_length[starts[b] : ends[b]] for b in batch_order])
@@ -118,17 +118,30 @@ def _sums(rows: NDArray[np.int64], lengths: Lengths) -> NDArray[np.int64]:
     return np.bincount(rows, lengths).astype(np.int64)
 
 
-def _sorted_rows(source: Lengths, target: Lengths, is_serpentine: bool) -> tuple[NDArray[np.int64], Lengths]:
-    """Sorts rows with the given lengths by their longer side; returns the rows, and these lengths in ascending order.
+SIMILAR = 1.04  # ratio of lengths that count as similar
 
-    Among rows whose longer sides are equal, the difference of source and target rises if the longer side is even, and
-    falls if it is odd. So neighbours are similar on both sides, also where the longer side changes. If `is_serpentine`
-    is false, these rows are sorted by the source, which leaves more padding.
+
+def _sorted_rows(source: Lengths, target: Lengths, batching: Batching) -> tuple[NDArray[np.int64], Lengths]:
+    """Sorts rows with the given lengths so that neighbours are similar; returns the rows, and their longer sides.
+
+    The rows are sorted by groups of similar longer sides. Within a group, they are sorted by the difference of source
+    and target, which rises in one group and falls in the next, so that neighbours are similar on both sides, also
+    where one group ends and the next begins. If `batching` is "packed" or "by exact length", the longer sides in a
+    group are equal. If it is "by length", rows in a group are sorted by the source instead.
     """
     longest = np.maximum(source, target)
-    difference = (source.astype(np.int64) - target) * np.where(longest % 2, -1, 1)
-    by_length = np.lexsort((difference if is_serpentine else source, longest))
+    groups = _groups(longest) if batching == "bucketed" else longest
+    difference = (source.astype(np.int64) - target) * np.where(groups % 2, -1, 1)
+    by_length = np.lexsort((source if batching == "by length" else difference, groups))
     return by_length, longest[by_length]
+
+
+def _groups(lengths: Lengths) -> NDArray[np.int64]:
+    """Returns the number of the group of each length; the lengths in a group differ at most by the factor SIMILAR."""
+    firsts = [1]
+    while firsts[-1] <= lengths.max():
+        firsts.append(max(firsts[-1] + 1, round(firsts[-1] * SIMILAR)))
+    return np.searchsorted(firsts, lengths, side="right")
 
 
 ROW_TOKENS = 128  # tokens of a packed row, about, unless an average pair has more than a quarter of them
@@ -177,17 +190,24 @@ def _without_long_rows(
     return np.unique(rows, return_inverse=True)[1]
 
 
-def _batch_ends(ascending: Lengths, batch_tokens: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Divides rows, sorted by length, into batches; returns the end of each batch, exclusive.
+def _batch_ends(
+    longest: Lengths, batch_tokens: int, rng: np.random.Generator, is_exact: bool = False
+) -> NDArray[np.int64]:
+    """Divides sorted rows into batches; returns the end of each batch, exclusive.
 
-    `ascending` holds the lengths of the rows, in ascending order.
+    `longest` holds the longer sides of the rows; `is_exact` means that they are in ascending order, and that the ends
+    must be those of earlier versions of mtkit, which made some batches a row smaller than need be.
     """
     ends: list[int] = []
-    start, num_rows = 0, len(ascending)
+    start, num_rows = 0, len(longest)
     while start < num_rows:
-        count = min(batch_tokens // int(ascending[start]), num_rows - start)
-        while count * int(ascending[start + count - 1]) > batch_tokens:
-            count = batch_tokens // int(ascending[start + count - 1])
+        count = min(batch_tokens // int(longest[start]), num_rows - start)
+        if is_exact:
+            while count * int(longest[start + count - 1]) > batch_tokens:
+                count = batch_tokens // int(longest[start + count - 1])
+        else:
+            sizes = np.maximum.accumulate(longest[start : start + count]) * np.arange(1, count + 1)
+            count = int(np.searchsorted(sizes, batch_tokens, side="right"))
         if not ends:
             count = int(rng.integers(1, count + 1))
         start += count
@@ -594,17 +614,17 @@ class Share:
 
 ALL = Share(0, 1)
 
-ORDER = 2  # of the pairs in new runs
+ORDER = 3  # of the pairs in new runs
 
 
 def batching_of(setting: str, order: int) -> Batching:
-    """Returns how batches are made, given the setting `batching` and `Progress.order`, which is 1 in older runs.
+    """Returns how batches are made, given the setting `batching` and `Progress.order`, which is lower in older runs.
 
     `auto` means bucketed, since packed rows were no faster where they were measured (configs/README.md).
     """
     if setting == "packed":
         return "packed"
-    return "bucketed" if order >= ORDER else "by length"
+    return "bucketed" if order >= ORDER else "by exact length" if order == 2 else "by length"
 
 
 # For each batch: the epoch to which it belongs, and the parts into which it is divided (usually only one).

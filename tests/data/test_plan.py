@@ -1,6 +1,7 @@
 """Every pair once an epoch, within the budget, in an order that only lengths, budget, seed and epoch decide."""
 
 from itertools import islice
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -49,7 +50,7 @@ def size(rows: list[list[int]], source: np.ndarray, target: np.ndarray) -> int:
     return len(rows) * max(max(source[row].sum(), target[row].sum()) for row in rows)
 
 
-@pytest.fixture(params=["bucketed", "packed", "by length"])
+@pytest.fixture(params=get_args(Batching))
 def batching(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -107,11 +108,20 @@ def like_text(num_pairs: int) -> tuple[np.ndarray, np.ndarray]:
 
 def test_batches_are_as_full_as_like_lengths_allow():
     sides = like_text(30_000)
-    padded = {batching: padding(sides, 2048, batching) for batching in ("bucketed", "packed", "by length")}
+    padded = {batching: padding(sides, 2048, batching) for batching in get_args(Batching)}
     assert all(used > 0.9 for _, used in padded.values())
     assert padded["packed"][0] < 0.01
-    assert padded["bucketed"][0] < 0.05
+    assert padded["bucketed"][0] <= padded["by exact length"][0] < 0.05
     assert padded["by length"][0] > 2 * padded["bucketed"][0], "which is why the order is another now"
+
+
+def test_long_sentences_of_few_pairs_are_sorted_by_groups_of_lengths():
+    chance = np.random.default_rng(0)
+    source = chance.gamma(2, 20, 15_000).clip(1, 250)  # as in documentation
+    target = source * chance.normal(0.9, 0.15, 15_000).clip(0.4, 2)
+    sides = source.astype(np.int32) + 1, target.astype(np.int32) + 1
+    exact, grouped = (padding(sides, 4096, batching)[0] for batching in ("by exact length", "bucketed"))
+    assert grouped < 0.9 * exact
 
 
 def test_a_language_model_whose_sources_are_end_marks_alone_is_packed_by_its_targets():
@@ -134,7 +144,9 @@ def test_packed_rows_mix_long_and_short_sentences_and_differ_between_epochs():
 
 def test_runs_of_before_keep_the_order_that_they_began_with():
     assert [batching_of(name, 1) for name in ("auto", "bucketed", "packed")] == ["by length", "by length", "packed"]
-    assert [batching_of(name, 2) for name in ("auto", "bucketed", "packed")] == ["bucketed", "bucketed", "packed"]
+    names = ("auto", "bucketed", "packed")
+    assert [batching_of(name, 2) for name in names] == ["by exact length", "by exact length", "packed"]
+    assert [batching_of(name, 3) for name in names] == ["bucketed", "bucketed", "packed"]
     source, target = lengths()
     (batches,) = epochs("by length", 1)
     rng = np.random.default_rng([1, 0, 0])
@@ -189,3 +201,23 @@ def test_a_place_where_no_batch_ends_is_refused(batching, windows):
     for consumed in inside:
         with pytest.raises(ValueError, match=f"no batch ends after {consumed} pairs"):
             next(stream(batching, consumed))
+
+
+# What the version made that had the second order.
+SOURCE_LENGTHS = [28, 19, 21, 27, 18, 23, 25, 9, 4, 11, 10, 26, 27, 3, 16, 25, 6, 24, 6, 15, 25, 11, 12, 10]
+TARGET_LENGTHS = [22, 9, 29, 15, 15, 16, 18, 17, 16, 29, 24, 24, 21, 19, 12, 29, 15, 8, 25, 7, 26, 19, 6, 4]
+SECOND_ORDER = [
+    [13, 5, 10],
+    [20, 11, 3],
+    [2, 9],
+    [17, 6, 18],
+    [12, 0, 15],
+    [23, 22, 19, 16, 8],
+    [14, 7, 4, 1, 21],
+]
+
+
+def test_the_second_order_is_as_it_was():
+    sides = np.array(SOURCE_LENGTHS), np.array(TARGET_LENGTHS)
+    made = plan_batches(*sides, 96, np.random.default_rng(5), "by exact length")
+    assert [made.batch(b).pairs.tolist() for b in range(len(made))] == SECOND_ORDER
