@@ -231,6 +231,9 @@ def line_chart(title: str, curves: Sequence[Curve], x_label: str) -> Html:
         return Html()
     x_ticks, y_ticks = ticks(*_range(x for x, _ in points)), ticks(*_range(y for _, y in points))
     x_low, x_high = min(x for x, _ in points), max(x for x, _ in points)
+    x_ticks = [x for x in x_ticks if x_low <= x <= x_high]
+    if all(float(x).is_integer() for x, _ in points):  # there is no half of what is counted
+        x_ticks = [x for x in x_ticks if x.is_integer()]
 
     def place(x: float, y: float) -> tuple[float, float]:
         across = (x - x_low) / ((x_high - x_low) or 1)
@@ -242,7 +245,7 @@ def line_chart(title: str, curves: Sequence[Curve], x_label: str) -> Html:
         _, height = place(x_low, y)
         drawn.append(element("path", d=f"M{LEFT} {height:.1f}H{WIDTH - RIGHT}", class_="grid"))
         drawn.append(element("text", number(y), x=LEFT - 5, y=f"{height + 4:.1f}", text_anchor="end"))
-    for x in (x for x in x_ticks if x_low <= x <= x_high):
+    for x in x_ticks:
         across, _ = place(x, y_ticks[0])
         anchor = "middle" if across < WIDTH - 30 else "end"  # so that the last number is not cut off
         drawn.append(element("text", number(x), x=f"{across:.1f}", y=HEIGHT - BOTTOM + 15, text_anchor=anchor))

@@ -104,6 +104,12 @@ def test_the_height_of_a_curve_follows_its_values_and_gaps_are_left_out():
     assert bar_chart("empty", []) == ""
 
 
+@pytest.mark.parametrize(("xs", "wanted"), [((1, 2), ["1", "2"]), ((0.5, 2), ["0.5", "1", "1.5", "2"])])
+def test_what_is_counted_has_no_halves_on_its_axis(xs, wanted):
+    drawn = line_chart("BLEU", [Curve("a", [(x, 10 * x) for x in xs])], "quarters")
+    assert re.findall(r'text-anchor="(?:middle|end)">([^<]+)</text>', drawn)[-1 - len(wanted) : -1] == wanted
+
+
 def test_the_area_of_a_square_is_its_weight():
     drawn = weight_map("map", ["r"], ["a", "b", "c"], [[1.0, 0.25, 0.001]])
     sides = [float(side) for side in re.findall(r"h([\d.]+)v", drawn)]
