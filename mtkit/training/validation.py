@@ -23,6 +23,7 @@ from mtkit.data.batches import Batch, Ragged, padded_batch, plan_batches, ragged
 from mtkit.errors import DataError, Meter, counted, say
 from mtkit.files import Stop
 from mtkit.models.interface import TranslationModel
+from mtkit.models.registry import return_freed_memory
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.training.distributed import ALONE, Ranks
 from mtkit.training.loss import cross_entropy
@@ -101,6 +102,7 @@ class Validation:
         does not have. Raises StoppedError if a signal asks training to stop.
         """
         model.eval()
+        return_freed_memory()  # else the searches take further memory, in which what updates have freed does not fit
         try:
             with Meter("validating", "sentences", len(self.sources), announced=model.reads_source) as meter:
                 own = slice(ranks.rank, None, ranks.count)
@@ -111,6 +113,7 @@ class Validation:
                 meter.add(len(lines) - meter.done)
         finally:
             model.train()
+            return_freed_memory()
         translations = [text for text, _ in lines]
         notes = Counter(note for _, notes in lines for note in notes)
         for note, number in notes.items():
