@@ -122,12 +122,13 @@ SIMILAR = 1.04  # ratio of lengths that count as similar
 
 
 def _sorted_rows(source: Lengths, target: Lengths, batching: Batching) -> tuple[NDArray[np.int64], Lengths]:
-    """Sorts rows with the given lengths so that neighbours are similar; returns the rows, and their longer sides.
+    """Sorts rows so that neighbours are similar; returns their indices, and the lengths of their longer sides.
 
-    The rows are sorted by groups of similar longer sides. Within a group, they are sorted by the difference of source
-    and target, which rises in one group and falls in the next, so that neighbours are similar on both sides, also
-    where one group ends and the next begins. If `batching` is "packed" or "by exact length", the longer sides in a
-    group are equal. If it is "by length", rows in a group are sorted by the source instead.
+    `source` and `target` are the lengths of the rows. The rows are sorted by groups of similar longer sides. Within a
+    group, they are sorted by the difference of source and target, which rises in one group and falls in the next, so
+    that neighbours are similar on both sides, also where one group ends and the next begins. If `batching` is "packed"
+    or "by exact length", the longer sides in a group are equal. If it is "by length", rows in a group are sorted by the
+    source instead.
     """
     longest = np.maximum(source, target)
     groups = _groups(longest) if batching == "bucketed" else longest
@@ -618,9 +619,11 @@ ORDER = 3  # of the pairs in new runs
 
 
 def batching_of(setting: str, order: int) -> Batching:
-    """Returns how batches are made, given the setting `batching` and `Progress.order`, which is lower in older runs.
+    """Returns how batches are made, given the setting `batching` and the order of the run (`Progress.order`).
 
-    `auto` means bucketed, since packed rows were no faster where they were measured (configs/README.md).
+    `order` numbers the ways of sorting pairs into buckets that versions of mtkit had: it is ORDER in new runs, and
+    lower in runs begun earlier, which keep their way. `auto` means bucketed, since packed rows were no faster where
+    they were measured (configs/README.md).
     """
     if setting == "packed":
         return "packed"

@@ -430,7 +430,11 @@ def _read(source: Path, reference: Path | None, num_lines: int) -> tuple[list[st
 
 
 def _opened(translator: Translator, lines: list[str], meter: Meter) -> _Opened:
-    """Translate all lines once, untimed; counts rows, keeps ids, and warns of the first line with a wrong tag."""
+    """Translates all lines once, untimed; returns what is counted in the timed rounds.
+
+    These are the texts, the token ids of all text that is encoded and decoded, and the number of rows that the decoder
+    computed, which CTranslate2 does not tell. Warns of the first line with a wrong tag.
+    """
     faults = ((number, translator.tag_fault(line)) for number, line in enumerate(lines, start=1))
     if fault := next(((number, fault) for number, fault in faults if fault), None):
         say(f"mtkit: warning: line {fault[0]:,} {fault[1]}; further lines are not reported")

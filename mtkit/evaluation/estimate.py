@@ -292,7 +292,11 @@ SIZES: tuple[Callable[[Batch], int], ...] = (
 
 
 def largest_batches(feed: Feed, num_batches: int) -> list[Batch]:
-    """Returns, for each of SIZES, the largest of the first batches that training makes."""
+    """Returns the largest of the first `num_batches` batches that training makes, by each of SIZES.
+
+    These are the batch with most tokens and padding, and the one with most scores of attention, since memory grows with
+    either. It may be the same batch.
+    """
     largest: dict[int, Batch] = {}
     with feed.batches(0, 0) as stream:
         for batch in chain.from_iterable(parts for _, parts in islice(stream, num_batches)):

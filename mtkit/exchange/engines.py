@@ -507,10 +507,11 @@ class CTranslate2Engine:
     def _greedy(
         self, begun: _Begun, decoding: DecodingConfig, _: int, forbidden: Sequence[int]
     ) -> dict[int, list[Hypothesis]]:
-        """Returns, by index of the sentence, the hypothesis of greedy search.
+        """Returns the hypothesis of greedy search for each sentence, by the index of the sentence.
 
-        Where CTranslate2's log-probability is not the model's, the model's is computed: if CTranslate2 did not generate
-        the end mark or the prefix, or spread the probability of forbidden tokens over the others.
+        Sentences whose log-probability is not finite are left out. CTranslate2's log-probability is replaced by one
+        computed with the model in three cases: CTranslate2 did not generate the end mark, it did not generate the
+        prefix, or some tokens were forbidden, since it gives their probability to the others.
         """
         bans = self._replaces_unknown and self._unknown in forbidden
         all_differ = bool(decoding.min_length or decoding.no_repeat_ngram or bans)

@@ -193,8 +193,9 @@ def difference_of_steps(model: TranslationModel) -> float:
 def leaks() -> Figures:
     """How much a word sees of what it must not see, for five masks and for whole models.
 
-    "steps, no mask" compares a search with teacher forcing where no mask hides later words: there, a cache of keys and
-    values would be wrong, since it is a mask itself.
+    "steps, no mask" is the largest difference between decoding word by word and decoding each beginning as a whole, in
+    a model without the mask that hides later words; it should be 0. Such a model must compute the whole beginning again
+    at each step: with a cache of keys and values, earlier words could not see later ones.
     """
     found = {name: leak_of_attention(weigh) for name, weigh in MASKS.items()}
     found["decoder"] = leak_of_decoder(transformer())
@@ -256,10 +257,12 @@ def least_change(model: TranslationModel) -> float:
 
 @torch.no_grad()
 def order() -> Figures:
-    """How far the encoder's states are from moving along when the words of the source are put in another order.
+    """How much the encoder knows of the order of words, for each kind of position code.
 
-    0 means that the encoder knows nothing of the order. "output" is the same for the predictions of the decoder;
-    "decoder" is the change of the last prediction when the target words before it are exchanged.
+    It is the largest difference between the encoder's states of reordered source words and its states of the original
+    words, reordered in the same way. 0 means that the encoder knows nothing of the order. "output" is the same for the
+    predictions of the decoder; "decoder" is the change of the last prediction when the target words before it are
+    exchanged.
     """
     [source], [target] = sentences(7), sentences(6, seed=2)
     moved = [3, 1, 0, 4, 6, 2, 5]
@@ -320,10 +323,18 @@ def codes_compared() -> Figures:
     """Whether a fixed linear map leads from a position code to the one some positions later, and what codes are like.
 
     "rotation" is the largest error of the rotation in closed form for sinusoids. "best map" is the error of the best
-    affine map for each code, fitted and measured on the same positions. The rest describes sinusoids of width 128: the
-    length of the step from one position to the next relative to that of the code, how many directions hold 99 % of the
-    variance of the first 50 positions, how many dimensions change by more than 0.1 there, and how alike positions
-    before and after one are.
+    affine map for each code, fitted and measured on the same positions. Most of the rest describes sinusoids of width
+    128:
+
+    - "smallest step", "largest step": the distance of two neighbouring codes, relative to the length of a code
+    - "directions with 99 % of the variance", "dimensions in use": of the first 50 codes, the number of principal
+      directions, and of dimensions that vary by more than 0.1
+    - "before unlike after": the largest difference between a code's dot products with the codes k positions before it
+      and k positions after it
+    - "closest positions": the smallest distance of two codes
+
+    The periods are those of two bits of binary codes; "rotary, both moved" is how much the scores of rotary attention
+    change if both words move by as many positions.
     """
     table = codes("sinusoidal")
     found: Figures = {"rotation": max(largest(table[:-k] @ offset_map(k).T - table[k:]) for k in (1, 7, 100))}
@@ -381,8 +392,8 @@ TRAINED_LENGTH, TABLE_LENGTH = 12, 64
 def learned_rows() -> Figures:
     """Which rows of a table of learned positions get a gradient when the longest sentence has 12 words.
 
-    The rows beyond keep their random values, whatever the training. "largest trained" and "largest later" are inputs
-    of a scalar code, within and beyond the trained length.
+    The rows beyond keep their random values, whatever the training. "scalar, largest trained" and "scalar, largest
+    later" are the values that the scalar code has at the last trained position, and at the last position of the table.
     """
     model = transformer(positions="learned", max_positions=TABLE_LENGTH)
     lengths = range(1, TRAINED_LENGTH + 1)
@@ -465,9 +476,9 @@ def lowest_loss(vocab_size: int, smoothing: float) -> tuple[float, float]:
 def smoothing() -> Figures:
     """Where the label-smoothed loss is least, and what it is there, by the size of the vocabulary and the smoothing.
 
-    mtkit spreads the mass over all V words. With the smoothing multiplied by V / (V - 1), that is the definition that
-    spreads it over the other words ("spread over the others"). "surer than that" is how much the loss is above its
-    floor if the label gets 0.999.
+    mtkit spreads the smoothing mass over all V words. Others spread it over the V - 1 wrong words; this is the same as
+    mtkit's with the smoothing multiplied by V / (V - 1) ("spread over the others"). "surer than that" is how far the
+    loss is above its minimum if the label gets the probability 0.999.
     """
     found: Figures = {}
     for vocab_size, mass in ((5, 0.0), (5, 0.1), (5, 0.4), (8000, 0.1)):
@@ -665,7 +676,8 @@ def steps() -> Figures:
 def milliseconds() -> Figures:
     """How long a layer takes forwards and backwards for 2,048 words, by the length of the sentences.
 
-    The shortest of three times on this machine's CPU. What waits for nothing is faster only where processors are idle.
+    Each is the shortest of three times on this machine's CPU. A layer whose positions do not wait for one another is
+    faster only if there are idle processors to work on them at the same time.
     """
     found: Figures = {}
     for (name, layer), length in itertools.product(layers_to_run().items(), STEP_LENGTHS):

@@ -267,10 +267,12 @@ def wrong_source(subject: Subject) -> Record:
 
 @torch.inference_mode()
 def _likelihood_rows(subject: Subject, turned: int) -> list[list[float]]:
-    """Returns the statistics of each validation pair; pairs that the model cannot take have zeros.
+    """Returns sums over the tokens of each validation pair; zeros for a pair that is empty or too long for the model.
 
-    The columns are nats, tokens, right ones, probability of the likeliest, entropy, characters, then for bins of
-    confidence the tokens, their confidence and the right ones among them.
+    With `turned` = n, each target gets the source of the pair that is n places further on. The columns are the negative
+    log-likelihood in nats, the number of tokens, of tokens predicted rightly, the summed probability of the likeliest
+    token, the summed entropy, and the number of characters. Then follow, with a column for each bin of confidence, the
+    number of tokens, their summed confidence, and how many of them were right.
     """
     sources, targets = read_validation(subject.config.model_copy(update={"run_dir": subject.run}))
     sources = sources[turned:] + sources[:turned]
@@ -399,7 +401,10 @@ def speed(subject: Subject) -> Record:
 
 
 def measured(group: str, subject: Subject) -> Record:
-    """Returns what a group measures; it is empty if a model is needed and training diverged."""
+    """Returns the record of all measures of `group`, a key of GROUPS, which are taken in one pass.
+
+    If training diverged, there is no model, so that the record has no statistics unless the group needs no model.
+    """
     return {"sets": {}} if subject.diverged and group not in UNMODELLED else GROUPS[group](subject)
 
 

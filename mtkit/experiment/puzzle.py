@@ -108,9 +108,9 @@ def answered(seed: int, answer: str) -> str:
 
 
 def puzzle(cards: Sequence[Card], seed: int, results: Path, output: Path, data: str = DEMO) -> None:
-    """Train the puzzle, or resume its training, and write its page.
+    """Trains a run with one hidden fault, which `seed` chooses, or resumes it, and writes its page to `output`.
 
-    It is the base of the first experiment that has the size toy, with a fault. Raises MtkitError if there is none.
+    The run is the base of the first of the cards that has the size toy. Raises MtkitError if none has it.
     """
     require_page(output)
     fault = FAULTS[fault_of(seed)]

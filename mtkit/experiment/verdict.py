@@ -219,9 +219,11 @@ class MissingError(Exception):
 
 
 def find(expression: Expression, lookup: Lookup, condition: str | None = None) -> Finding:
-    """Returns whether an expression holds; `lookup` raises MissingError for measures that are not there.
+    """Returns the finding on an expression: whether it holds, by how much, and from which runs.
 
-    Only the seeds that all its measures have are used. Results of boards have no seeds.
+    If a measure is missing, for which `lookup` raises MissingError, the state of the finding says so, and no error is
+    raised. If measures have different numbers of seeds, only the first ones that all of them have count. Results of
+    boards have no seeds. `condition` is told in the finding.
     """
     states: list[str] = []
     values: dict[Reference, Values] = {}

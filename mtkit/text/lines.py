@@ -71,8 +71,9 @@ def decode_lines(stream: BinaryIO) -> Iterator[tuple[str, bool]]:
 
 
 def decode_blocks(stream: BinaryIO) -> Iterator[tuple[list[str], list[int]]]:
-    """Yields (lines, replaced) for some thousand lines at a time, faster than `decode_lines`, which waits for no line.
+    """Yields (lines, replaced) for a block of some thousand lines at a time.
 
+    This is faster than `decode_lines`, but the first line of a block comes only once the whole block has been read.
     `replaced` has the places in `lines`, from 0, of those that contained bytes that are not UTF-8.
     """
     is_first = True
@@ -490,10 +491,10 @@ class InputStreams:
             stream.close()
 
     def read(self, items: Iterable[T], may_pause: bool, size: Callable[[T], int]) -> Iterable[T]:
-        """Returns an iterable over `items`, which are read ahead if `may_pause` is true and `line_buffered` is false.
+        """Returns an iterable over `items`, which a thread reads ahead if `may_pause` is true.
 
-        `may_pause` tells whether the stream of the items may pause; `size(item)` returns the number of characters of an
-        item.
+        `may_pause` means that the next item may come late, as from a pipe. Nothing is read ahead if each line is
+        answered before the next (`line_buffered`). `size(item)`, in characters, limits how much is read ahead.
         """
         if self._line_buffered or not may_pause:
             return items

@@ -359,8 +359,8 @@ _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 def word_of_each_piece(pieces: Sequence[str]) -> list[int]:
     """For each piece of a line, the index of the word in which it begins, where white space separates words.
 
-    A piece without visible text, such as a lone space mark or a byte before the last of its character, belongs to the
-    word of the next piece. Unlike `group_by_word`, text of scripts without spaces is one word.
+    So, other than in `group_by_word`, text of a script without spaces is one word. A piece that shows no text, which is
+    a lone space mark or any byte of a character but the last, counts with the next piece.
     """
     words: list[int] = []
     number, inside, num_invisible = -1, False, 0

@@ -391,7 +391,7 @@ class Ranks:
             self._store.set("begin", str(trains))
 
     def are_to_train(self, stop: Stop) -> bool:
-        """Called by the other ranks: wait until rank 0 calls `begin`, and return what it says.
+        """Called by all ranks but rank 0: waits until rank 0 calls `begin`, and returns the `trains` of that call.
 
         Raises StoppedError if a signal stops this rank.
         """

@@ -738,7 +738,11 @@ class Translator:
     def _with_alignments(
         self, parts: list[_Part], lines: list[list[list[Translation]]]
     ) -> list[list[list[Translation]]]:
-        """Returns the translations with alignments: for each line, for each of its parts, those of the part."""
+        """Returns the translations with word alignments.
+
+        `lines[i][j]` holds the translations of part j of line i, and the result has the same form. `parts` has the
+        parts of all lines, one after the other.
+        """
         in_turn = [iter(of_parts) for of_parts in lines]
         lists = [next(in_turn[part.line]) for part in parts]
         pairs = [

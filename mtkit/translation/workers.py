@@ -128,8 +128,8 @@ class WorkerTranslator(Translator):
         """Take the model and all else from `translator`.
 
         `devices` holds the device of each worker. Workers on a CPU are forked, where that is possible, and share the
-        memory of the weights; others open the model by `opening`. With `is_patient=True`, such workers are only started
-        after LINES_BEFORE_LOADING lines.
+        memory of the weights; others open the model themselves by `opening`. With `is_patient=True`, workers that open
+        the model themselves are only started after LINES_BEFORE_LOADING lines, since opening takes time.
         """
         vars(self).update(vars(translator))
         self._alone = translator
