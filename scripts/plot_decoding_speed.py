@@ -18,7 +18,7 @@ import torch
 
 from mtkit.config.model_settings import TransformerConfig
 from mtkit.config.training_settings import DecodingConfig
-from mtkit.evaluation.plot import curve_style, new_figure, save, style
+from mtkit.evaluation.plot import check_output, curve_style, new_figure, save, style
 from mtkit.models.interface import TranslationModel
 from mtkit.models.quantized import speed_up
 from mtkit.models.registry import new_model, pick_device
@@ -62,6 +62,49 @@ def tokens_per_second(model: TranslationModel, sentences: int, length: int, beam
     return sentences * length / statistics.median(seconds[1:])
 
 
+Curves = dict[
+    str, dict[int, list[tuple[int, float]]]
+]  # for each panel and beam, (x, tokens a second); beam 0: x itself
+
+
+def measured(device: torch.device, precision: str, rounds: int, most_points: int | None) -> Curves:
+    """Measure all points, and print each."""
+    curves: Curves = {}
+    for name, points in PANELS.items():
+        beams = BEAMS if not points[0][1][2] else (0,)
+        for beam in beams:
+            curve = curves.setdefault(name, {}).setdefault(beam, [])
+            for x, (sentences, length, own_beam, width) in points[:most_points]:
+                model = model_of(width, device, precision)
+                speed = tokens_per_second(model, sentences, length, own_beam or beam, rounds)
+                print(f"{name} {x}, beam {own_beam or beam}: {speed:,.0f} tokens a second", flush=True)
+                curve.append((x, speed))
+    return curves
+
+
+def draw(curves: Curves, output: Path) -> None:
+    """Draw a panel for each of the curves."""
+    with style():
+        figure = new_figure(9, 6)
+        for place, (name, by_beam) in enumerate(curves.items(), start=1):
+            axes = figure.add_subplot(2, 2, place)
+            for number, (beam, curve) in enumerate(by_beam.items()):
+                label = f"beam {beam}" if beam > 1 else "greedy" if beam else None
+                axes.plot(*zip(*curve, strict=True), marker="o", markersize=3, label=label, **curve_style(number))
+            xs = [x for x, _ in curve]
+            speeds = [speed for curve in by_beam.values() for _, speed in curve]
+            low, high = min(speeds) / 1.2, max(speeds) * 1.2
+            ys = [y for power in range(6) for y in (10**power, 2 * 10**power, 5 * 10**power) if low <= y <= high]
+            axes.set(xscale="log", yscale="log", xlabel=name, ylabel="target tokens a second", ylim=(low, high))
+            axes.set_xticks(xs, list(map(str, xs)))
+            axes.set_yticks(ys, [f"{y:,}" for y in ys])
+            axes.minorticks_off()
+            axes.grid(visible=True)
+            if len(by_beam) > 1:
+                axes.legend()
+        save(figure, output)
+
+
 def main() -> None:
     """Read the arguments, measure, print the table, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -71,29 +114,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tiny", action="store_true", help="two points of each panel, with one round")
     arguments = parser.parse_args()
-    device, rounds = pick_device(arguments.device), 1 if arguments.tiny else arguments.rounds
-
+    check_output(arguments.output)
+    device = pick_device(arguments.device)
     print(f"torch {torch.__version__}, {device.type}, {arguments.precision}, {torch.get_num_threads()} threads")
-    with style():
-        figure = new_figure(9, 6)
-        for place, (name, points) in enumerate(PANELS.items(), start=1):
-            axes = figure.add_subplot(2, 2, place)
-            for number, beam in enumerate(BEAMS if points[0][1][2] == 0 else (0,)):
-                xs, ys = [], []
-                for x, (sentences, length, own_beam, width) in points[:2] if arguments.tiny else points:
-                    model = model_of(width, device, arguments.precision)
-                    speed = tokens_per_second(model, sentences, length, own_beam or beam, rounds)
-                    print(f"{name} {x}, beam {own_beam or beam}: {speed:,.0f} tokens a second", flush=True)
-                    xs.append(x)
-                    ys.append(speed)
-                label = f"beam {beam}" if beam > 1 else "greedy" if beam else None
-                axes.plot(xs, ys, marker="o", markersize=3, label=label, **curve_style(number))
-            axes.set(xscale="log", yscale="log", xlabel=name, ylabel="target tokens a second")
-            axes.set_xticks(xs, list(map(str, xs)))
-            axes.minorticks_off()
-            if points[0][1][2] == 0:
-                axes.legend()
-        save(figure, arguments.output)
+    rounds, most_points = (1, 2) if arguments.tiny else (arguments.rounds, None)
+    draw(measured(device, arguments.precision, rounds, most_points), arguments.output)
 
 
 if __name__ == "__main__":
