@@ -330,6 +330,7 @@ class Ranks:
         self.count = place.count if place else 1
         self.is_first = self.rank == 0  # whether this rank writes the log, the checkpoints and the model
         self.is_last = self.rank == self.count - 1
+        self.local_count = place.local_count if place else 1  # number of ranks on this machine
         self.is_first_here = place is None or place.local_rank == 0  # whether it is the first rank of its machine
         self._place = place
         self._store = store

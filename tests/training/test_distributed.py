@@ -331,7 +331,7 @@ def start(command: Sequence[str], stdin: int, env: dict[str, str], start_new_ses
 
 def test_devices_starts_the_ranks_on_this_machine(recipe, monkeypatch):
     monkeypatch.setattr(distributed.subprocess, "Popen", start)
-    config = recipe(max_steps=4)
+    config = recipe(max_steps=4, batch_tokens="auto", update_tokens=192)
     for name in NAMES:
         monkeypatch.delenv(name, raising=False)
     path, messages = config.run_path.with_suffix(".yaml"), config.run_path.with_suffix(".stderr")
@@ -340,6 +340,7 @@ def test_devices_starts_the_ranks_on_this_machine(recipe, monkeypatch):
         process = Forked([*MTKIT, "run", str(path), "--devices", "2"], stderr=stderr)
         assert process.wait(LONGEST_WAIT) == 0
     said = messages.read_text("utf-8").splitlines()
+    assert any(line.startswith("training.batch_tokens auto: 96") for line in said)
     assert "training on 2 devices; an update takes 2 batches" in said
     assert said.count(f"model: {config.run_path / 'model'}") == 1
     assert (config.run_path / "model" / "scores.json").exists()
