@@ -124,7 +124,10 @@ def largest_batches(feed: Feed, num_batches: int = PLANNED_BATCHES) -> list[Batc
 
 # The largest batch that fits.
 
-# Larger batches bring no more speed.
+# Larger batches bring hardly more speed. On one core of an EPYC, with updates of 8,192 tokens, the Multi30k recipe of
+# configs/multi30k-en-de-transformer.yaml trained on 1,455 target tokens a second in batches of 1,024 tokens, 1,592 in
+# batches of 2,048 and of 4,096, and 1,665 in batches of 8,192. On a GPU, 65,536 tokens at a million a second take as
+# long as eager PyTorch takes to start the work of an update; no GPU has measured it yet.
 MOST_BATCH_TOKENS = {"cpu": 4096, "cuda": 65_536, "mps": 16_384}
 # Shares of the memory that stay free, for later batches of other shapes, and for validations. On a CPU, freed memory is
 # scattered ever more, so that the peak may double in the first hundred updates.
