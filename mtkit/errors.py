@@ -156,13 +156,13 @@ def on_terminal() -> bool:
     return sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
 
 
-def say(text: str) -> None:
-    """Print a line on stderr, above any progress bar.
+def say(text: str, always: bool = False) -> None:
+    """Print a line on stderr, above any progress bar; with `always`, also after `say_only_errors` was called.
 
     If printing fails, the line is dropped without an error: a closed pipe or terminal, or a log file on a full disk,
     should not end the program.
     """
-    if sys.stderr is None or not (_says_all or text.startswith(ERROR)):
+    if sys.stderr is None or not (_says_all or always or text.startswith(ERROR)):
         return
     try:
         tqdm.write(text, file=sys.stderr)

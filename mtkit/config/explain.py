@@ -22,7 +22,8 @@ REASONS = {
     "training.schedule": "noam is the paper's, and needs no end. With a known end, linear gives better models.",
     "training.learning_rate": "The best peak falls as d_model grows: 0.016 with muon at width 128.",
     "training.warmup_steps": "4000 is the paper's. Short trainings want a tenth of max_steps, as auto has it.",
-    "training.batch_tokens": "On a CPU with little data, 1024 reaches the same score earlier; GPUs want 4096 and more.",
+    "training.batch_tokens": "On a CPU with little data, 1024 reaches the same score earlier; GPUs want 4096 and more. "
+    "auto finds what fits.",
     "training.label_smoothing": "0.1 is the paper's; it costs perplexity and gains BLEU.",
     "training.average_checkpoints": "5 is the paper's. The average is used only if it validates better.",
     "training.precision": "auto takes bf16 only where it is faster than fp32.",

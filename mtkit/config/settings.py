@@ -12,7 +12,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from mtkit.config.data_settings import DataConfig, LanguagesConfig, TokenizerConfig
 from mtkit.config.model_settings import AnyModelConfig, MaskedConfig, MixedConfig, ModelConfig, TransformerConfig
 from mtkit.config.section import FORMS, Keys, Section, is_incomplete, write_yaml
-from mtkit.config.training_settings import DecodingConfig, TrainingConfig
+from mtkit.config.training_settings import LEAST_BATCH_TOKENS, DecodingConfig, TrainingConfig
 
 
 def _dropouts(model: Section) -> Iterator[float]:
@@ -148,11 +148,23 @@ class Config(Section):
 
     def _check_batches(self) -> None:
         """Raise ValueError if the longest possible pair does not fit into a batch."""
-        if self.training.batch_tokens <= self.data.max_length:
+        name = "update_tokens" if self.training.batch_tokens == "auto" else "batch_tokens"
+        if (tokens := getattr(self.training, name)) <= self.data.max_length:
             raise ValueError(
-                f"training.batch_tokens {self.training.batch_tokens} must be more than data.max_length "
-                f"{self.data.max_length}, so that the longest pair fits"
+                f"training.{name} {tokens} must be more than data.max_length {self.data.max_length}, so that the "
+                "longest pair fits"
             )
+
+    @property
+    def known_batch_tokens(self) -> int:
+        """`training.batch_tokens`; if that is "auto", a small number that no machine changes, and that holds any pair.
+
+        For work that should have the same results whatever training finds.
+        """
+        training = self.training
+        if training.batch_tokens != "auto":
+            return training.batch_tokens
+        return max(min(LEAST_BATCH_TOKENS, training.tokens_per_update), self.data.max_length + 1)
 
     def _check_model(self) -> None:
         """Raise ValueError if the model does not support what settings of other sections require."""

@@ -11,6 +11,7 @@ Auto = Literal["auto"]
 Updates = Annotated[
     Annotated[Annotated[int, Field(ge=1)], Tag(NUMBER)] | Annotated[Auto, Tag(AUTO)], Discriminator(number_or_auto)
 ]
+Tokens = Updates  # the same numbers
 WarmupUpdates = Annotated[
     Annotated[Annotated[int, Field(ge=0)], Tag(NUMBER)] | Annotated[Auto, Tag(AUTO)], Discriminator(number_or_auto)
 ]
@@ -22,6 +23,8 @@ ExtraTokens = Annotated[
     Annotated[Annotated[int, Field(ge=0, le=10_000)], Tag(NUMBER)] | Annotated[Auto, Tag(AUTO)],
     Discriminator(number_or_auto),
 ]
+
+LEAST_BATCH_TOKENS = 1024  # that "auto" means, where update_tokens is not less; smaller batches are slow everywhere
 
 # The numbers that "auto" stands for where the lengths of the training pairs are not known.
 LENGTH_RATIO, EXTRA_TOKENS = 2.0, 20
@@ -43,8 +46,11 @@ class TrainingConfig(Section):
         "tokenizer; settings of model, tokenizer, languages and decoding that are not given are taken "
         "from it, too; null: random weights.",
     )
-    batch_tokens: int = Field(
-        4096, ge=1, description="Largest size of a batch: sentences x longest side, in tokens, counting end marks."
+    batch_tokens: Tokens = Field(
+        4096,
+        description="Largest size of a batch: sentences x longest side, in tokens, counting end marks; auto: as large "
+        "as the memory allows, found once before the first update, and such that batches of equal size make up "
+        "update_tokens, which must be given; on a CPU at most 4096.",
     )
     batching: Literal["auto", "bucketed", "packed"] = Field(
         "auto",
@@ -237,16 +243,38 @@ class TrainingConfig(Section):
     seed: int = Field(1, ge=0, description="Seed of all randomness in training.")
 
     def batches_per_update(self, devices: int = 1) -> int:
-        """Returns how many batches each of so many devices contributes to an update."""
+        """Returns how many batches each of so many devices contributes to an update.
+
+        All devices contribute equally many. So with `update_tokens`, an update differs from it by at most half a batch
+        of each device, unless one batch of each is already more.
+        """
         if self.update_tokens is None:
             return self.accumulate
-        return max(1, int(self.update_tokens / (self.batch_tokens * devices) + 0.5))
+        return max(1, int(self.update_tokens / (settled(self.batch_tokens) * devices) + 0.5))
+
+    @property
+    def tokens_per_update(self) -> int:
+        """The size of an update on one device, measured as `batch_tokens` is."""
+        if self.batch_tokens == "auto":
+            assert self.update_tokens is not None, "update_fits checks it"
+            return self.update_tokens
+        return self.batch_tokens * self.batches_per_update()
+
+    @property
+    def told_batch_tokens(self) -> str:
+        """`batch_tokens` in words, for messages: "auto", or a number such as "4,096"."""
+        return "auto" if self.batch_tokens == "auto" else f"{self.batch_tokens:,}"
 
     @model_validator(mode="after")
     def update_fits(self) -> "TrainingConfig":
-        """Raise ValueError if both `update_tokens` and `accumulate` say how large an update is."""
+        """Raise ValueError if `update_tokens` and `accumulate` both say how large an update is, or if nothing does."""
         if self.update_tokens is not None and (said := self.first_changed("accumulate")):
             raise ValueError(f"{said} and update_tokens {self.update_tokens} both say how large an update is; give one")
+        if self.batch_tokens == "auto" and self.update_tokens is None:
+            raise ValueError(
+                "batch_tokens auto wants update_tokens, the size of an update, which would depend on the memory of the "
+                "machine otherwise"
+            )
         return self
 
     @model_validator(mode="after")
@@ -387,13 +415,13 @@ class TrainingConfig(Section):
         return self.bpe_dropout > 0 or self.unigram_alpha is not None
 
 
-def settled(updates: int | Auto) -> int:
-    """Return `updates`, a number of updates, as an int; "auto" is not allowed.
+def settled(number: int | Auto) -> int:
+    """Return `number`, of updates or tokens, as an int; "auto" is not allowed.
 
     Before training begins, a number takes the place of "auto".
     """
-    assert updates != "auto", "training replaces auto before it begins"
-    return updates
+    assert number != "auto", "training replaces auto before it begins"
+    return number
 
 
 # Settings of decoding.

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mtkit.config.settings import Config
-from mtkit.config.training_settings import TrainingConfig
+from mtkit.config.training_settings import TrainingConfig, settled
 from mtkit.data.corpus import Blocks, Corpus, Mixture, blocks_of, is_proportional, mix
 from mtkit.errors import CheckpointError, DataError
 from mtkit.text.tokenizer import Tokenizer
@@ -674,20 +674,30 @@ def micro_batches(
     """
     lengths = (corpus.source_lengths + 1, corpus.target_lengths + 1)
     batching = batching_of(config.batching, order)
-    batches = batches_from(consumed, *lengths, config.batch_tokens, config.seed, mixture, earlier, batching)
+    batches = batches_from(consumed, *lengths, settled(config.batch_tokens), config.seed, mixture, earlier, batching)
     for number, (epoch, chosen) in enumerate(batches):
-        if number % share.count != share.rank:
-            pass
-        elif sampling:
-            yield epoch, _sampled_parts(corpus, config, sampling, chosen, consumed, boundaries)
-        else:
-            source = gather(corpus.source_tokens, corpus.source_offsets, chosen.pairs)
-            target = gather(corpus.target_tokens, corpus.target_offsets, chosen.pairs)
-            batch = padded_batch(source, target, boundaries, chosen.rows)
-            if corpus.has_links:
-                batch = replace(batch, alignment=aligned_tokens(corpus, chosen))
-            yield epoch, (batch,)
+        if number % share.count == share.rank:
+            yield epoch, made_batch(corpus, config, chosen, consumed, sampling, boundaries)
         consumed += len(chosen)
+
+
+def made_batch(
+    corpus: Corpus,
+    config: TrainingConfig,
+    chosen: PlannedBatch,
+    consumed: int,
+    sampling: SubwordSampling | None = None,
+    boundaries: BoundaryTokens = DEFAULT_BOUNDARIES,
+) -> tuple[Batch, ...]:
+    """Returns the parts of a planned batch, as `micro_batches` yields them; `consumed` pairs come before it."""
+    if sampling:
+        return _sampled_parts(corpus, config, sampling, chosen, consumed, boundaries)
+    source = gather(corpus.source_tokens, corpus.source_offsets, chosen.pairs)
+    target = gather(corpus.target_tokens, corpus.target_offsets, chosen.pairs)
+    batch = padded_batch(source, target, boundaries, chosen.rows)
+    if corpus.has_links:
+        batch = replace(batch, alignment=aligned_tokens(corpus, chosen))
+    return (batch,)
 
 
 def _sampled_parts(
@@ -711,10 +721,10 @@ def _sampled_parts(
         if max(len(sources[number]), len(targets[number])) > sampling.max_length:
             sources[number], targets[number] = corpus.source(pair).tolist(), corpus.target(pair).tolist()
     source_lengths, target_lengths = (np.array([len(ids) + 1 for ids in side]) for side in (sources, targets))
-    rows = _without_long_rows(chosen.rows, source_lengths, target_lengths, config.batch_tokens)
+    rows = _without_long_rows(chosen.rows, source_lengths, target_lengths, settled(config.batch_tokens))
     longest = np.maximum(_sums(rows, source_lengths), _sums(rows, target_lengths))
     parts = []
-    for part in _fitting_parts(longest, config.batch_tokens):
+    for part in _fitting_parts(longest, settled(config.batch_tokens)):
         numbers = np.flatnonzero(np.isin(rows, part))
         numbers = numbers[np.argsort(rows[numbers], kind="stable")]
         source, target = (ragged([side[number] for number in numbers]) for side in (sources, targets))

@@ -15,7 +15,7 @@ import tempfile
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from itertools import islice, product
@@ -36,7 +36,7 @@ from mtkit.data.corpus import Corpus, CorpusWriter
 from mtkit.errors import CheckpointError, ConfigError, DataError, Meter, MtkitError, counted, is_out_of_memory, say
 from mtkit.evaluation.evaluate import read_test_set
 from mtkit.exchange.engines import load
-from mtkit.files import json_text, standing, undone_when_ended, write_file
+from mtkit.files import Stop, json_text, standing, undone_when_ended, write_file
 from mtkit.models.interface import Ensemble
 from mtkit.models.registry import (
     DTYPES,
@@ -45,7 +45,6 @@ from mtkit.models.registry import (
     new_model,
     pick_device,
     pick_precision,
-    return_freed_memory,
 )
 from mtkit.preparation.prepare import binarize, is_prepared, make_tokenizer
 from mtkit.preparation.sources import SetFiles
@@ -53,6 +52,7 @@ from mtkit.text.lines import named, read_lines
 from mtkit.text.parallel import with_patterns_expanded
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.vocabulary import NUM_SPECIAL, Specials
+from mtkit.training.memory import find_batch_tokens, forget_peak, peak_memory, with_batch_tokens
 from mtkit.training.optimizers import make_average, make_optimizer
 from mtkit.training.records import available_cores, processor
 from mtkit.training.update import LossScaler, TrainState, Updater
@@ -96,35 +96,6 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize()
     elif device.type == "mps":
         torch.mps.synchronize()
-
-
-def peak_memory(device: torch.device) -> int | None:
-    """Returns the largest amount of memory used so far, in bytes; `None` if the system does not tell.
-
-    On a GPU, this is the memory of the GPU that tensors took; otherwise, the resident memory of this process, which
-    includes Python, PyTorch and the memory-mapped weights.
-    """
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    try:
-        # Not by getrusage, whose peak includes that of the process that started this one.
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-    except OSError:
-        return None
-    found = (line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:"))
-    return next((int(kilobytes) * 1024 for kilobytes in found), None)
-
-
-def forget_peak(device: torch.device) -> None:
-    """Measure the peak of memory anew from now on, where the system allows it.
-
-    Memory that earlier work has freed does not count.
-    """
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    return_freed_memory()
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Linux: resets VmHWM
 
 
 def memory_text(num_bytes: int | None) -> str:
@@ -761,7 +732,7 @@ def write_random_corpus(config: Config, directory: Path) -> None:
     """Write a binarized corpus of made-up pairs, with the vocabulary sizes and the length limit of the settings."""
     sizes = config.tokenizer.size_of("source")[1], config.tokenizer.size_of("target")[1]
     longest = min(
-        config.data.longest_training_side, config.training.batch_tokens - 1, *config.model.position_limits.values()
+        config.data.longest_training_side, config.known_batch_tokens - 1, *config.model.position_limits.values()
     )
     lengths = random_lengths(RANDOM_PAIRS, longest, config.training.seed)
     rng = np.random.default_rng(config.training.seed)
@@ -872,19 +843,19 @@ def bench_training(config: Config, minutes: float = 0.5, made_up: bool = False) 
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-    raise MtkitError(f"out of memory; lower training.batch_tokens, which is {config.training.batch_tokens:,}")
+    raise MtkitError(f"out of memory; lower training.batch_tokens, which is {config.training.told_batch_tokens}")
 
 
 def _bench_training(data: _Data, device: torch.device, minutes: float) -> Record:
-    config, settings = data.config, data.config.training
-    precision = pick_precision(settings.precision, device, config.model.d_model)
+    config = data.config
+    precision = pick_precision(config.training.precision, device, config.model.d_model)
     peak = matrix_peak(device, precision)
     forget_peak(device)
 
     begun = time.perf_counter()
     corpus = Corpus.open(data.corpus)
     trial = new_trial(config, corpus, data.tokenizer, device, precision)
-    model = trial.updater.state.model
+    model, settings = trial.updater.state.model, trial.config.training
     with trial.feed.batches(0, 0) as stream, Meter("training", "updates") as meter:
         trial.run(stream, meter, num_updates=1)
         first = time.perf_counter() - begun
@@ -939,6 +910,10 @@ def new_trial(
     else:
         corpus.require_tokenizer(tokenizer.hash)
         feed = Feed.prepare(config, tokenizer, corpus, model.boundaries)
+    if settings.batch_tokens == "auto":
+        found = find_batch_tokens(model, feed, precision, Stop())
+        say(found.told())
+        feed = with_batch_tokens(feed, found.tokens)
     optimizer = make_optimizer(model, settings, device)
     state = TrainState(model, optimizer, Progress(precision=precision), make_average(model, optimizer, settings))
     return Trial(Updater(state, settings, LossScaler(device, precision, FIRST_SCALE, 0)), sizes[1], feed)

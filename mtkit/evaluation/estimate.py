@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
-from itertools import chain, islice
 from pathlib import Path
 
 import torch
@@ -23,7 +22,6 @@ from mtkit.config.data_settings import CorpusConfig
 from mtkit.config.model_settings import TransformerConfig
 from mtkit.config.settings import Config
 from mtkit.config.training_settings import TrainingConfig, settled
-from mtkit.data.batches import Batch, Feed
 from mtkit.data.corpus import Corpus
 from mtkit.errors import CheckpointError, Meter, MtkitError, counted, duration, inform, is_out_of_memory
 from mtkit.evaluation.bench import (
@@ -32,11 +30,9 @@ from mtkit.evaluation.bench import (
     Record,
     Sums,
     Trial,
-    forget_peak,
     machine_facts,
     machine_text,
     new_trial,
-    peak_memory,
 )
 from mtkit.files import Stop, standing, undone_when_ended
 from mtkit.models.registry import empty_model, pick_device, pick_precision
@@ -45,15 +41,14 @@ from mtkit.preparation.sources import training_corpora
 from mtkit.text.lines import count_lines, read_lines
 from mtkit.text.parallel import data_file, read_corpus, with_patterns_expanded
 from mtkit.text.tokenizer import Tokenizer
+from mtkit.training.memory import forget_peak, largest_batches, memory_at_hand, peak_memory, resident_memory
 from mtkit.training.optimizers import optimizer_tensors
 from mtkit.training.schedule import Pace, make_plan
 from mtkit.training.validation import Validation
-from mtkit.translation.workers import free_memory
 
 NUM_UPDATES = 10  # that are measured, after those that warm up
 MOST_SECONDS = 60.0  # after which no further update is measured, if LEAST_UPDATES are
 LEAST_UPDATES = 2
-PLANNED_BATCHES = 200  # among which the largest are sought
 SAMPLE_PAIRS = 20_000  # that are encoded if the data is not prepared
 BYTES = 4  # of a weight in fp32
 MOST_ROWS_TIMES_VOCABULARY = 2048  # as in the description of decoding.batch_tokens
@@ -75,7 +70,7 @@ def estimate(config: Config) -> Record:
     """
     config = with_patterns_expanded(carried_over(config))
     device = pick_device(config.device)
-    at_start = _resident()
+    at_start = resident_memory()
     with _data(config) as data:
         measured = _measure(data, device)
     settings, pace = config.training, Pace(measured.speed.update_seconds, measured.validation_seconds)
@@ -88,7 +83,7 @@ def estimate(config: Config) -> Record:
     translation = translation_bytes(config, sizes[1], num_parameters, data.source_length)
     if device.type != "cuda" and at_start is not None:
         translation += at_start
-    free = _free_memory(device)
+    free = memory_at_hand(device)
     record: Record = {
         **machine_facts(device),
         "precision": measured.precision,
@@ -257,7 +252,7 @@ def _measure(data: _Data, device: torch.device, validates: bool = True) -> _Meas
         if not is_out_of_memory(error):
             raise
         raise MtkitError(
-            f"out of memory; lower training.batch_tokens, which is {config.training.batch_tokens:,}, or the model's "
+            f"out of memory; lower training.batch_tokens, which is {config.training.told_batch_tokens}, or the model's "
             "sizes"
         ) from None
     state = trial.updater.state
@@ -284,31 +279,9 @@ def _updates(trial: Trial) -> Sums:
         return trial.run(stream, meter, num_updates=num_updates)
 
 
-# What the memory of an update grows with: positions, or the scores of attention between the positions of a row.
-SIZES: tuple[Callable[[Batch], int], ...] = (
-    lambda batch: batch.source.ids.numel() + batch.target.ids.numel(),
-    lambda batch: len(batch.labels) * max(batch.source.ids.shape[1], batch.target.ids.shape[1]) ** 2,
-)
-
-
-def largest_batches(feed: Feed, num_batches: int) -> list[Batch]:
-    """Returns the largest of the first `num_batches` batches that training makes, by each of SIZES.
-
-    These are the batch with most tokens and padding, and the one with most scores of attention, since memory grows with
-    either. It may be the same batch.
-    """
-    largest: dict[int, Batch] = {}
-    with feed.batches(0, 0) as stream:
-        for batch in chain.from_iterable(parts for _, parts in islice(stream, num_batches)):
-            for number, size in enumerate(SIZES):
-                if number not in largest or size(batch) > size(largest[number]):
-                    largest[number] = batch
-    return list(largest.values())
-
-
 def _train_largest(trial: Trial) -> None:
     """Make an update of each of the largest batches, since the batches of the measured updates may be smaller."""
-    for batch in largest_batches(trial.feed, PLANNED_BATCHES):
+    for batch in largest_batches(trial.feed):
         trial.updater.update([batch], trial.step, RATE)
 
 
@@ -374,24 +347,6 @@ def _disk(settings: TrainingConfig, updates: int, measured: _Measured, data: _Da
     return data.num_bytes + (kept + 1) * measured.weight_bytes + resumable * measured.optimizer_bytes
 
 
-def _resident() -> int | None:
-    """Returns the memory that this process has now, in bytes; `None` if the system does not tell."""
-    try:
-        words = Path("/proc/self/status").read_text(encoding="utf-8").split()
-    except OSError:
-        return None
-    return int(words[words.index("VmRSS:") + 1]) * 1024 if "VmRSS:" in words else None
-
-
-def _free_memory(device: torch.device) -> int | None:
-    """Returns the memory that a training could have on the device, in bytes; `None` if the system does not tell."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        return torch.cuda.mem_get_info(device)[0]
-    own = _resident()
-    return None if device.type != "cpu" or own is None else free_memory() + own  # this process ends before
-
-
 def _free_disk(path: Path) -> int:
     place = path.absolute()
     while not place.exists():
@@ -406,7 +361,7 @@ def _faults(record: Record, config: Config) -> list[str]:
     if free is not None and (record["training_bytes"] or 0) > free:
         faults.append(
             f"training takes {_gigabytes(record['training_bytes'])} of memory, and {_gigabytes(free)} are free; lower "
-            f"training.batch_tokens, which is {config.training.batch_tokens:,}, or the model's sizes"
+            f"training.batch_tokens, which is {config.training.told_batch_tokens}, or the model's sizes"
         )
     if free is not None and record["translation_bytes"] > free:
         faults.append(

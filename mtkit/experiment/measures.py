@@ -289,7 +289,7 @@ def _likelihood_rows(subject: Subject, turned: int) -> list[list[float]]:
         if target and (source or not has_source) and max(len(source), len(target)) <= most
     ]
     lengths = [max(len(encoded[place]), len(labels[place])) + 1 for place in fit]
-    for chosen in batches_by_length(lengths, subject.config.training.batch_tokens):
+    for chosen in batches_by_length(lengths, subject.config.known_batch_tokens):
         subject.check()
         places = [fit[i] for i in chosen]
         batch = padded_batch(

@@ -357,7 +357,7 @@ def work_of(config: Config) -> float:
     sizes = [config.tokenizer.size_of(side)[1] for side in ("source", "target")]
     parameters = sum(parameters_by_part(config, sizes[0], sizes[1]).values())
     settings = config.training
-    return float(parameters * settings.batch_tokens * settings.accumulate * settled(settings.max_steps))
+    return float(parameters * settings.tokens_per_update * settled(settings.max_steps))
 
 
 # Running.

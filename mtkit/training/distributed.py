@@ -330,6 +330,7 @@ class Ranks:
         self.count = place.count if place else 1
         self.is_first = self.rank == 0  # whether this rank writes the log, the checkpoints and the model
         self.is_last = self.rank == self.count - 1
+        self.local_count = place.local_count if place else 1  # number of ranks on this machine
         self.is_first_here = place is None or place.local_rank == 0  # whether it is the first rank of its machine
         self._place = place
         self._store = store
@@ -498,6 +499,7 @@ class GradientSum:
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._buckets = list(_buckets(self._parameters))
         self._is_last = False
+        self._is_again = False  # whether the gradients are computed anew, so that only `finish` sends them
         self._waiting: list[set[Tensor]] = []  # of each bucket, the parameters without a gradient so far
         self._sent: list[tuple[Tensor, Work]] = []
         if ranks.are_many:
@@ -507,9 +509,16 @@ class GradientSum:
 
     def begin(self) -> None:
         """To be called before the last backward pass of an update."""
-        self._is_last = True
+        self._is_last = not self._is_again
         self._waiting = [set(bucket) for bucket in self._buckets]
-        self._sent = []
+
+    def begin_again(self) -> None:
+        """To be called if memory ran out in a forward or backward pass, so that this rank computes its gradients anew.
+
+        Buckets that were sent were complete, and stay; `finish` sends the others. So the other ranks, which wait for
+        them in `finish`, get the same buckets in the same order as ever.
+        """
+        self._is_last, self._is_again = False, True
 
     def _noting(self, number: int) -> Callable[[Tensor], None]:
         """Returns a hook for the parameters of a bucket: notes that a gradient is there, and sends what is due."""
@@ -537,7 +546,7 @@ class GradientSum:
         Returns the sums of `sums`, a vector, over the ranks, in fp64, and the mean of `mean`. A parameter that has no
         gradient in any rank has none afterwards.
         """
-        self._is_last = False
+        self._is_last = self._is_again = False
         while len(self._sent) < len(self._buckets):
             self._send()
         present = [float(parameter.grad is not None) for parameter in self._parameters]

@@ -47,7 +47,7 @@ from mtkit.bundle.opening import (
 from mtkit.bundle.storage import is_packed
 from mtkit.config.section import Section
 from mtkit.config.settings import Config, config_text
-from mtkit.config.training_settings import ENDING, TrainingConfig
+from mtkit.config.training_settings import ENDING, TrainingConfig, settled
 from mtkit.data.batches import EarlierBudget, batching_of
 from mtkit.data.corpus import Corpus, is_proportional, read_validation_text, validation_checksum
 from mtkit.errors import CheckpointError, MtkitError, duration, whole_number
@@ -287,7 +287,7 @@ def earlier_budgets(progress: Progress, settings: TrainingConfig) -> list[Earlie
 
     `settings` are the current ones.
     """
-    values = {"training.batch_tokens": settings.batch_tokens, "training.batching": settings.batching}
+    values = {"training.batch_tokens": settled(settings.batch_tokens), "training.batching": settings.batching}
     budgets = []
     for change in reversed(progress.changes):
         changed = {name: sides[0] for name, sides in change["settings"].items() if name in values}
@@ -308,10 +308,12 @@ def write_facts(
     progress: Progress,
     started_from: str | None,
     num_devices: int = 1,
+    batch_tokens: int = 0,
 ) -> dict[str, Any]:
     """Write config.yaml, and run.json with versions, device, command, data and more; returns the content of run.json.
 
     `started_from` is the checksum of the weights that training started from; `None` if the weights were random.
+    `batch_tokens` is the number that stands for "auto", where `config` has that.
     """
     facts = {
         "mtkit": __version__,
@@ -323,6 +325,7 @@ def write_facts(
         "threads": torch.get_num_threads(),
         "precision": progress.precision,
         "start_from": started_from,
+        **({"batch_tokens": batch_tokens} if config.training.batch_tokens == "auto" else {}),
         **({"changes": progress.changes} if progress.changes else {}),
         **({"plan": progress.plan} if progress.plan else {}),
         **({"ending": progress.ending} if progress.ending else {}),

@@ -39,6 +39,7 @@ from mtkit.text.tokenizer import Tokenizer
 from mtkit.training.checkpoint import clear_leftovers, delete_old, load_checkpoint, save_checkpoint
 from mtkit.training.distributed import ALONE, Ranks
 from mtkit.training.log import Board, Log, NoLog, ShownTraining
+from mtkit.training.memory import find_batch_tokens, with_batch_tokens
 from mtkit.training.optimizers import make_average, make_optimizer
 from mtkit.training.records import (
     MEASURES,
@@ -149,6 +150,7 @@ class Trainer:
         specials = tokenizer.specials
         self.model = new_model(config.model, *sizes, config.training.seed, specials).to(self.device)
         self.feed = Feed.prepare(config, tokenizer, corpus, self.model.boundaries)
+        self.batch_tokens: int | None = None  # what stands for training.batch_tokens auto, once that is known
         optimizer = make_optimizer(self.model, self.settings, self.device)
         precision = pick_precision(self.settings.precision, self.device, config.model.d_model)
         keep_few_kernels(self.model, self.device, precision)
@@ -173,8 +175,19 @@ class Trainer:
         return self.config.training
 
     def _settle(self, training: TrainingConfig) -> None:
-        """Use `training` as the training settings from now on; it has numbers in place of "auto"."""
+        """Use `training` as the training settings from now on; it has numbers in place of "auto".
+
+        `batch_tokens` may still be "auto": the number takes its place, once it is known.
+        """
+        if training.batch_tokens == "auto" and self.batch_tokens is not None:
+            training = training.model_copy(update={"batch_tokens": self.batch_tokens})
+            self.feed = with_batch_tokens(self.feed, self.batch_tokens)
         self.config = self.given.model_copy(update={"training": training})
+
+    def _use_batch_tokens(self, tokens: int) -> None:
+        """Let `tokens` stand for training.batch_tokens auto from now on."""
+        self.batch_tokens = tokens
+        self._settle(self.settings)
 
     def _rate(self, step: int, settings: TrainingConfig) -> float:
         """Returns the learning rate of update number `step` under the given settings."""
@@ -214,6 +227,8 @@ class Trainer:
             return
         step = steps[-1]
         saved, found, _ = read_progress(self.checkpoints, step)
+        if self.given.training.batch_tokens == "auto":
+            self._use_batch_tokens(found["training"]["batch_tokens"])
         plan = self._plan_of(saved, step) if self.settings.max_steps == "auto" else None
         if plan:
             self._settle(plan.settings(self.given.training))
@@ -374,6 +389,11 @@ class Trainer:
             self._require_alike()
             if self.ranks.is_first:
                 (self.run_path / TRAINED).unlink(missing_ok=True)
+            if self.settings.batch_tokens == "auto":
+                self._find_batch_tokens(stop)
+            if self.ranks.are_many:
+                batches = self.settings.batches_per_update(self.ranks.count) * self.ranks.count
+                say(f"training on {self.ranks.count} devices; an update takes {batches:,} batches")
             if self.settings.max_steps == "auto":
                 self._make_plan(stop)
             self._write_facts()
@@ -423,8 +443,17 @@ class Trainer:
                     "and the same run directory, on a disk that they share"
                 )
         self.ranks.share(self.model)
-        batches = self.settings.batches_per_update(self.ranks.count) * self.ranks.count
-        say(f"training on {self.ranks.count} devices; an update takes {batches:,} batches")
+
+    def _find_batch_tokens(self, stop: Stop) -> None:
+        """Find the largest batch that fits into memory; its size replaces "auto" in the settings.
+
+        The time that this takes counts as training time.
+        """
+        begun, progress = time.monotonic(), self.state.progress
+        found = find_batch_tokens(self.model, self.feed, progress.precision, stop, self.ranks)
+        progress.seconds = self.ranks.of_first(time.monotonic() - begun)
+        self._use_batch_tokens(found.tokens)
+        say(found.told())
 
     def _make_plan(self, stop: Stop) -> None:
         """Measure the speed of training; replace "auto" in the settings by numbers that suit `max_minutes`.
@@ -439,7 +468,7 @@ class Trainer:
             if not is_out_of_memory(error):
                 raise
             raise self._out_of_memory("while its speed was measured", self._less_memory()) from None
-        progress.seconds = self.ranks.of_first(time.monotonic() - begun)
+        progress.seconds += self.ranks.of_first(time.monotonic() - begun)
         spent = progress.seconds + (pace.validation if self.validates_start else 0.0)
         plan = make_plan(self.settings, pace, spent)
         progress.plan = asdict(plan)
@@ -448,7 +477,7 @@ class Trainer:
         if plan.max_steps < FEW_UPDATES:
             say(
                 "mtkit: warning: so few updates teach a model little; raise training.max_minutes, or lower "
-                f"training.batch_tokens, which is {self.settings.batch_tokens:,}, or the sizes of the model"
+                f"training.batch_tokens, which is {self.settings.told_batch_tokens}, or the sizes of the model"
             )
 
     def _review_plan(self, pace: "MeanSeconds") -> bool:
@@ -481,15 +510,20 @@ class Trainer:
                 f"{'; '.join(map(str, found))}"
             )
             if self.ranks.is_first:
-                write_facts(self.given, self.corpus, self.model, progress, self.started_from, self.ranks.count)
+                write_facts(*self._facts())
         return True
+
+    def _facts(self) -> tuple[Config, Corpus, TranslationModel, Progress, str | None, int, int]:
+        """Returns the arguments of `write_facts`."""
+        progress, tokens = self.state.progress, settled(self.settings.batch_tokens)
+        return self.given, self.corpus, self.model, progress, self.started_from, self.ranks.count, tokens
 
     def _write_facts(self) -> None:
         """Write config.yaml and run.json, log the content of run.json, and report the main facts."""
         if not self.ranks.is_first:
             return
         progress = self.state.progress
-        facts = write_facts(self.given, self.corpus, self.model, progress, self.started_from, self.ranks.count)
+        facts = write_facts(*self._facts())
         self.log.write("start", step=progress.step, **facts)
         say(
             f"{self.model.num_parameters:,} parameters on {facts['device']} in {progress.precision}, "
@@ -804,14 +838,17 @@ class Trainer:
         raise self._out_of_memory(
             f"in the validation of step {self.state.progress.step:,}",
             f"lower decoding.batch_tokens, which is {self.config.decoding.batch_tokens:,}, or, with --change, "
-            f"training.batch_tokens, which is {self.settings.batch_tokens:,}",
+            f"training.batch_tokens, which is {self.settings.told_batch_tokens}",
         )
 
     def _less_memory(self) -> str:
         """Returns advice for the error message if an update runs out of memory."""
+        half = f"training.batch_tokens={settled(self.settings.batch_tokens) // 2}"
+        lower = f"lower training.batch_tokens, which is {self.settings.told_batch_tokens}"
+        if self.settings.update_tokens is not None:
+            return f"{lower}, and go on with --change ({half}); updates stay as large"
         return (
-            f"lower training.batch_tokens, which is {self.settings.batch_tokens:,}, and raise training.accumulate as "
-            f"much, and go on with --change (training.batch_tokens={self.settings.batch_tokens // 2} "
+            f"{lower}, and raise training.accumulate as much, and go on with --change ({half} "
             f"training.accumulate={self.settings.accumulate * 2})"
         )
 

@@ -89,7 +89,7 @@ class Updater:
     ) -> None:
         if settings.recompute:
             recompute_layers(state.model)
-        self.splits = splits and not ranks.are_many  # other ranks would wait for gradients that come twice
+        self.splits = splits
         self.state = state
         self.settings = settings
         self.scaler = scaler
@@ -106,7 +106,7 @@ class Updater:
 
         If memory runs out in a forward or backward pass, and the object was made with `splits=True`, the gradient is
         computed anew from the two halves of each batch, if need be from the halves of these, down to single rows; a
-        warning says so. Otherwise, the error of PyTorch is raised.
+        warning says so. Other ranks wait meanwhile. Otherwise, the error of PyTorch is raised.
         """
         state = self.state
         for group in state.optimizer.param_groups:
@@ -115,6 +115,8 @@ class Updater:
             tokens = int(self.ranks.sums([sum(batch.target_tokens for batch in batches)])[0])
         parts = list(batches)
         while (computed := self._passes_if_memory_lasts(parts, step, tokens)) is None:
+            if self._gradients:
+                self._gradients.begin_again()
             state.optimizer.zero_grad(set_to_none=True)
             if state.model.device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -123,9 +125,12 @@ class Updater:
             say(
                 f"mtkit: warning: out of memory in step {step:,}, with {len(whole.labels):,} rows of "
                 f"{whole.source.ids.shape[1]:,} source and {whole.target.ids.shape[1]:,} target tokens; the gradient "
-                "is computed from smaller batches instead. With a lower training.batch_tokens, no time is lost"
+                "is computed from smaller batches instead. With a lower training.batch_tokens, no time is lost",
+                always=True,  # since the other ranks may have more memory
             )
         total, padding = computed
+        if self._gradients:
+            total, padding = self._gradients.finish(total, padding)
         return self._step(total, padding, tokens, step, rate)
 
     def _passes_if_memory_lasts(self, batches: Sequence[Batch], step: int, tokens: int) -> tuple[Tensor, float] | None:
@@ -153,11 +158,7 @@ class Updater:
                 loss = OBJECTIVES[settings.consistency](state.model, batch.to(state.model.device), settings)
             self.scaler.scaled(loss.total / tokens).backward()  # type: ignore[no-untyped-call]
             sums.append(loss.sums)
-        total = torch.stack(sums).sum(0)
-        padding = sum(batch.padding for batch in batches) / len(batches)
-        if self._gradients:
-            total, padding = self._gradients.finish(total, padding)
-        return total, padding
+        return torch.stack(sums).sum(0), sum(batch.padding for batch in batches) / len(batches)
 
     def _step(self, total: Tensor, padding: float, tokens: int, step: int, rate: float) -> Update:
         """Changes the weights by the gradient that was computed; returns the statistics of the update."""

@@ -76,7 +76,7 @@ class Validation:
             _warn_of_unspaced(config, references)
         batches: list[tuple[Ragged, Ragged]] = []
         lengths = [np.array([len(side) + 1 for side in sides]) for sides in zip(*pairs, strict=True)]
-        tokens = max(config.training.batch_tokens, most + 1)
+        tokens = max(config.known_batch_tokens, most + 1)
         plan = plan_batches(lengths[0], lengths[1], tokens, np.random.default_rng(0))
         for b in range(len(plan)):
             chosen = [pairs[i] for i in plan.batch(b).pairs]

@@ -466,6 +466,7 @@ def _short(config: Config, steps: int, folder: Path, from_run: bool) -> Config:
     if training.schedule in ENDING:
         warmup_steps = min(settled(warmup_steps), steps // 4)
     changed = {
+        "batch_tokens": config.known_batch_tokens,
         "max_steps": steps,
         "max_minutes": None,
         "patience": None,

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,14 @@ import pytest
 import torch
 
 from mtkit.config.settings import Config
-from mtkit.data.batches import Batch, Feed, micro_batches
+from mtkit.data.batches import Batch, Feed
 from mtkit.data.corpus import Corpus
 from mtkit.evaluation import estimate as module
-from mtkit.evaluation.bench import WARM_UP, forget_peak
-from mtkit.evaluation.estimate import estimate, estimate_text, largest_batches, measure_speed, parameters_by_part
+from mtkit.evaluation.bench import WARM_UP
+from mtkit.evaluation.estimate import estimate, estimate_text, measure_speed, parameters_by_part
 from mtkit.models.registry import empty_model, pick_device
 from mtkit.text.tokenizer import Tokenizer
+from mtkit.training.memory import forget_peak, largest_batches, resident_memory
 from mtkit.training.update import Updater
 from mtkit.training.validation import Validation
 from tests.conftest import CorpusFiles
@@ -86,14 +86,6 @@ def test_text_that_is_not_binarized_is_sampled_and_nothing_written(
     assert record["config"]["training"]["max_steps"] == "auto"
 
 
-def positions(batch: Batch) -> int:
-    return len(batch.labels) * (batch.source.ids.shape[1] + batch.target.ids.shape[1])
-
-
-def scores(batch: Batch) -> int:
-    return len(batch.labels) * max(batch.source.ids.shape[1], batch.target.ids.shape[1]) ** 2
-
-
 @pytest.fixture
 def feed(make: Callable[..., Config]) -> Feed:
     """The batches of the toy run."""
@@ -101,15 +93,6 @@ def feed(make: Callable[..., Config]) -> Feed:
     corpus = Corpus.open(config.run_path / "data" / "train")
     tokenizer = Tokenizer.load(config.run_path / "tokenizer")
     return Feed.prepare(config, tokenizer, corpus, empty_model(config.model, 330, 330).boundaries)
-
-
-@pytest.mark.parametrize("size", [positions, scores])
-def test_no_planned_batch_is_larger_than_the_largest(feed: Feed, size: Callable[[Batch], int]) -> None:
-    planned = [part for _, parts in islice(micro_batches(feed.corpus, feed.config.training, 0), 40) for part in parts]
-    largest = max(map(size, planned))
-    assert largest > min(map(size, planned))
-    assert max(map(size, largest_batches(feed, 40))) == largest
-    assert [size(batch) for batch in largest_batches(feed, 1)] == [size(planned[0])] * 2
 
 
 @dataclass
@@ -143,9 +126,11 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
 
 def test_memory_is_that_of_the_largest_batches_and_a_validation(feed: Feed, seen: Seen) -> None:
     estimate(feed.config)
-    largest = largest_batches(feed, module.PLANNED_BATCHES)
+    largest = largest_batches(feed)
     assert seen.events[-3:] == ["update", "expected_seconds", "peak_memory"]
-    assert [batch.labels.tolist() for batch in seen.batches[-2:]] == [batch.labels.tolist() for batch in largest]
+    assert [batch.labels.tolist() for batch in seen.batches[-len(largest) :]] == [
+        batch.labels.tolist() for batch in largest
+    ]
 
 
 def test_the_speed_alone_is_measured_without_the_largest_batches(feed: Feed, seen: Seen) -> None:
@@ -154,15 +139,15 @@ def test_the_speed_alone_is_measured_without_the_largest_batches(feed: Feed, see
     assert seen.events.count("update") == WARM_UP + module.NUM_UPDATES
 
 
-@pytest.mark.skipif(module._resident() is None, reason="the system does not tell the memory of a process")
+@pytest.mark.skipif(resident_memory() is None, reason="the system does not tell the memory of a process")
 def test_memory_that_earlier_work_freed_does_not_count() -> None:
     pick_device("cpu")  # from now on, glibc keeps what is freed
     tensors = [torch.ones(1 << 20) for _ in range(32)]
-    held = module._resident()
+    held = resident_memory()
     size = sum(tensor.nbytes for tensor in tensors)
     del tensors
     forget_peak(torch.device("cpu"))
-    left = module._resident()
+    left = resident_memory()
     assert held is not None
     assert left is not None
     assert left < held - size / 2
@@ -178,7 +163,7 @@ def test_what_does_not_fit_is_told_and_ends_with_1(
 
     config = make()
     (tmp_path / "my.yaml").write_text(config_text(config), "utf-8")
-    monkeypatch.setattr(module, "_free_memory", lambda device: 1)
+    monkeypatch.setattr(module, "memory_at_hand", lambda device: 1)
     monkeypatch.setattr(module, "_free_disk", lambda path: 1)
     result = call("estimate", tmp_path / "my.yaml", "--json", "--quiet")
     assert result.code == 1
