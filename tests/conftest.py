@@ -7,6 +7,7 @@ import random
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
@@ -147,8 +148,12 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
-# Tests that make models of transformers, whose import takes as long as a hundred small trainings.
-TOGETHER = {f"tests/exchange/test_{name}.py" for name in ("export", "m2m100", "marian", "travel")}
+# Tests that make models of transformers, whose import takes as long as a hundred small trainings, or its tokenizers.
+TOGETHER = {
+    *(f"tests/exchange/test_{name}.py" for name in ("export", "huggingface_tokenizer", "m2m100", "marian", "travel")),
+    *(f"tests/commands/test_{name}.py" for name in ("cli", "progress")),
+    *(f"tests/text/test_{name}.py" for name in ("existing_tokenizer", "symbols")),
+}
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -193,10 +198,34 @@ def quiet() -> None:
     show_progress(False)
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that the first process of pytest-xdist that wants it makes, for all of them; not to be changed."""
+    root = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # that of the worker lies in that of all
+    folder, begun, done = (root / f"{name}{ending}" for ending in ("", ".begun", ".done"))
+    deadline = time.monotonic() + 600
+    while not done.exists():
+        assert time.monotonic() < deadline, f"{folder}: another process has begun it and does not end"
+        try:
+            begun.mkdir()
+        except FileExistsError:
+            time.sleep(0.05)
+            continue
+        try:
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # what a failure has left
+                make(folder)
+                done.touch()
+        finally:
+            begun.rmdir()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def corpus_files(tmp_path_factory: pytest.TempPathFactory) -> CorpusFiles:
     """The toy corpus on disk; must not be changed."""
-    return CorpusFiles(write_toy_corpus(tmp_path_factory.mktemp("toy")))
+    return CorpusFiles(made_once(tmp_path_factory, "toy", write_toy_corpus))
 
 
 @pytest.fixture
@@ -218,32 +247,42 @@ def tiny_config(make_config: Callable[..., Config]) -> Config:
 @pytest.fixture(scope="session")
 def tiny_run(corpus_files: CorpusFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a finished run that has learnt the toy language; must not be changed: copy it first."""
-    run_dir = tmp_path_factory.mktemp("tiny") / "run"
-    run_all(config_with(toy_settings(corpus_files, run_dir), training=LEARNING))
-    return run_dir
+
+    def make(folder: Path) -> None:
+        run_all(config_with(toy_settings(corpus_files, folder / "run"), training=LEARNING))
+
+    return made_once(tmp_path_factory, "tiny", make) / "run"
 
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory with a tokenizer and 120 binarized pairs, before training; must not be changed."""
-    root = tmp_path_factory.mktemp("prepared")
-    config = config_with(
-        toy_settings(CorpusFiles(write_toy_corpus(root, 120)), root / "run"), tokenizer={"vocab_size": 330}
-    )
-    run_binarize(config)
-    return root / "run"
+
+    def make(root: Path) -> None:
+        settings = toy_settings(CorpusFiles(write_toy_corpus(root, 120)), root / "run")
+        run_binarize(config_with(settings, tokenizer={"vocab_size": 330}))
+
+    return made_once(tmp_path_factory, "prepared", make) / "run"
 
 
 @pytest.fixture(scope="session")
 def finished_toy(prepared: Path, corpus_files: CorpusFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory as `make` has it, trained to its end; not to be changed."""
-    return _toy_run(prepared, corpus_files, tmp_path_factory.mktemp("finished") / "run")
+
+    def make(folder: Path) -> None:
+        _toy_run(prepared, corpus_files, folder / "run")
+
+    return made_once(tmp_path_factory, "finished", make) / "run"
 
 
 @pytest.fixture(scope="session")
 def stopped_toy(prepared: Path, corpus_files: CorpusFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory as `make` makes it, trained with max_steps 8; tests must not change it."""
-    return _toy_run(prepared, corpus_files, tmp_path_factory.mktemp("stopped") / "run", max_steps=8)
+
+    def make(folder: Path) -> None:
+        _toy_run(prepared, corpus_files, folder / "run", max_steps=8)
+
+    return made_once(tmp_path_factory, "stopped", make) / "run"
 
 
 def _toy_run(prepared: Path, corpus_files: CorpusFiles, run_dir: Path, **training: object) -> Path:

@@ -145,6 +145,31 @@ def doing(action: Callable[[], None], owner: Any, name: str, is_time: Callable[[
         yield
 
 
+@contextmanager
+def as_if_killed(step: int, config: Config, killed: Config) -> Iterator[None]:
+    """Within the block, a training of one run leaves another one as a kill after so many updates would leave it.
+
+    A kill leaves a run directory as it is at that moment, so it is copied then, and the training goes on.
+    """
+    with doing(lambda: shutil.copytree(config.run_path, killed.run_path), Trainer, "_update", at_step(step)):
+        yield
+    assert killed.run_path.is_dir()
+    assert max(checkpoint_steps(killed.run_path / "checkpoints"), default=0) <= step < config.training.max_steps
+
+
+def whole_and_killed(make: Make, step: int, change: bool = False, **options: Any) -> tuple[Path, Path]:
+    """Two finished runs of the same settings: one that nothing interrupted, and one that was killed and resumed.
+
+    With change, the first one allows settings that differ from those of its run, and the second need not be asked.
+    """
+    config = make("uninterrupted", **options)
+    killed = config.model_copy(update={"run_dir": config.run_path.with_name("run")})
+    with as_if_killed(step, config, killed):
+        whole = trained(config, change)
+    assert checkpoint_steps(killed.run_path / "checkpoints")
+    return whole, trained(make("run", **options))
+
+
 def with_settings(config: Config, *overrides: str) -> Config:
     """Other settings for the same run directory."""
     return load_config(config.run_path / "config.yaml", [f"run_dir={config.run_path}", *overrides])

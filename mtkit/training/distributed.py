@@ -227,6 +227,8 @@ def _part_of(store: "Store", name: str = "") -> "Store":
 
 POLL_SECONDS = 0.25  # between two looks at the store
 SILENT_POLLS = 160  # looks in a row without news from a rank, after which it counts as lost: 40 seconds
+NEWS_SECONDS = 3.0  # that the news of a failure may take after an operation has failed, which may be because of it
+ALIKE_SECONDS = 2.0  # that a later rank which failed gives rank 0 to fail alike and show the error
 SHOW_SECONDS = 1.0  # that a rank which failed has to show its error before the others end
 GRACE_SECONDS = 10.0  # that a rank has to end by itself when another one has failed
 LEAVE_SECONDS = 30.0  # that the ranks after the first have to end after training
@@ -357,7 +359,7 @@ class Ranks:
             if self._watch is None or is_out_of_memory(error):
                 raise
             # A rank that failed has told so before its connections ended. Rank 0 should be the one to report a loss.
-            self._watch.has_failed.wait(3.0 + min(self.rank, 2) * 2.0)
+            self._watch.has_failed.wait(NEWS_SECONDS + min(self.rank, 2) * ALIKE_SECONDS)
             self.check()
             raise MtkitError(f"another rank of the {self.count} is gone; {GONE}") from error
 
@@ -374,7 +376,7 @@ class Ranks:
         if isinstance(error, EndedElsewhereError):
             return False
         if self.rank:
-            self._watch.has_failed.wait(GRACE_SECONDS * 5 if isinstance(error, StoppedError) else 2.0)
+            self._watch.has_failed.wait(GRACE_SECONDS * 5 if isinstance(error, StoppedError) else ALIKE_SECONDS)
         with suppress(RuntimeError):
             if self._watch.has_failed.is_set() or not claim(self._store, self._place):
                 return False

@@ -53,7 +53,7 @@ MODEL = {"d_model": 16, "num_heads": 2, "d_ff": 16}
 
 
 def train_small(root: Path, **training: object) -> Path:
-    """A finished run of 12 updates over a hundred pairs."""
+    """A finished run over a hundred pairs; of 12 updates unless told otherwise."""
     corpus = CorpusFiles(write_toy_corpus(root / "corpus", 120))
     settings = toy_settings(corpus, root / "run")
     run_train(
@@ -156,7 +156,7 @@ def test_where_the_best_checkpoint_is_gone_the_newest_is_taken(run, capsys):
 
 @pytest.mark.parametrize(("select_by", "told"), [("loss", "nll {:.4f}"), ("chrf", "chrF {:.2f}")])
 def test_what_the_best_one_is_best_at_is_told_by_its_name(tmp_path, capsys, select_by, told):
-    run = unfinished(train_small(tmp_path, select_by=select_by), tmp_path / "unfinished")
+    run = unfinished(train_small(tmp_path, select_by=select_by, max_steps=4), tmp_path / "unfinished")
     _, score = best_of(run)
     capsys.readouterr()
     mtkit.load(run)
@@ -164,7 +164,7 @@ def test_what_the_best_one_is_best_at_is_told_by_its_name(tmp_path, capsys, sele
 
 
 def test_the_moving_average_is_taken_where_validation_measures_it(tmp_path):
-    run = unfinished(train_small(tmp_path, ema_decay=0.9), tmp_path / "unfinished")
+    run = unfinished(train_small(tmp_path, ema_decay=0.9, max_steps=4), tmp_path / "unfinished")
     step, _ = best_of(run)
     assert same(open_model(run).weights(), measured_weights(run / "checkpoints", step))
     assert not same(open_model(run).weights(), read_weights(run / "checkpoints", step))

@@ -303,11 +303,12 @@ def test_in_training_the_model_is_at_times_each_of_those_with_fewer_layers():
     with torch.no_grad():
         wanted = [only(model, *both)(batch.source, batch.target) for both in itertools.product(subsets, subsets)]
         seen = set()
-        for seed in range(200):
+        for seed in range(150):
             torch.manual_seed(seed)
             found = model(batch.source, batch.target)
-            seen |= {n for n, features in enumerate(wanted) if torch.equal(found, features)}
-            assert any(torch.equal(found, features) for features in wanted)
+            same = {n for n, features in enumerate(wanted) if torch.equal(found, features)}
+            assert same
+            seen |= same
     assert len(seen) == 16
 
 
@@ -332,7 +333,7 @@ def test_the_same_seed_leaves_out_the_same_layers():
 def test_a_layer_that_was_left_out_has_a_gradient_of_zeros_and_the_others_that_of_the_model_without_it():
     model, batch = made(layer_dropout=0.5, tie_embeddings="none"), example()
     num_zero = set()
-    for seed in range(40):
+    for seed in range(15):
         torch.manual_seed(seed)
         model.zero_grad(set_to_none=True)
         model.output(model(batch.source, batch.target)).logsumexp(-1).sum().backward()

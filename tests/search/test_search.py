@@ -2,9 +2,9 @@
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import pytest
 import torch
@@ -85,10 +85,23 @@ def one(state: Memory, sentence: int) -> Memory:
     return state.keep(torch.tensor([sentence]))
 
 
-def plain_beam_search(
-    network: Network, state: Memory, max_length: int, beam_size: int, penalty: Penalty, num_best: int
-) -> list[tuple[list[int], float]]:
-    """The same search with lists, a sentence at a time, that never stops before its longest."""
+@cache
+def tried(sentence: int) -> dict[tuple[int, ...], float]:
+    """All that one of six sentences may say in up to four of three tokens, with its log-probability."""
+    network = Network(vocab_size=7)  # three tokens and the end mark
+    state = one(network.start(6), sentence)
+    outputs = (tokens for length in range(5) for tokens in itertools.product([4, 5, 6], repeat=length))
+    return {tokens: network.log_prob(state, tokens) for tokens in outputs}
+
+
+@cache
+def plain_beam_search(vocab_size: int, sentence: int, max_length: int, beam_size: int) -> list[tuple[list[int], float]]:
+    """The same search with lists, for one of twelve sentences, that never stops before its longest.
+
+    Returns all that ended, with log-probabilities: how long a search goes on is all that a length penalty changes.
+    """
+    network = Network(vocab_size)
+    state = one(network.start(12), sentence)
     beam: list[tuple[float, list[int], Memory]] = [(0.0, [], state)]
     finished: list[tuple[list[int], float]] = []
     for length in range(1, max_length + 2):
@@ -102,9 +115,18 @@ def plain_beam_search(
         candidates.sort(key=lambda candidate: -candidate[0])
         for total, tokens, _ in candidates[:beam_size]:
             if tokens[-1] == END:
-                finished.append((tokens[:-1], total / float(penalty(torch.tensor([length], dtype=torch.float64)))))
+                finished.append((tokens[:-1], total))
         beam = [candidate for candidate in candidates[: 2 * beam_size] if candidate[1][-1] != END][:beam_size]
-    return sorted(finished, key=lambda hypothesis: -hypothesis[1])[:num_best]
+    return finished
+
+
+def best_of(finished: Iterable[tuple[Sequence[int], float]], penalty: Penalty) -> list[tuple[list[int], float]]:
+    """Hypotheses with their scores instead of log-probabilities, the best first."""
+    scored = []
+    for tokens, log_prob in finished:
+        divisor = float(penalty(torch.tensor([len(tokens) + 1], dtype=torch.float64)))
+        scored.append((list(tokens), log_prob / divisor))
+    return sorted(scored, key=lambda hypothesis: -hypothesis[1])
 
 
 def assert_same(found: Sequence[Hypothesis], wanted: Sequence[tuple[list[int], float]]) -> None:
@@ -149,18 +171,12 @@ def test_a_beam_of_one_is_greedy_among_equal_tokens():
 @pytest.mark.parametrize("penalty", PENALTIES)
 @pytest.mark.parametrize("num_best", [1, 7])
 def test_a_beam_as_wide_as_the_space_finds_what_brute_force_finds(penalty, num_best):
-    network = Network(vocab_size=7)  # three tokens and the end mark
+    network = Network(vocab_size=7)
     max_lengths = torch.tensor([4, 0, 2, 3, 4, 4])
-    state = network.start(6)
     found = beam_search(network.step, network.start(6), starts(6), max_lengths, END, 128, penalty, num_best)
     for sentence, most in enumerate(max_lengths.tolist()):
-        scored = []
-        for length in range(most + 1):
-            divisor = float(penalty(torch.tensor([length + 1], dtype=torch.float64)))
-            for tokens in itertools.product([4, 5, 6], repeat=length):
-                scored.append((list(tokens), network.log_prob(one(state, sentence), tokens) / divisor))
-        scored.sort(key=lambda hypothesis: -hypothesis[1])
-        assert_same(found[sentence], scored[:num_best])
+        allowed = ((tokens, log_prob) for tokens, log_prob in tried(sentence).items() if len(tokens) <= most)
+        assert_same(found[sentence], best_of(allowed, penalty)[:num_best])
 
 
 @pytest.mark.parametrize("penalty", PENALTIES)
@@ -168,11 +184,10 @@ def test_a_beam_as_wide_as_the_space_finds_what_brute_force_finds(penalty, num_b
 def test_stopping_early_gives_what_a_search_to_the_end_gives(penalty, beam_size, num_best):
     network = Network(vocab_size=12)
     max_lengths = torch.tensor([9, 3, 0, 9, 1, 6, 9, 2, 9, 9, 5, 9])
-    state = network.start(12)
     found = beam_search(network.step, network.start(12), starts(12), max_lengths, END, beam_size, penalty, num_best)
     for sentence, most in enumerate(max_lengths.tolist()):
-        wanted = plain_beam_search(network, one(state, sentence), most, beam_size, penalty, num_best)
-        assert_same(found[sentence], wanted)
+        wanted = best_of(plain_beam_search(12, sentence, most, beam_size), penalty)
+        assert_same(found[sentence], wanted[:num_best])
 
 
 def test_searches_stop_early_and_done_sentences_leave_the_batch():
@@ -310,19 +325,21 @@ def test_a_beam_as_wide_as_the_space_finds_what_trying_every_output_of_a_real_mo
         features, state = model.decode(next_rows(ids, state), state)
         return normalized(features), state
 
-    outputs = [list(tokens) for n in range(longest + 1) for tokens in itertools.product(words, repeat=n)]
-    penalty = partial(power, exponent=0.7)
+    outputs = [[list(tokens) for tokens in itertools.product(words, repeat=length)] for length in range(longest + 1)]
+    size, penalty = sum(map(len, outputs)), partial(power, exponent=0.7)
     with torch.no_grad():
         lengths = torch.tensor([longest] * 3)
-        found = beam_search(step, model.encode(source), starts(3), lengths, END, len(outputs), penalty, len(outputs))
+        found = beam_search(step, model.encode(source), starts(3), lengths, END, size, penalty, size)
         for sentence, hypotheses in enumerate(found):
-            alone = Rows(*(x[sentence : sentence + 1] for x in (source.ids, source.segments, source.positions)))
-            tried = []
-            for tokens in outputs:
-                log_probs = normalized(model(alone, padded_rows([[BEGIN, *tokens]])))[0]
-                total = sum(float(log_probs[place, token]) for place, token in enumerate([*tokens, END]))
-                tried.append((tokens, total / (len(tokens) + 1) ** 0.7))
-            assert_same(hypotheses, sorted(tried, key=lambda one: -one[1]))
+            scored = []
+            for alike in outputs:  # of the same length
+                repeated = [sentence] * len(alike)
+                sources = Rows(*(x[repeated] for x in (source.ids, source.segments, source.positions)))
+                log_probs = normalized(model(sources, padded_rows([[BEGIN, *tokens] for tokens in alike])))
+                for row, tokens in zip(log_probs, alike, strict=True):
+                    total = sum(float(row[place, token]) for place, token in enumerate([*tokens, END]))
+                    scored.append((tokens, total / (len(tokens) + 1) ** 0.7))
+            assert_same(hypotheses, sorted(scored, key=lambda one: -one[1]))
 
 
 # The largest values of a large vocabulary, found block by block.

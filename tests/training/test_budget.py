@@ -1,6 +1,7 @@
 """Training that is given minutes: what is auto is fixed once and for all, and what does not fit is told."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ from mtkit.training.schedule import (
     with_shares,
 )
 from mtkit.training.train import Trainer
-from tests.runs import Make, at_step, doing, interrupt, outcome, trained
+from tests.conftest import CorpusFiles, config_with, toy_settings
+from tests.runs import MODEL, TRAINING, Make, at_step, doing, interrupt, outcome, trained
 
 AUTO = {"max_steps": "auto", "warmup_steps": "auto", "validate_every": "auto", "save_every": "auto"}
 
@@ -132,26 +134,37 @@ def test_a_run_in_minutes_is_the_run_with_the_numbers_that_it_fixed(make: Make, 
     assert "checkpoints/step-00000013/weights.safetensors" in mine
 
 
-def test_what_was_fixed_stays_as_the_run_goes_on(make: Make, capsys):
-    config = make(max_minutes=10.0, **AUTO)
-    plan = plan_of(stopped(config, 12))
-    capsys.readouterr()
+@pytest.fixture
+def begun(make: Make, auto_run: Path) -> dict[str, Any]:
+    """The plan of a run in minutes that was stopped after 13 updates; the run that `make` makes is a copy of it."""
+    shutil.copytree(auto_run, make().run_path, dirs_exist_ok=True)
+    return plan_of(auto_run)
+
+
+@pytest.fixture(scope="module")
+def auto_run(prepared: Path, corpus_files: CorpusFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("auto") / "run"
+    shutil.copytree(prepared, run)
+    training = {**TRAINING, "max_minutes": 10.0, **AUTO}
+    return stopped(config_with(toy_settings(corpus_files, run), model=MODEL, training=training), 12)
+
+
+def test_what_was_fixed_stays_as_the_run_goes_on(make: Make, begun: dict[str, Any], capsys):
+    config, plan = make(max_minutes=10.0, **AUTO), begun
     assert plan_of(stopped(config, 20)) == plan
     assert "training.max_steps auto" not in capsys.readouterr().err
     assert read_progress(config.run_path / "checkpoints", 21)[0].plan == plan
 
 
-def test_numbers_that_a_run_fixed_may_be_given_as_such(make: Make):
-    plan = plan_of(stopped(make(max_minutes=10.0, **AUTO), 12))
-    run = stopped(make(max_minutes=10.0, **{name: plan[name] for name in AUTO}), 20)
+def test_numbers_that_a_run_fixed_may_be_given_as_such(make: Make, begun: dict[str, Any]):
+    run = stopped(make(max_minutes=10.0, **{name: begun[name] for name in AUTO}), 20)
     progress = read_progress(run / "checkpoints", 21)[0]
     assert (progress.step, progress.changes) == (21, [])
 
 
-def test_other_minutes_make_a_run_longer_where_the_schedule_lets_it(make: Make):
-    plan = plan_of(stopped(make(max_minutes=10.0, **AUTO), 12))
+def test_other_minutes_make_a_run_longer_where_the_schedule_lets_it(make: Make, begun: dict[str, Any]):
     longer = plan_of(stopped(make(max_minutes=20.0, **AUTO), 20))
-    assert longer == {**plan, "max_minutes": 20.0, "max_steps": 2 * plan["max_steps"]}
+    assert longer == {**begun, "max_minutes": 20.0, "max_steps": 2 * begun["max_steps"]}
 
 
 def test_other_minutes_must_be_asked_for_where_the_schedule_ends_with_them(make: Make):

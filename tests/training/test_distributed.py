@@ -229,8 +229,16 @@ def forked(function: Callable[[dict[str, str]], None], variables: dict[str, str]
 # Whole runs.
 
 
-def test_a_run_goes_on_with_one_rank_after_another_was_killed_and_then_with_two(recipe, tmp_path):
-    options = {"update_tokens": 192, "batching": "packed", "keep_checkpoints": 9, "log_every": 1}
+@pytest.fixture
+def nobody_is_shown(monkeypatch):
+    """Ranks do not wait until one of them has shown its error: here none ends another before it has."""
+    monkeypatch.setattr(distributed, "SHOW_SECONDS", 0.05)
+
+
+@pytest.mark.usefixtures("nobody_is_shown")
+def test_a_run_goes_on_with_one_rank_after_another_was_killed_and_then_with_two(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "NEWS_SECONDS", 0.05)  # of a rank that is killed there are none
+    options = {"update_tokens": 192, "batching": "packed", "keep_checkpoints": 9, "log_every": 1, "max_steps": 16}
     wanted = recipe("wanted", **options)
     train(wanted, read_validation(wanted))
     config = recipe(**options)
@@ -276,7 +284,10 @@ def numbers(event: dict[str, Any]) -> dict[str, float]:
 # Failures.
 
 
-def test_the_error_of_a_rank_is_the_one_that_is_shown(recipe):
+@pytest.mark.usefixtures("nobody_is_shown")
+def test_the_error_of_a_rank_is_the_one_that_is_shown(recipe, monkeypatch):
+    monkeypatch.setattr(distributed, "ALIKE_SECONDS", 0.05)  # rank 0 does not fail
+
     def fail() -> None:
         raise DataError("the disk of this machine is gone")
 
@@ -286,6 +297,7 @@ def test_the_error_of_a_rank_is_the_one_that_is_shown(recipe):
     assert errors(found) == ["mtkit: error: the disk of this machine is gone"]
 
 
+@pytest.mark.usefixtures("nobody_is_shown")
 def test_where_all_ranks_fail_alike_one_shows_the_error(recipe):
     config = recipe(learning_rate=1e30, max_skipped=3, warmup_steps=1)
     found = trained_by_two(config)
@@ -295,6 +307,7 @@ def test_where_all_ranks_fail_alike_one_shows_the_error(recipe):
     assert error in found[0][1]
 
 
+@pytest.mark.usefixtures("nobody_is_shown")
 def test_ranks_that_do_not_train_the_same_are_told_apart_before_the_first_update(recipe):
     config = recipe()
     path = config.run_path.with_suffix(".yaml")

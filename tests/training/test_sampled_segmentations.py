@@ -25,7 +25,7 @@ from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.vocabulary import NUM_SPECIAL
 from mtkit.training.train import Trainer
 from tests.conftest import CorpusFiles, config_with, toy_settings, write_toy_corpus
-from tests.training.test_train import Killed, at_step, doing, events, kill, outcome, trained, trainer_of
+from tests.runs import at_step, doing, events, outcome, trained, trainer_of, whole_and_killed
 
 KINDS: dict[str, dict[str, dict[str, Any]]] = {
     "bpe": {"tokenizer": {"vocab_size": 330}, "training": {"bpe_dropout": 0.3}},
@@ -282,19 +282,24 @@ TRAINING = {
 def run_of(config: Config, run_dir: Path, model: dict[str, Any] | None = None, **training: Any) -> Config:
     """The same settings with a copy of the data."""
     shutil.copytree(config.run_path, run_dir)
+    return settings_of(config, run_dir, model, **training)
+
+
+def settings_of(config: Config, run_dir: Path, model: dict[str, Any] | None = None, **training: Any) -> Config:
+    """The same settings for a run that is there."""
     sections = {"model": {**MODEL, **(model or {})}, "training": {**TRAINING, **training}}
     return config_with({**config.model_dump(mode="json"), "run_dir": str(run_dir)}, **sections)
 
 
 def test_a_killed_run_that_samples_goes_on_to_the_bit(config, tmp_path):
-    wanted = outcome(trained(run_of(config, tmp_path / "uninterrupted")))
-    killed = run_of(config, tmp_path / "killed")
-    with doing(kill, Trainer, "_update", at_step(7)), pytest.raises(Killed):
-        trained(killed)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
-    assert outcome(trained(killed)) == wanted
-    other = trained(run_of(config, tmp_path / "other", seed=2, max_steps=5))
-    assert events(other, "train")[0] != events(tmp_path / "killed", "train")[0]
+    def make(name: str, **options: Any) -> Config:
+        place = tmp_path / name
+        return settings_of(config, place, **options) if place.exists() else run_of(config, place, **options)
+
+    whole, killed = whole_and_killed(make, 7)
+    assert outcome(killed) == outcome(whole)
+    other = trained(make("other", seed=2, max_steps=5))
+    assert events(other, "train")[0] != events(killed, "train")[0]
 
 
 def gradient(trainer: Trainer, batches: list[tuple[Batch, ...]]) -> Tensor:

@@ -13,10 +13,9 @@ from mtkit.files import Stop
 from mtkit.training.checkpoint import load_checkpoint, save_checkpoint
 from mtkit.training.optimizers import MovingAverage, ScheduleFree, make_average, make_optimizer, optimizer_tensors
 from mtkit.training.schedule import learning_rate
-from mtkit.training.train import Trainer
 from mtkit.training.update import TrainState
 from mtkit.translation.translator import load
-from tests.runs import Killed, at_step, doing, events, kill, outcome, trained, trainer_of
+from tests.runs import events, outcome, trained, trainer_of, whole_and_killed
 
 CPU = torch.device("cpu")
 SETTINGS = {"optimizer": "schedule_free", "schedule": "constant", "learning_rate": 0.1}
@@ -202,20 +201,12 @@ def test_all_of_a_checkpoint_is_loaded_though_other_weights_decay_from_there_on(
 
 @pytest.mark.parametrize("optimizers", [("adam", "schedule_free"), ("schedule_free", "adam")])
 def test_a_run_that_changes_its_optimizer_resumes_to_the_bit(make, optimizers):
-    ends = []
-    for name in ("whole", "killed"):
-        before, after = (
-            make(name, **{**RUN, "optimizer": optimizer}, max_steps=max_steps)
-            for max_steps, optimizer in zip((8, 16), optimizers, strict=True)
-        )
-        trained(before)
-        if name == "killed":
-            with doing(kill, Trainer, "_update", at_step(14)), pytest.raises(Killed):
-                trained(after, change=True)
-        trained(after, change=name == "whole")
-        ends.append(outcome(after.run_path))
-    assert ends[0] == ends[1]
-    averages = [name for name in ends[0] if name.startswith("checkpoints/step-00000016/average")]
+    before, after = ({**RUN, "optimizer": optimizer} for optimizer in optimizers)
+    trained(make("uninterrupted", **before, max_steps=8))
+    whole, killed = whole_and_killed(make, 14, change=True, **after, max_steps=16)
+    end = outcome(killed)
+    assert end == outcome(whole)
+    averages = [name for name in end if name.startswith("checkpoints/step-00000016/average")]
     assert len(averages) == (optimizers[-1] == "schedule_free")
 
 

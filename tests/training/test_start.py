@@ -29,7 +29,7 @@ from mtkit.training.train import Trainer, train
 from mtkit.training.validation import Validation
 from mtkit.translation.translator import load
 from tests.conftest import LEARNING, CorpusFiles, config_with, toy_settings, write_lines, write_toy_corpus
-from tests.runs import Killed, at_step, doing, events, kill
+from tests.runs import Killed, as_if_killed, at_step, doing, events, kill
 
 TRAINING = {
     "batch_tokens": 128,
@@ -339,8 +339,8 @@ def killed_at(step: int, config: Config) -> None:
 
 def test_a_run_goes_on_to_the_bit_when_what_it_started_from_is_gone(make, parent, tiny_run):
     uninterrupted, config = make("uninterrupted"), make()
-    run_train(uninterrupted)
-    killed_at(6, config)
+    with as_if_killed(6, uninterrupted, config):
+        run_train(uninterrupted)
     shutil.rmtree(parent)
     run_train(config)
     assert checkpoint_steps(config.run_path / "checkpoints")[-1] == 8
@@ -354,8 +354,8 @@ def test_a_run_goes_on_to_the_bit_when_what_it_started_from_is_gone(make, parent
 
 def test_a_run_killed_before_its_first_checkpoint_starts_from_there_again(make, parent):
     uninterrupted, config = make("uninterrupted"), make()
-    run_train(uninterrupted)
-    killed_at(2, config)
+    with as_if_killed(2, uninterrupted, config):
+        run_train(uninterrupted)
     run_train(config)
     assert same(weights_of(config), weights_of(uninterrupted))
 
@@ -463,21 +463,21 @@ def test_a_training_that_only_harms_leaves_the_weights_it_started_from_and_says_
     assert "those that training started from, chosen by validation bleu" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("step", [1, 6])
-def test_a_harmful_training_that_is_killed_and_resumed_ends_the_same(harmful, capsys, step):
-    uninterrupted, config = harmful("uninterrupted", ema_decay=0.9), harmful(ema_decay=0.9)
-    run_train(uninterrupted)
-    killed_at(step, config)
-    assert best_step(config.run_path)[0] == 0
-    capsys.readouterr()
-    run_train(config)
-    told = capsys.readouterr().err
-    assert f"going on from step {step // 2 * 2} in" in told
-    assert WARNING in told
-    assert same(weights_of(config), weights_of(uninterrupted))
-    assert same(open_bundle(config.run_path).weights(), open_bundle(uninterrupted.run_path).weights())
-    kinds = ("train", "validation", "sample")
-    assert events(config.run_path, *kinds) == events(uninterrupted.run_path, *kinds)
+def test_a_harmful_training_that_is_killed_and_resumed_ends_the_same(harmful, capsys):
+    uninterrupted, *killed = (harmful(name, ema_decay=0.9) for name in ("uninterrupted", "at step 1", "at step 6"))
+    with as_if_killed(1, uninterrupted, killed[0]), as_if_killed(6, uninterrupted, killed[1]):
+        run_train(uninterrupted)
+    for step, config in zip((0, 6), killed, strict=True):
+        assert best_step(config.run_path)[0] == 0
+        capsys.readouterr()
+        run_train(config)
+        told = capsys.readouterr().err
+        assert f"going on from step {step} in" in told
+        assert WARNING in told
+        assert same(weights_of(config), weights_of(uninterrupted))
+        assert same(open_bundle(config.run_path).weights(), open_bundle(uninterrupted.run_path).weights())
+        kinds = ("train", "validation", "sample")
+        assert events(config.run_path, *kinds) == events(uninterrupted.run_path, *kinds)
 
 
 def test_a_run_that_is_stopped_while_step_0_is_validated_starts_again(harmful, parent, monkeypatch, capsys):
@@ -550,8 +550,8 @@ def test_a_run_that_an_earlier_version_began_goes_on_without_a_validation_of_ste
     uninterrupted, config = harmful("uninterrupted"), harmful()
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_validate_start", lambda *_: None)
-        run_train(uninterrupted)
-        killed_at(4, config)
+        with as_if_killed(4, uninterrupted, config):
+            run_train(uninterrupted)
     run_train(config)
     assert [event["step"] for event in events(config.run_path, "validation")] == [2, 4, 6, 8]
     assert read_progress(config.run_path / "checkpoints", 8)[0].best_step > 0

@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial, reduce
@@ -61,6 +62,7 @@ from tests.runs import (
     outcome,
     trained,
     trainer_of,
+    whole_and_killed,
 )
 
 # Law: a run that was killed and resumed equals one that was not.
@@ -78,6 +80,7 @@ def test_a_run_killed_again_and_again_equals_one_that_was_not(make, uninterrupte
     for step in (3, 6, 9, 15, 23):
         with doing(kill, Trainer, "_update", at_step(step)), pytest.raises(Killed):
             trained(config)
+        assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
         places += [
             read_progress(config.run_path / "checkpoints", s)[0].pairs % 120
             for s in checkpoint_steps(config.run_path / "checkpoints")
@@ -186,11 +189,8 @@ def test_a_run_of_every_architecture_in_any_precision_resumes_to_the_bit_on_ever
     make, device, precision, model
 ):
     options = {"device": device, "precision": precision, "model": MODELS[model], "max_steps": 8, "ema_decay": 0.9}
-    wanted = outcome(trained(make("uninterrupted", **options)))
-    config = make(**options)
-    with doing(kill, Trainer, "_update", at_step(6)), pytest.raises(Killed):
-        trained(config)
-    assert outcome(trained(config)) == wanted
+    whole, killed = whole_and_killed(make, 6, **options)
+    assert outcome(killed) == outcome(whole)
 
 
 @pytest.mark.parametrize(
@@ -239,12 +239,8 @@ PLATEAU = {"schedule": "plateau", "warmup_steps": 1, "plateau_factor": 0.5, "pla
     ids=["momentum-cosine", "sgd-linear", "schedule_free", "muon-wsd", "plateau"],
 )
 def test_every_optimizer_and_schedule_resumes_to_the_bit(make, options):
-    options = {**options, "max_steps": 12}
-    wanted = outcome(trained(make("uninterrupted", **options)))
-    config = make(**options)
-    with doing(kill, Trainer, "_update", at_step(10)), pytest.raises(Killed):
-        trained(config)
-    assert outcome(trained(config)) == wanted
+    whole, killed = whole_and_killed(make, 10, **options, max_steps=12)
+    assert outcome(killed) == outcome(whole)
 
 
 def test_plateau_lowers_the_rate_each_time_nothing_better_came_down_to_the_final_rate(make, capsys):
@@ -261,14 +257,11 @@ def test_plateau_lowers_the_rate_each_time_nothing_better_came_down_to_the_final
 def test_a_run_that_leaves_layers_out_resumes_to_the_bit_and_every_weight_has_seen_every_update(make, optimizer):
     model = {"encoder_layers": 2, "decoder_layers": 1, "layer_dropout": 0.6}
     options = {"model": model, "max_steps": 12, "accumulate": 1, "optimizer": optimizer, "weight_decay": 0.01}
-    wanted = outcome(trained(make("uninterrupted", **options)))
-    config = make(**options)
-    with doing(kill, Trainer, "_update", at_step(10)), pytest.raises(Killed):
-        trained(config)
-    assert outcome(trained(config)) == wanted
-    memory = load_file(step_directory(config.run_path / "checkpoints", 12) / "optimizer.safetensors")
+    whole, killed = whole_and_killed(make, 10, **options)
+    assert outcome(killed) == outcome(whole)
+    memory = load_file(step_directory(killed / "checkpoints", 12) / "optimizer.safetensors")
     counts = [count.item() for name, count in memory.items() if name.startswith("step/")]
-    assert len(counts) == len(read_weights(config.run_path / "checkpoints", 12))
+    assert len(counts) == len(read_weights(killed / "checkpoints", 12))
     assert set(counts) == {12}
 
 
@@ -336,13 +329,9 @@ def test_a_model_that_starts_from_another_token_learns_to_read_numbers_too(make_
     "options", [{"consistency": "rdrop"}, {"consistency": "simcut", "ema_decay": 0.9}], ids=["rdrop", "simcut and ema"]
 )
 def test_a_run_whose_two_passes_must_agree_resumes_to_the_bit(make, options):
-    options = {**options, "max_steps": 12}
-    wanted = outcome(trained(make("uninterrupted", **options)))
-    config = make(**options)
-    with doing(kill, Trainer, "_update", at_step(10)), pytest.raises(Killed):
-        trained(config)
-    assert outcome(trained(config)) == wanted
-    assert all(line["consistency"] > 0 for line in events(config.run_path, "train"))
+    whole, killed = whole_and_killed(make, 10, **options, max_steps=12)
+    assert outcome(killed) == outcome(whole)
+    assert all(line["consistency"] > 0 for line in events(killed, "train"))
 
 
 # Law: accumulated small batches are one large one.
@@ -709,12 +698,8 @@ def test_overflows_of_fp16_lower_the_scale_and_end_nothing_and_resume_to_the_bit
     options = {"precision": "fp16", "max_skipped": 2, "max_steps": 12, "keep_checkpoints": 9}
     steps = [2, 3, 4, 5, 9]
     with overflowing(steps):
-        wanted = outcome(trained(make("uninterrupted", **options)))
-        config = make(**options)
-        with doing(kill, Trainer, "_update", at_step(10)), pytest.raises(Killed):
-            trained(config)
-        run = trained(config)
-    assert outcome(run) == wanted
+        whole, run = whole_and_killed(make, 10, **options)
+    assert outcome(run) == outcome(whole)
     progress, _, _ = read_progress(run / "checkpoints", 12)
     found = events(run, "overflow")
     assert set(steps) <= {event["step"] for event in found}

@@ -21,11 +21,10 @@ from mtkit.models.interface import TranslationModel
 from mtkit.models.registry import new_model
 from mtkit.pipeline import run_all, run_binarize
 from mtkit.text.vocabulary import END, NUM_SPECIAL
-from mtkit.training.train import Trainer
 from mtkit.translation.canaries import check
 from mtkit.translation.decode import Fusion, decode, likeliest_next, log_probs_of
 from tests.conftest import CorpusFiles, config_with, toy_settings, write_toy_corpus
-from tests.runs import MODEL, RECURRENT, TRAINING, Killed, at_step, doing, kill, outcome, trained
+from tests.runs import MODEL, RECURRENT, TRAINING, outcome, whole_and_killed
 
 TINY = {"d_model": 8, "num_heads": 2, "d_ff": 8, "decoder_layers": 1, "dropout": 0.0}
 ALONE: dict[str, AnyModelConfig] = {
@@ -146,15 +145,13 @@ def run(prepared_alone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_killed_language_model_resumes_to_the_bit(
     model: dict[str, Any], prepared_alone: Path, tmp_path: Path
 ) -> None:
-    runs = []
-    for name in ("whole", "killed"):
-        shutil.copytree(prepared_alone / "run", tmp_path / name)
-        config = alone(prepared_alone, tmp_path / name, model, max_steps=12)
-        if name == "killed":
-            with pytest.raises(Killed), doing(kill, Trainer, "_update", at_step(9)):
-                trained(config)
-        runs.append(outcome(trained(config)))
-    assert runs[0] == runs[1]
+    shutil.copytree(prepared_alone / "run", tmp_path / "uninterrupted")
+
+    def make(name: str) -> Config:
+        return alone(prepared_alone, tmp_path / name, model, max_steps=12)
+
+    whole, killed = whole_and_killed(make, 9)
+    assert outcome(killed) == outcome(whole)
 
 
 def test_a_run_reads_the_target_alone_and_has_a_loss_and_no_translations(

@@ -146,7 +146,7 @@ BEAMS = pytest.mark.parametrize("beam_size", [1, 4])
 def test_batch_size_and_order_change_no_translation_in_float64(
     tokenizer: Tokenizer, beam_size: int, model: AnyModelConfig
 ) -> None:
-    lines = sentences(9)
+    lines = sentences(9, longest=5)
     alone = random_translator(tokenizer, settings(model, beam_size=beam_size, batch_tokens=1), "fp64")
     wanted = found_by(alone, lines)
     assert len({text for text, _ in wanted}) > 5
@@ -166,7 +166,7 @@ def test_batch_size_changes_no_log_probability_by_a_hundred_thousandth_in_fp32(
     tokenizer: Tokenizer, beam_size: int, model: AnyModelConfig
 ) -> None:
     translator = random_translator(tokenizer, settings(model, beam_size=beam_size))
-    sources = tokenizer.encode_source(sentences(9))
+    sources = tokenizer.encode_source(sentences(9, longest=5))
     together = [best for (best, *_) in translator.search(sources)]
     for source, hypothesis in zip(sources, together, strict=True):
         [[alone, *_]] = translator.search([source])
@@ -303,8 +303,9 @@ def test_a_line_too_long_for_the_model_is_translated_in_parts_and_nothing_is_cut
     # Learned positions that hold no more than the longest sentence and a mark.
     model = {"positions": "learned", "max_positions": max_length + 1} if positions == "learned" else {}
     config = settings(model, max_length, beam_size=2)
+    translator = recorder(random_translator(tokenizer, config))
     for line in STRANGE:
-        translator = recorder(random_translator(tokenizer, config))
+        translator.seen, translator.said = [], []
         [found] = translator.translate_lines([line])
         assert found.num_parts == len(translator.seen) > 1
         assert all(1 <= len(tokens) <= max_length for tokens in translator.seen)
@@ -452,7 +453,7 @@ def test_translations_in_int8_do_not_depend_on_the_batch(
 ) -> None:
     config = settings(ALL_ARCHITECTURES[architecture], beam_size=beam_size, max_length_extra=3)
     path = write_bundle(tmp_path / "model", tokenizer, config, random_translator(tokenizer, config).model)
-    lines = sentences(16)
+    lines = sentences(16, longest=5)
     found = []
     for num_lines in (1, 7, 16):
         translator = mtkit.load(path, precision="int8")
