@@ -115,15 +115,15 @@ def decode(
     """Translate sentences, each a sequence of source tokens, as one batch.
 
     Returns, for each sentence, a list of at least one hypothesis. Sampling returns `num_best` hypotheses, in the order
-    drawn. Beam search returns the best hypotheses, best first: only one if `num_best` is 1, otherwise up to
-    `2 * num_best`, since several hypotheses may spell the same text with different tokens.
+    drawn. Beam search returns the best hypotheses, best first: only one if `num_best` is 1, otherwise up to `2 *
+    num_best`, since several hypotheses may spell the same text with different tokens.
 
     `prefixes` holds, for each sentence, the target tokens with which all hypotheses for the sentence must begin. After
     the prefix, the tokens in `forbidden` are not generated; by default, these are all special ids except the end mark.
     With `fusion`, scores and log-probabilities are those of shallow fusion. If `model` is a language model, the
     sentences must be empty, and the prefixes are continued. `watch`, if given, is called after each step of beam
-    search; greedy search then runs as a beam of one, which finds the same. Raises MtkitError if the settings ask for a
-    coverage penalty and the model has no attention.
+    search; greedy search then runs as a beam of one that stops by count, which finds the same. Raises MtkitError if the
+    settings ask for a coverage penalty and the model has no attention.
     """
     if forbidden is None:
         forbidden = model.special.never_generated
@@ -170,7 +170,8 @@ def decode(
         return sample_search(step, state, start, max_lengths, end, num_best, draw, uniform)
     penalty = partial(LENGTH_PENALTIES[decoding.length_penalty_form], exponent=decoding.length_penalty)
     num_spare = num_best if num_best > 1 else 0
-    if decoding.beam_size == 1 and num_best == 1 and watch is None:
+    is_greedy = decoding.beam_size == 1 and num_best == 1
+    if is_greedy and watch is None:
         found = _penalized(greedy_search(step, state, start, max_lengths, end), penalty)
     else:
         found = beam_search(
@@ -183,7 +184,8 @@ def decode(
             penalty,
             num_best,
             num_spare=num_spare,
-            stopping=STOPPING[decoding.stopping],
+            # Greedy search ends with the first end mark; by another rule, a beam of one may go on.
+            stopping=STOPPING["count" if is_greedy else decoding.stopping],
             extra_score=extra_score,
             groups=Groups(decoding.diversity_groups, decoding.diversity_strength),
             watch=watch,
