@@ -1,11 +1,13 @@
 """Measures what `mtkit doctor` finds: recall and precision for faults whose places are known, and alarms on clean text.
 
-MTKIT_DATA=FOLDER .venv/bin/python scripts/measure_doctor.py [--show KIND]...
+MTKIT_DATA=FOLDER .venv/bin/python scripts/measure_doctor.py
+MTKIT_DATA=FOLDER .venv/bin/python scripts/measure_doctor.py --read 60 [--set SET]... [--kind KIND]...
 
 FOLDER holds dirty-fr-en (train.fr, train.en, and kinds.txt, which names the fault of each line) and the clean sets.
 Three tables are printed: the faults of dirty-fr-en, what is reported for the clean sets, and faults that are planted in
 the first 30,000 pairs of these: a lost line at 40 %, mojibake, separate accents, and test pairs with small edits. With
---show, the pairs of the clean sets that have faults of these kinds are printed for reading.
+--read, pairs that have a fault in the clean sets are printed instead, for a person to judge: of each kind at most so
+many, always the same. A repeated pair is followed by the earlier pair, or the test pair, that is most like it.
 """
 
 import argparse
@@ -15,17 +17,20 @@ import tempfile
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from difflib import SequenceMatcher
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
+from mtkit.doctor.characters import Block, lowered, minima
 from mtkit.doctor.examine import Examination, examine, parts_of_files, verdicts
-from mtkit.doctor.kinds import KINDS
+from mtkit.doctor.kinds import KINDS, Diagnosis, Found
 from mtkit.doctor.pairs import Sides
 from mtkit.doctor.repeats import HeldOutPair, Repeats
 
 Pair = tuple[str, str]
-Found = dict[str, list[int]]  # for each kind of the doctor, the places of the pairs that have it, from 0
+Places = dict[str, list[int]]  # for each kind of the doctor, the places of the pairs that have it, from 0
 
 # What the doctor calls the faults of dirty-fr-en. A pair of the last kind looks like any other: whether its sides
 # belong together can be told only by someone who knows both languages.
@@ -56,6 +61,7 @@ CLEAN = {
     "multi30k en-fr": ("multi30k/train.en", "multi30k/train.fr", "multi30k/test2016.en", "multi30k/test2016.fr"),
     "tatoeba fr-en": tuple(f"tatoeba-fr-en/{name}" for name in ("train.fr", "train.en", "test.fr", "test.en")),
     "tatoeba de-en": tuple(f"tatoeba-de-en/{name}" for name in ("train.de", "train.en", "test.de", "test.en")),
+    "tatoeba zh-en": tuple(f"tatoeba-zh-en/{name}" for name in ("train.zh", "train.en", "test.zh", "test.en")),
     "europarl fr-en": tuple(f"europarl-fr-en/{name}" for name in ("train.fr", "train.en", "test.fr", "test.en")),
     "pydocs fr-en": tuple(f"pydocs-fr-en/{name}" for name in ("train.fr", "train.en", "test.fr", "test.en")),
 }
@@ -64,13 +70,19 @@ CLEAN = {
 def main() -> None:
     """Print the three tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--show", action="append", default=[], choices=KINDS, metavar="KIND", help="print its pairs")
+    parser.add_argument("--read", type=int, metavar="NUMBER", help="print so many pairs of each kind, and no tables")
+    parser.add_argument("--set", action="append", choices=CLEAN, metavar="SET", help="with --read: this set alone")
+    parser.add_argument("--kind", action="append", choices=KINDS, metavar="KIND", help="with --read: this kind alone")
     arguments = parser.parse_args()
     if "MTKIT_DATA" not in os.environ:
         parser.error("MTKIT_DATA is not set: wants the folder of the public corpora")
     root = Path(os.environ["MTKIT_DATA"])
+    if arguments.read is not None:
+        for name in arguments.set or CLEAN:
+            print_findings(root, name, arguments.kind or list(KINDS), arguments.read)
+        return
     measure_dirty(root / "dirty-fr-en")
-    report_clean(root, arguments.show)
+    report_clean(root)
     measure_planted(root)
 
 
@@ -78,7 +90,7 @@ def read(path: Path) -> list[str]:
     return path.read_text("utf-8").split("\n")[:-1]
 
 
-def find(source: Path, target: Path, held_out: Sequence[HeldOutPair] = ()) -> Found:
+def find(source: Path, target: Path, held_out: Sequence[HeldOutPair] = ()) -> Places:
     """The pairs of two files that have each kind of fault, reported or not."""
     examination = Examination(parts_of_files([source, target], None), held_out, None)
     repeats, found, first = Repeats(), defaultdict(list), 0
@@ -138,25 +150,71 @@ def faults_of(pairs: Sequence[Pair], kinds: Sequence[str]) -> list[set[str]]:
 
 
 def letters(text: str) -> str:
-    """The letters, marks and digits of a text, in lower case."""
-    return "".join(character for character in text.lower() if unicodedata.category(character)[0] in "LMN")
+    """The letters, numbers and symbols of a text, in lower case."""
+    kinds = [(character, unicodedata.category(character)) for character in text.lower()]
+    return "".join(character for character, kind in kinds if kind[0] in "LMN" or kind in ("Sc", "Sm", "So"))
 
 
 # Clean text.
 
 
-def report_clean(root: Path, shown: Sequence[str]) -> None:
+def report_clean(root: Path) -> None:
     """Print what is reported for each clean set."""
     print("\n| set | pairs | reported |\n|---|---:|---|")
     for name, (source, target, *held_out) in CLEAN.items():
         diagnosis = examine(parts_of_files([root / source, root / target], None), held_out_pairs(root, held_out))
         reported = ", ".join(f"{diagnosis.found[kind].count} {kind}" for kind in diagnosis.kinds)
         print(f"| {name} | {diagnosis.num_pairs:,} | {reported or 'nothing'} |", flush=True)
-    for name, (source, target, *_) in CLEAN.items() if shown else ():
-        found, sides = find(root / source, root / target), (read(root / source), read(root / target))
-        for kind in shown:
-            for place in found[kind]:
-                print(f"{name}:{place + 1}: {kind}: {sides[0][place]} ||| {sides[1][place]}")
+
+
+def print_findings(root: Path, name: str, kinds: Sequence[str], most: int) -> None:
+    """Print up to `most` of the pairs of a clean set that have each kind of fault, reported or too few for it."""
+    source, target, *held_out = CLEAN[name]
+    tests = held_out_pairs(root, held_out)
+    found = find(root / source, root / target, tests)
+    pairs = list(zip(read(root / source), read(root / target), strict=True))
+    earlier, held = Nearest("line", pairs), Nearest("test", [(test.source, test.target) for test in tests])
+    counts = {kind: Found(len(places)) for kind, places in found.items()}
+    reported = Diagnosis(len(pairs), len(tests), (), counts).kinds
+    for kind in (kind for kind in kinds if found.get(kind)):
+        places = sorted(random.Random(1).sample(found[kind], min(most, len(found[kind]))))
+        unless = "" if kind in reported else "; too few to be reported"
+        print(f"\n# {name}: {kind}: {len(places)} of {len(found[kind])}{unless}")
+        for place in places:
+            print(f"{place + 1}: {pairs[place][0]!r} ||| {pairs[place][1]!r}")
+            if kind in ("duplicate", "near duplicate", "similar"):
+                earlier.print_for(pairs[place], place)
+            elif kind.endswith("held out"):
+                held.print_for(pairs[place], len(tests))
+
+
+class Nearest:
+    """Finds the pair that is most like another one, more slowly and surely than the doctor does."""
+
+    def __init__(self, name: str, pairs: Sequence[Pair]) -> None:
+        self._name, self._pairs, self._marks = name, pairs, signatures(pairs)
+        self._first: dict[Pair, int] = {}
+        for place, pair in enumerate(pairs):
+            self._first.setdefault((letters(pair[0]), letters(pair[1])), place)
+
+    def print_for(self, pair: Pair, end: int) -> None:
+        """Print the pair before `end` that has the same letters, or else the most letters in sequence in common."""
+        best = self._first.get((letters(pair[0]), letters(pair[1])), end)
+        if best >= end:
+            shared = (self._marks[:end] == signatures([pair])).sum(axis=1)
+            best = max(np.argsort(-shared)[:50].tolist(), key=lambda place: alike(self._pairs[place], pair))
+        print(f"    {self._name} {best + 1}: {self._pairs[best][0]!r} ||| {self._pairs[best][1]!r}")
+
+
+def signatures(pairs: Sequence[Pair]) -> NDArray[np.uint32]:
+    """The signatures of both sides of each pair, a row for each."""
+    blocks = (Block(lowered([pair[side] for pair in pairs])) for side in (0, 1))
+    return np.concatenate([minima(block) for block in blocks], axis=1)
+
+
+def alike(pair: Pair, other: Pair) -> float:
+    """How much of two pairs is the same: 0 to 2."""
+    return sum(SequenceMatcher(None, a, b, autojunk=False).ratio() for a, b in zip(pair, other, strict=True))
 
 
 def held_out_pairs(root: Path, files: Sequence[str]) -> list[HeldOutPair]:
