@@ -37,8 +37,9 @@ WIDTHS = {"FULLWIDTH", "HALFWIDTH", "MATHEMATICAL", "MODIFIER", "FEMININE", "MAS
 class Alphabet:
     """Tables with an entry for every character met so far; characters are looked up when they are first met.
 
-    The hashes of characters are in three tables: of the characters themselves, and with the hash of a space in place of
-    all that is no letter or mark (or the end of a line), and of all that is no letter, mark or digit.
+    The hashes of characters are in four tables: of the characters themselves; with the hash of a space in place of all
+    that is no letter or mark (or the end of a line), and of all that is no letter, mark or digit; and with 0 in place
+    of spaces, punctuation and controls.
     """
 
     def __init__(self) -> None:
@@ -49,6 +50,7 @@ class Alphabet:
         self.hashes: Ids = np.zeros(0x110000, dtype=np.uint64)
         self.letter_hashes: Ids = np.zeros(0x110000, dtype=np.uint64)
         self.word_hashes: Ids = np.zeros(0x110000, dtype=np.uint64)
+        self.content_hashes: Ids = np.zeros(0x110000, dtype=np.uint64)
 
     def classes(self, codes: Codes) -> Flags:
         """The class bits of each character; characters that are new are looked up."""
@@ -78,6 +80,7 @@ class Alphabet:
         self.hashes[code] = own
         self.letter_hashes[code] = own if kind & (LETTER | MARK | END) else space
         self.word_hashes[code] = own if kind & (LETTER | MARK | DIGIT) else space
+        self.content_hashes[code] = own if _is_content(chr(code)) else 0
 
     def is_of(self, scripts: Sequence[str]) -> NDArray[np.bool_]:
         """For each script number: whether it is one of `scripts`, or stands for characters of no one script."""
@@ -98,6 +101,15 @@ def _described(character: str) -> tuple[int, str]:
     if not is_stable or kind & MARK or "\u1160" <= character <= "\u11ff":  # vowels and finals of Hangul
         kind |= UNSTABLE
     return kind | (ANGLE if character in "<&" else 0) | (DOT if character in "./@" else 0), script
+
+
+def _is_content(character: str) -> bool:
+    """Whether a text with another character in place of this one says something else: letters, numbers and symbols.
+
+    Accents that stand alone (Unicode calls them modifier symbols) are often apostrophes or quotation marks.
+    """
+    category = unicodedata.category(character)
+    return category[0] in "LMN" or category in ("Sc", "Sm", "So")
 
 
 def byte_of(character: str) -> int | None:
@@ -190,14 +202,16 @@ class Block:
         return _mixed(np.add.reduceat(terms, self.starts) * inverse[self.starts])
 
     @cached_property
-    def letter_keys(self) -> Ids:
-        """A hash of each line, (L), of its letters, marks and digits alone; equal for texts that differ in the rest."""
-        chosen = (self.classes & (LETTER | MARK | DIGIT)) != 0
+    def content_keys(self) -> Ids:
+        """A hash of each line, (L), of its letters, numbers and symbols alone; equal for texts that differ in the rest.
+
+        It is NO_CONTENT for lines of spaces and punctuation alone.
+        """
+        terms = ALPHABET.content_hashes.take(self.codes)
+        chosen = terms != 0
         number: NDArray[np.int64] = np.cumsum(chosen) - chosen  # of the chosen characters before each one
         powers, inverse = _powers(len(self.codes))
-        terms = ALPHABET.hashes.take(self.codes)
         terms *= powers.take(number)
-        terms *= chosen
         return _mixed(np.add.reduceat(terms, self.starts) * inverse[number[self.starts]])
 
     def words(self) -> tuple[Ids, NDArray[np.int64]]:
@@ -252,6 +266,8 @@ def _mixed(values: Ids) -> Ids:
     values ^= values >> np.uint64(29)
     return values
 
+
+NO_CONTENT = _mixed(np.zeros(1, dtype=np.uint64))[0]  # of no characters
 
 _known_powers: tuple[Ids, Ids] = (np.ones(1, dtype=np.uint64), np.ones(1, dtype=np.uint64))
 

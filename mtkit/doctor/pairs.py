@@ -135,9 +135,9 @@ def _faults_of_characters(sides: Sides, learned: Learned) -> dict[str, Chosen]:
 def _faults_of_content(sides: Sides) -> dict[str, Chosen]:
     with_digits = np.flatnonzero(sides.flags[0] & sides.flags[1] & DIGIT).tolist()
     with_addresses = sides.with_next(DOT, LETTER | DIGIT | DOT)
-    with_same_letters = np.flatnonzero(sides.lower[0].letter_keys == sides.lower[1].letter_keys).tolist()
+    with_same_content = np.flatnonzero(sides.lower[0].content_keys == sides.lower[1].content_keys).tolist()
     return {
-        "identical": sides.differing(with_same_letters, _are_same),
+        "identical": sides.differing(with_same_content, _are_same),
         "no words": sides.having(with_addresses, _is_address),
         "addresses differ": sides.differing(with_addresses, _addresses_differ),
         "numbers differ": sides.differing(with_digits, _numbers_differ),

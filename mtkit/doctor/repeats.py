@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mtkit.doctor.characters import NUM_MINIMA, Block, Ids, bands, lowered, minima
+from mtkit.doctor.characters import NO_CONTENT, NUM_MINIMA, Block, Ids, bands, lowered, minima
 from mtkit.doctor.pairs import WORD, Chosen, Sides
 from mtkit.preparation.encoding import insert_sorted, unknown_among
 from mtkit.text.parallel import Pair
@@ -74,7 +74,14 @@ class Seen:
 
 
 def _joined(source: Ids, target: Ids) -> Ids:
+    """A hash of each pair, from those of its sides."""
     return source * np.uint64(0x9E3779B97F4A7C15) + (target ^ (target >> np.uint64(32)))
+
+
+def _content(sides: Sequence[Block]) -> tuple[Ids, Chosen]:
+    """A hash of the letters, numbers and symbols of each pair, (L), and whether it has any."""
+    source, target = sides[0].content_keys, sides[1].content_keys
+    return _joined(source, target), (source != NO_CONTENT) | (target != NO_CONTENT)
 
 
 class Repeats:
@@ -82,7 +89,7 @@ class Repeats:
 
     def __init__(self) -> None:
         self._exact = Seen()
-        self._letters = Seen()
+        self._content = Seen()
         self._bands = [Seen() for _ in range(NUM_BANDS)]
 
     def find(
@@ -98,8 +105,9 @@ class Repeats:
         near = exact.copy()
         places = np.flatnonzero(is_judged)
         exact[places] = self._exact.add(_joined(sides.raw[0].keys(), sides.raw[1].keys())[places])
-        letters = _joined(sides.lower[0].letter_keys, sides.lower[1].letter_keys)
-        near[places] = self._letters.add(letters[places])
+        content, has_content = _content(sides.lower)
+        places = np.flatnonzero(is_judged & has_content)
+        near[places] = self._content.add(content[places])
         lengths = np.minimum(sides.lower[0].lengths, sides.lower[1].lengths)
         places = np.flatnonzero(is_judged & (lengths >= LEAST_LENGTH))
         keys = _joined(bands(signatures[0], ROWS), bands(signatures[1], ROWS)) >> np.uint64(32)  # (L, B)
@@ -150,8 +158,9 @@ class HeldOut:
             (_words_alone(source), _words_alone(target)) for source, target in zip(sources, targets, strict=True)
         ]
         blocks = Block(sources), Block(targets)
-        for place, key in enumerate(_joined(blocks[0].letter_keys, blocks[1].letter_keys).tolist()):
-            self._exact.setdefault(key, []).append(place)
+        content, has_content = _content(blocks)
+        for place in np.flatnonzero(has_content).tolist():
+            self._exact.setdefault(int(content[place]), []).append(place)
         for side, block in enumerate(blocks):
             for place, keys in enumerate((bands(minima(block), HELD_OUT_ROWS) + np.uint64(side)).tolist()):
                 for key in keys:
@@ -163,7 +172,7 @@ class HeldOut:
         near = exact.copy()
         if not self._pairs:
             return exact, near
-        keys = _joined(sides.lower[0].letter_keys, sides.lower[1].letter_keys)
+        keys, _ = _content(sides.lower)
         for place in np.flatnonzero(is_judged & _among(keys, self._exact_keys)).tolist():
             exact[place] = True
             self.found.update(self._pairs[one][:2] for one in self._exact[int(keys[place])])
