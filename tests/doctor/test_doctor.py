@@ -127,6 +127,21 @@ def test_repeated_pairs_are_found_however_they_are_written(pairs, tmp_path, quie
     assert len(pairs) + 3 in lines_of(diagnosis, "similar")
 
 
+def test_pairs_that_differ_in_a_symbol_or_are_punctuation_alone_repeat_nothing(pairs, tmp_path, quiet):
+    held_out = [("...", "!"), ("Il aime ♥.", "He likes ♥.")]
+    training = [
+        ("—", "?"),
+        ("…", "…"),
+        ("Il aime ★.", "He likes ★."),
+        ("Il a 5 €.", "He has 5 €."),
+        ("Il a 5 $.", "He has $5."),
+    ]
+    assert {"near duplicate", "held out"}.isdisjoint(diagnosed([*pairs[:50], *training], tmp_path, held_out).found)
+    found = diagnosed([*pairs[:50], ("Il aime ♥ !", "He likes ♥!"), ("IL AIME ♥", "He likes ♥")], tmp_path, held_out)
+    assert lines_of(found, "near duplicate") == [52]
+    assert found.found["held out"].count == 1
+
+
 RECIPE = """
 languages: {source: fr, target: en}
 data:
@@ -188,7 +203,7 @@ def test_lower_case_and_hashes_do_not_depend_on_what_stands_around_a_line():
     for number, line in enumerate(lines):
         alone = Block([line])
         assert block.keys()[number] == alone.keys()[0]
-        assert block.letter_keys[number] == alone.letter_keys[0]
+        assert block.content_keys[number] == alone.content_keys[0]
         assert (minima(block)[number] == minima(alone)[0]).all()
         words, starts = block.words()
         assert words[starts[number] : starts[number + 1]].tolist() == alone.words()[0].tolist()
