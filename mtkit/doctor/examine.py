@@ -21,7 +21,16 @@ from mtkit.doctor.slips import Associations, Slip, SlipSearch, associate
 from mtkit.errors import ConfigError, DataError, Meter, counted, is_shown
 from mtkit.preparation.sources import local_test_sets, resolve_corpora, training_corpora
 from mtkit.text.compressed import open_to_read
-from mtkit.text.lines import count_lines, decode_blocks, read_pairs, reading_file, require_file
+from mtkit.text.lines import (
+    LEAST_START,
+    CarriageReturns,
+    count_lines,
+    decode_blocks,
+    read_pairs,
+    reading_file,
+    refuse_utf16,
+    require_file,
+)
 from mtkit.text.oddities import (
     LEADING_LINES,
     MOST_LINES,
@@ -93,7 +102,8 @@ class Part:
         """Yields the pairs of the part, with their line numbers; records in `damage` what is wrong with the files.
 
         Bytes that are not UTF-8 become U+FFFD. If one file is longer than the other, its further lines are left out.
-        Raises DataError if TMX or JSON lines are not valid, or if a row has too few columns.
+        Raises DataError if TMX or JSON lines are not valid, if a row has too few columns, or if a file is UTF-16 or has
+        the line ends of an old Mac.
         """
         damage = Damage() if damage is None else damage
         if self.target is not None:
@@ -163,13 +173,19 @@ def _lines(path: Path, damage: Damage) -> Iterator[str]:
 
 
 def _blocks_of_lines(path: Path, damage: Damage) -> Iterator[list[str]]:
+    returns = CarriageReturns(path)
     with reading_file(path), open_to_read(path) as stream:
+        refuse_utf16(path, stream.peek(LEAST_START))
         number = 1
         for lines, replaced in decode_blocks(stream):
+            for place, line in enumerate(lines):
+                if "\r" in line:
+                    returns.see(number + place, line.encode(), is_last=False)
             damage.num_not_utf8 += len(replaced)
             damage.not_utf8 += [(path, number + place) for place in replaced[: NUM_EXAMPLES - len(damage.not_utf8)]]
             number += len(lines)
             yield lines
+        returns.check(number - 1)
 
 
 def parts_of_files(files: Sequence[Path], languages: Languages | None) -> list[Part]:
@@ -247,6 +263,8 @@ class Examination:
             self._add_text("slip", first.source, 1, "the lines of the two sides do not seem to belong together at all")
         self._count_held_out()
         files = tuple(path for part in self.parts for path in part.files)
+        if not total and not self._found:
+            raise DataError(f"{' and '.join(map(str, dict.fromkeys(files)))}: no pairs found")
         return Diagnosis(total, self.held_out.num_pairs, files, self._found, tuple(self._notes))
 
     # What is usual, learnt from a sample.

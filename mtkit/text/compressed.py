@@ -150,7 +150,7 @@ KNOWN = (*ZIP, *REFUSED, *(magic for compression in COMPRESSIONS.values() for ma
 # Opening.
 
 
-def open_to_read(path: Path) -> BinaryIO:
+def open_to_read(path: Path) -> BufferedReader:
     """Open the file at `path` to read its decompressed bytes; the path `-` means standard input.
 
     Closing the stream closes the file, but not standard input. Raises DataError if standard input is closed. Reading

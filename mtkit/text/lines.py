@@ -6,22 +6,24 @@ Error messages give the file and the line number. This module also gives advice 
 import csv
 import hashlib
 import shlex
-from codecs import BOM_UTF8
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE, BOM_UTF32_BE, BOM_UTF32_LE
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from io import BufferedReader
 from itertools import islice, zip_longest
 from pathlib import Path
 from threading import Condition, Thread
 from time import monotonic
 from types import TracebackType
-from typing import Any, BinaryIO, Generic, TypeVar, cast
+from typing import Any, BinaryIO, Generic, TypeVar
 
 from mtkit.errors import DataError, counted
 from mtkit.text.compressed import COMPRESSIONS, STANDARD_INPUT, is_misnamed, open_to_read, path_may_pause
 
 BLOCK_BYTES = 1 << 18  # of lines that are decoded together
+# Marks at the beginning of files in other encodings; that of UTF-16 is also the beginning of that of UTF-32.
+MARKS = {BOM_UTF32_LE: "UTF-32", BOM_UTF32_BE: "UTF-32", BOM_UTF16_LE: "UTF-16", BOM_UTF16_BE: "UTF-16"}
+LEAST_START = 20  # bytes from which UTF-16 without a mark is told
 MANY_RETURNS = 100  # number of carriage returns in one line that ordinary text is unlikely to have
 
 
@@ -31,9 +33,10 @@ def read_lines(path: Path) -> Iterator[str]:
     Text after the last line feed counts as a line. Raises DataError if the file cannot be read, is not UTF-8 or has the
     line ends of an old Mac (carriage returns without line feeds).
     """
-    returns = _CarriageReturns(path)
+    returns = CarriageReturns(path)
     number = 0
     with reading_file(path), open_to_read(path) as stream:
+        refuse_utf16(path, stream.peek(LEAST_START))
         for block in _raw_blocks(stream, waits=path == STANDARD_INPUT or path_may_pause(path)):
             if (texts := _decoded_at_once(block)) is not None:
                 number += len(texts)
@@ -147,7 +150,7 @@ def fingerprint(path: Path) -> str:
     """SHA-256 checksum of a file's decompressed content, as "sha256:<hex>"; raises DataError for a pipe."""
     require_file(path)
     with reading_file(path), open_to_read(path) as stream:
-        return "sha256:" + hashlib.file_digest(cast("BufferedReader", stream), "sha256").hexdigest()
+        return "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def compressed_fingerprint(path: Path) -> str:
@@ -215,6 +218,19 @@ def _without_end(raw: bytes) -> bytes:
     return raw.removesuffix(b"\n").removesuffix(b"\r")
 
 
+def refuse_utf16(path: Path, start: bytes) -> None:
+    """Raises DataError if `start`, the first bytes of the file at `path`, shows that it is UTF-16 or UTF-32.
+
+    Without a byte order mark, UTF-16 can be told if most letters are Latin: every second byte is 0, and few others are.
+    """
+    name = next((name for mark, name in MARKS.items() if start.startswith(mark)), None)
+    zeros = [2 * start[place::2].count(0) / max(len(start), 1) for place in (0, 1)]
+    if name is None and len(start) >= LEAST_START and max(zeros) > 0.5 and min(zeros) < 0.1:
+        name = "UTF-16BE" if zeros[0] > zeros[1] else "UTF-16LE"
+    if name is not None:
+        raise DataError(f"{named(path)}: is {name}; convert it to UTF-8: iconv -f {name} -t UTF-8 FILE")
+
+
 def _not_utf8(path: Path, number: int, line: bytes, start: int) -> DataError:
     if is_misnamed(path):
         compression = COMPRESSIONS[path.suffix.lower()].name
@@ -226,7 +242,7 @@ def _not_utf8(path: Path, number: int, line: bytes, start: int) -> DataError:
     )
 
 
-class _CarriageReturns:
+class CarriageReturns:
     """Detects old Mac line ends: carriage returns without line feeds."""
 
     def __init__(self, path: Path) -> None:

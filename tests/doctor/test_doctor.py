@@ -1,5 +1,6 @@
 """mtkit doctor finds each kind of fault where it was planted, and nothing in text without faults; mtkit clean mends."""
 
+import gzip
 import json
 import re
 import unicodedata
@@ -231,6 +232,33 @@ def test_files_of_unequal_length_and_bytes_that_are_not_utf8_stop_training(pairs
     with pytest.raises(DataError, match="50 lines, but"):
         clean(Examination(parts_of_files(files, None), (), None), tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+TEXT = "The first line.\nThe second, which is longer.\nThe third.\n"
+ODD_FILES = {
+    "nothing": (b"", "text.fr and text.en: no pairs found"),
+    "UTF-16": (TEXT.encode("utf-16"), "text.en: is UTF-16; convert it to UTF-8: iconv -f UTF-16 -t UTF-8 FILE"),
+    "UTF-16 without a mark": (TEXT.encode("utf-16-be"), "text.en: is UTF-16BE; convert it"),
+    "an old Mac": (
+        TEXT.replace("\n", "\r").encode(),
+        "text.en: found 2 carriage returns within one line, which must",
+    ),
+    "half a file": (gzip.compress(TEXT.encode())[:-9], "text.en: damaged gzip"),
+}
+
+
+@pytest.mark.parametrize(("raw", "told"), ODD_FILES.values(), ids=ODD_FILES)
+@pytest.mark.parametrize("command", ["doctor", "clean"])
+def test_a_file_that_cannot_be_read_as_pairs_is_told_in_one_line(tmp_path, capsys, monkeypatch, command, raw, told):
+    monkeypatch.chdir(tmp_path)
+    Path("text.fr").write_bytes(TEXT.encode() if raw else b"")
+    Path("text.en").write_bytes(raw)
+    assert _run([command, "text.fr", "text.en", *(["-o", "new"] if command == "clean" else []), "--quiet"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"mtkit: error: {told}")
+    assert err.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["text.en", "text.fr"]
 
 
 def test_units_of_a_memory_that_lack_a_language_are_counted(pairs, tmp_path, quiet, capsys):

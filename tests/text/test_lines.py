@@ -243,6 +243,14 @@ def test_a_file_that_is_neither_what_its_name_says_nor_text_is_told(tmp_path):
         assert str(raised.value) == f"{path}: neither {name}, as its name says, nor UTF-8 text; make or fetch it again"
 
 
+@pytest.mark.parametrize("name", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_other_encodings_of_unicode_are_told(tmp_path, name):
+    with pytest.raises(DataError) as raised:
+        lines_of(tmp_path / "text", "Ein Satz.\nNoch einer.\n".encode(name))
+    name = name.upper().replace("16-", "16")
+    assert str(raised.value) == f"{tmp_path / 'text'}: is {name}; convert it to UTF-8: iconv -f {name} -t UTF-8 FILE"
+
+
 OLD_MAC = "which must be the line ends of an old Mac; convert them to line feeds, for example with mac2unix"
 
 
