@@ -15,6 +15,7 @@ from mtkit.text.parallel import Pair
 
 # R lines of the sample, both sides; L lines of a block.
 
+LONGEST = 1000  # characters of a line from which scripts and languages are learnt, so that no line outweighs all others
 MAIN_SCRIPT = 0.05  # a script belongs to a side if it has at least this share of the side's letters
 # A text in one of the scripts on the left uses those on the right, too, even if it is rare in the sample.
 USED_TOGETHER = {
@@ -37,8 +38,9 @@ def learn(pairs: Sequence[Pair]) -> Learned:
     """Learn what is usual from a sample of pairs."""
     sides = [list(side) for side in zip(*pairs, strict=True)] if pairs else [[], []]
     lower = [Block(side).lowered() for side in sides]
-    source, target = (_main_scripts(block.scripts()) for block in lower)
-    return Learned((source, target), learn_languages(lower[0], lower[1]), learn_lengths(lower[0], lower[1]))
+    beginnings = [Block([line[:LONGEST] for line in side]).lowered() for side in sides]
+    source, target = (_main_scripts(block.scripts()) for block in beginnings)
+    return Learned((source, target), learn_languages(*beginnings), learn_lengths(*lower))
 
 
 def _main_scripts(counts: Counter[str]) -> tuple[str, ...]:

@@ -351,6 +351,12 @@ def test_a_short_sentence_may_be_a_free_translation_but_not_one_that_is_cut_off(
         assert looks_like(target, longer, spread=0.1) == faults, target
 
 
+def test_a_line_of_junk_does_not_change_what_is_said_of_all_others(pairs, tmp_path, quiet):
+    german = [(text, pairs[place][1]) for place, text in enumerate(GERMAN)]
+    found = diagnosed([*pairs[:600], *german, ("x" * 300_000, "x" * 300_000)], tmp_path)
+    assert found.found["wrong language"].count == len(german)
+
+
 def test_names_in_other_letters_and_rare_scripts_of_a_language_are_no_wrong_script(tmp_path, quiet):
     sentences = ["私は毎朝ご飯を食べます。", "雨が降っていたので、家にいました。", "駅の前に新しい店ができました。"]
     pairs = [
