@@ -182,14 +182,14 @@ KINDS: dict[str, Kind] = {
     ),
     "held out": Kind(
         "Validation or test pairs are in the training text",
-        "scores are too good, and say nothing of new text",
+        "the scores of these pairs are too good, and say nothing of new text",
         CLEAN,
         DROPPED,
         stops_at=0.01,  # of the held-out pairs
     ),
     "nearly held out": Kind(
         "Validation or test pairs are in the training text with small edits",
-        "scores are too good, and say little of new text",
+        "the scores of these pairs are better than those of new text",
         CLEAN,
         DROPPED,
         stops_at=0.05,  # of the held-out pairs

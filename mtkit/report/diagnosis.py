@@ -24,8 +24,10 @@ def as_text(diagnosis: Diagnosis) -> str:
 
 def _summary(diagnosis: Diagnosis) -> str:
     found, stopping = diagnosis.kinds, diagnosis.stopping
-    what = f"{counted(len(found), 'kind')} of faults" if found else "no faults found"
+    what = counted(len(found), "finding") if found else "no faults found"
     then = f"; {', '.join(stopping)} should be mended before training" if stopping else ""
+    if found and not stopping:
+        then = "; nothing has to be mended before training"
     return f"{counted(diagnosis.num_pairs, 'pair')}: {what}{then}"
 
 
