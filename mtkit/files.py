@@ -336,8 +336,8 @@ def followed(path: Path) -> Path:
 def require_folder(path: Path, replaced: bool = True) -> None:
     """Raise CheckpointError if a folder cannot be written at `path`; called before any work is done.
 
-    A path that does not exist yet is accepted. With `replaced=True`, a new folder will take the place of `path` by
-    renaming, so the parent of `path` must be writable too.
+    A path that does not exist yet is accepted if the folders above it can be made. With `replaced=True`, a new folder
+    will take the place of `path` by renaming, so the parent of `path` must be writable too.
     """
     place = followed(path)
     link = f" (a link to {place})" if path.is_symlink() else ""
@@ -350,14 +350,23 @@ def require_folder(path: Path, replaced: bool = True) -> None:
     if place.exists() and not place.is_dir():
         raise CheckpointError(f"{path}{link}: found a file, wants a folder; move the file away")
     if not place.exists():
+        above = next(parent for parent in place.parents if parent.exists())
+        if not above.is_dir():
+            raise CheckpointError(f"{path}{link}: {above} is a file, wants a folder; name another place")
+        require_writable(above, f"{path}{link}")
         return
     if replaced and os.path.ismount(place):
         raise CheckpointError(
             f"{path}{link}: is a whole disk, which cannot be replaced by a rename; link to a folder on that disk"
         )
     for folder in {place, place.parent if replaced else place}:
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise CheckpointError(f"{path}{link}: {folder} cannot be written; give yourself write access to it")
+        require_writable(folder, f"{path}{link}")
+
+
+def require_writable(folder: Path, name: str) -> None:
+    """Raise CheckpointError if nothing can be written to a folder; its message begins with `name`."""
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise CheckpointError(f"{name}: {folder} cannot be written; give yourself write access to it")
 
 
 def _beside(path: Path, kind: str) -> Path:

@@ -63,7 +63,9 @@ def clean(
     prints in brackets. FOLDER/cleaned.json records what was changed.
     """
     from mtkit.doctor.clean import clean as write_cleaned
+    from mtkit.doctor.clean import require_new
 
+    require_new(output, keep or ())
     cleaned, _ = write_cleaned(_examination(text, languages), output, keep or ())
     print(cleaned)
     for files in cleaned.files.values():

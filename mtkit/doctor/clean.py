@@ -64,11 +64,10 @@ def _shown(found: Found) -> dict[str, Any]:
     return {"count": found.count, "examples": examples}
 
 
-def clean(examination: Examination, folder: Path, keep: Collection[str] = ()) -> tuple[Cleaned, Diagnosis]:
-    """Examine text, then write a cleaned copy of it to a new folder; kinds in `keep` are left as they are.
+def require_new(folder: Path, keep: Collection[str] = ()) -> None:
+    """Raises MtkitError if the folder exists or cannot be made, or if a kind in `keep` is none that is cleaned.
 
-    Raises DataError if the folder exists, or if the faults are such that no cleaning of single pairs helps: the files
-    have different numbers of lines, or the sides slip.
+    Called before the text is read.
     """
     require_folder(folder)
     if folder.exists():
@@ -76,6 +75,15 @@ def clean(examination: Examination, folder: Path, keep: Collection[str] = ()) ->
     for name in keep:
         if name not in CLEANABLE:
             raise DataError(f"--keep: found {name}, wants one of {', '.join(CLEANABLE)}")
+
+
+def clean(examination: Examination, folder: Path, keep: Collection[str] = ()) -> tuple[Cleaned, Diagnosis]:
+    """Examine text, then write a cleaned copy of it to a new folder; kinds in `keep` are left as they are.
+
+    Raises DataError if the folder exists, or if the faults are such that no cleaning of single pairs helps: the files
+    have different numbers of lines, or the sides slip.
+    """
+    require_new(folder, keep)
     diagnosis = examination.run()
     for name in diagnosis.stopping:
         if KINDS[name].stops_at == 0:

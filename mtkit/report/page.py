@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mtkit.errors import MtkitError
-from mtkit.files import json_text, write_file
+from mtkit.files import followed, json_text, require_writable, write_file
 
 # HTML.
 
@@ -99,8 +99,11 @@ def require_page(path: Path) -> None:
     """Raises MtkitError if no page can be written to `path`; called before any work is done."""
     if path.suffix.lower() != ".html":
         raise MtkitError(f"--output: found {path}, wants a file that ends in .html")
+    if path.is_dir():
+        raise MtkitError(f"--output: {path}: is a folder, wants the name of a file")
     if not path.parent.is_dir():
         raise MtkitError(f"--output: {path.parent}: no such directory")
+    require_writable(followed(path).parent, f"--output: {path}")
 
 
 def write_page(path: Path, text: str) -> None:

@@ -280,8 +280,27 @@ def test_units_of_a_memory_that_lack_a_language_are_counted(pairs, tmp_path, qui
 
 
 def test_a_page_that_cannot_be_written_is_refused_before_the_text_is_read(tmp_path, capsys):
-    for output, told in (("page.txt", "wants a file that ends in .html"), ("no/page.html", "no such directory")):
+    (tmp_path / "folder.html").mkdir()
+    for output, told in (
+        ("page.txt", "wants a file that ends in .html"),
+        ("no/page.html", "no such directory"),
+        ("folder.html", "is a folder, wants the name of a file"),
+    ):
         assert _run(["doctor", str(tmp_path / "no.fr"), str(tmp_path / "no.en"), "-o", str(tmp_path / output)]) == 1
+        assert told in capsys.readouterr().err
+
+
+def test_a_place_without_write_access_is_refused_before_the_text_is_read(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)
+    for command, output in (("doctor", "page.html"), ("clean", "new"), ("clean", "new/new")):
+        assert _run([command, str(tmp_path / "no.fr"), str(tmp_path / "no.en"), "-o", str(tmp_path / output)]) == 1
+        assert f"{tmp_path / output}: {tmp_path} cannot be written; give" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_the_text_is_read(tmp_path, capsys):
+    (tmp_path / "file").write_bytes(b"")
+    for output, told in (("file", "found a file, wants a folder"), ("file/new/new", "file is a file, wants a folder")):
+        assert _run(["clean", str(tmp_path / "no.fr"), str(tmp_path / "no.en"), "-o", str(tmp_path / output)]) == 1
         assert told in capsys.readouterr().err
 
 
