@@ -154,6 +154,10 @@ def new(path: Path, files: Sequence[Path], languages: Languages | None, minutes:
     `measure` returns how fast settings train. Raises MtkitError if something would be overwritten, or if the files hold
     too few pairs.
     """
+    if path.suffix not in (".yaml", ".yml"):
+        raise MtkitError(
+            f"{path}: wants a name that ends in .yaml, for the settings; the files with text come after it"
+        )
     folder, run = path.with_name(f"{path.stem}-data"), Path("runs") / path.stem
     _require_nothing(path, folder, run)
     inputs = find_inputs(files)
@@ -183,10 +187,6 @@ def _batch_tokens(size: Size, on_cpu: bool) -> int:
 
 def _require_nothing(path: Path, folder: Path, run: Path) -> None:
     """Raises MtkitError if one of the places is taken, or if the settings cannot be written."""
-    if path.suffix not in (".yaml", ".yml"):
-        raise MtkitError(
-            f"{path}: wants a name that ends in .yaml, for the settings; the files with text come after it"
-        )
     for place in (path, folder, run):
         if place.exists():
             raise MtkitError(f"{place}: is there already, and nothing is overwritten; choose another name")

@@ -348,6 +348,11 @@ def split_pairs(inputs: Sequence[Input], languages: Languages | None, folder: Pa
             f"{' and '.join(each.name for each in inputs)}: {counted(len(kept), 'usable pair')} of "
             f"{len(read.is_kept):,}; a training wants {FEWEST_PAIRS} or more"
         )
+    if not read.may_be_held_out[kept].any():
+        raise DataError(
+            f"{' and '.join(each.name for each in inputs)}: source and target are the same in all pairs; wants "
+            "translations"
+        )
     wanted = held_out_size(len(kept))
     for near in (True, False):
         labels = connected(len(kept), [edge for side in read.sides for edge in side.edges(kept, near)])

@@ -134,7 +134,12 @@ def test_what_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def fails(config: Config) -> Pace:
         raise MtkitError("no memory")
 
-    for path, told in (("my.yaml", "no memory"), ("my.txt", "ends in .yaml"), ("no/my.yaml", "no folder no")):
+    for path, told in (
+        ("my.yaml", "no memory"),
+        ("my.txt", "ends in .yaml"),
+        ("no/my.yaml", "no folder no"),
+        ("", "ends in .yaml"),
+    ):
         with pytest.raises(MtkitError, match=told):
             new(Path(path), files, None, 5, fails)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["some.en", "some.fr"]

@@ -175,6 +175,8 @@ def test_what_cannot_be_used_is_counted_or_refused(tmp_path: Path) -> None:
             tmp_path / "same",
             *write(tmp_path / "same-in", "table", [("un", f"{n} {t}") for n, (_, t) in enumerate(PAIRS)]),
         )
+    with pytest.raises(DataError, match="source and target are the same in all pairs"):
+        split(tmp_path / "copied", *write(tmp_path / "copied-in", "table", [(s, s) for s, _ in dict.fromkeys(PAIRS)]))
     write_lines(tmp_path / "in" / "alone.fr", ["x"])
     with pytest.raises(DataError, match=r"alone\.fr: has no other side"):
         find_inputs([tmp_path / "in"])
