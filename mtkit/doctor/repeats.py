@@ -5,6 +5,7 @@ probability of error below 0.001 %, and NUM_BANDS hashes of 4 bytes, of which tw
 320 MB.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -205,13 +206,14 @@ def _words_alone(text: str) -> str:
 
 
 def _are_exchanged(pair: Pair, other: Pair) -> bool:
-    """Whether each pair has a word on both sides that the other one lacks.
+    """Whether each pair has a word on both sides that the other one lacks, or has less often.
 
     Such words are numbers, names and code. With others in their place, a sentence of the same form says something else:
-    "Python 3.1" is no edit of "Python 3.2", nor one list entry an edit of the next.
+    "Python 3.3" is no edit of "Python 3.4", nor one list entry an edit of the next.
     """
-    words, others = ([set(text.split()) for text in both] for both in (pair, other))
-    return bool(words[0] & words[1] - others[0] - others[1]) and bool(others[0] & others[1] - words[0] - words[1])
+    words, others = ([Counter(text.split()) for text in both] for both in (pair, other))
+    alone = (words[0] & words[1]) - (others[0] | others[1]), (others[0] & others[1]) - (words[0] | words[1])
+    return all(alone)
 
 
 def _is_close(text: str, other: str) -> bool:
