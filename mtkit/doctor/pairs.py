@@ -54,6 +54,7 @@ ELEMENT = re.compile(
     r"tbody|t[dhrt]|u|ul|wbr",
     re.IGNORECASE,
 )
+CODE = re.compile(r"(``.+?``|`[^`]+`)")  # quoted, as in Markdown and reStructuredText
 END = re.compile(r"[.!?…:;。！？：；।॥؟۔։።။།][\"'’”»)\]」』*`\s]*$")  # of a sentence
 WORD = re.compile(r"\w+")
 TERMINAL_CODE = re.compile("\x1b\\[[0-9;?]*[ -/]*[@-~]")
@@ -334,7 +335,7 @@ def _restored(match: re.Match[str]) -> str:
 
 
 def mend_markup(text: str) -> str:
-    """The text without tags, and with characters in place of entities.
+    """The text without tags, and with characters in place of entities; code in backticks stays as it is.
 
     <name> counts as a tag if it is a common element of HTML, has attributes, or has an end.
     """
@@ -345,9 +346,13 @@ def mend_markup(text: str) -> str:
         is_tag = not name or match["end"] or match["empty"] or match["attributes"]
         return "" if is_tag or name in ended or ELEMENT.fullmatch(name) else match[0]
 
-    text = TAG.sub(without, text)
-    # A line stays one line.
-    return ENTITY.sub(lambda match: html.unescape(match[0]).replace("\r", " ").replace("\n", " "), text)
+    parts = CODE.split(text)  # every second one is code
+    parts[::2] = [ENTITY.sub(_unescaped, TAG.sub(without, part)) for part in parts[::2]]
+    return "".join(parts)
+
+
+def _unescaped(match: re.Match[str]) -> str:
+    return html.unescape(match[0]).replace("\r", " ").replace("\n", " ")  # a line stays one line
 
 
 def mend_controls(text: str) -> str:

@@ -334,6 +334,7 @@ def looks_like(source: str, target: str, spread: float = 1.0) -> set[str]:
 
 SOUND = {
     "a name in angle brackets stands for a value": ("Write <file> or <a file> here.", "Hier <file> oder <a file>."),
+    "tags and entities in code": ("Use ``<b>x</b>`` or `&lt;` here.", "Hier ``<b>y</b>`` oder `&lt;`."),
     "an ampersand that begins no entity": ("R&D; see AT&T; x&y;", "Forschung; siehe AT&T; x&y;"),
     "digits of other scripts": ("Born in 1984, he paid 1,000.", "１９８４ 年、 १,००० oder ١٠٠٠."),
     "words among figures": ("1.3 à 1.5.2, +0100, -0400", "1.3 to 1.5.2, +0100, -0400"),
@@ -356,6 +357,7 @@ def test_what_such_rules_are_made_for_is_still_a_fault():
         "An <x>end</x>.",
         "No <!-- comment -->.",
         "Tea &amp; milk.",
+        "A `<b>` in <b>bold</b>.",
     )
     for text in faults:
         assert looks_like(text, "Etwas anderes.") == {"markup"}, text
