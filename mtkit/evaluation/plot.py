@@ -420,6 +420,8 @@ def read_log(run: Path) -> list[dict[str, Any]]:
             event = json.loads(line)
         except ValueError:
             raise DataError(f"{path}:{number}: not a line of JSON; the log is damaged") from None
+        if not isinstance(event, dict):
+            raise DataError(f"{path}:{number}: not an object of JSON; the log is damaged")
         # Version 0.1.0 logged the validation loss without label smoothing as `loss`.
         is_old = event.get("event") in ("train", "validation") and "loss" in event
         events.append({"nll": event["loss"], **event} if is_old else event)

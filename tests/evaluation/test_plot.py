@@ -200,6 +200,8 @@ def test_logs_without_figures_or_times_are_told(tmp_path: Path) -> None:
         read_history(write_log(tmp_path / "b", EVENTS[:1]))
     with pytest.raises(DataError, match=r"c/log\.jsonl:2: not a line of JSON; the log is damaged"):
         read_history(write_log(tmp_path / "c", EVENTS[:1], "x\n{}\n"))
+    with pytest.raises(DataError, match=r"d/log\.jsonl:2: not an object of JSON; the log is damaged"):
+        read_history(write_log(tmp_path / "d", EVENTS[:1], "[1]\n{}\n"))
     old = History("old", [{"event": "train", "step": 20, "nll": 4.0}])
     with pytest.raises(DataError, match="old: its log has no times, since an older mtkit wrote it; use --by step"):
         series(old, "train", "nll", "minutes")
