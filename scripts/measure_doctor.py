@@ -263,7 +263,7 @@ def print_planted(
         found = find(*files, held_out)
         told ^= {place for name in kinds for place in found[name]}
     precision = f"{len(told & places) / len(told):.3f}" if told else "-"
-    recall = f"{len(told & places) / len(places):.3f}"
+    recall = f"{len(told & places) / len(places):.3f}" if places else "-"  # Chinese has no accents to separate
     print(f"| {name} | {kind} | {len(places)} | {recall} | {precision} |", flush=True)
 
 
