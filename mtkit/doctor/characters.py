@@ -37,9 +37,12 @@ WIDTHS = {"FULLWIDTH", "HALFWIDTH", "MATHEMATICAL", "MODIFIER", "FEMININE", "MAS
 class Alphabet:
     """Tables with an entry for every character met so far; characters are looked up when they are first met.
 
-    The hashes of characters are in four tables: of the characters themselves; with the hash of a space in place of all
-    that is no letter or mark (or the end of a line), and of all that is no letter, mark or digit; and with 0 in place
-    of spaces, punctuation and controls.
+    Four tables have a hash of each character:
+
+    - `hashes`: the character's own hash
+    - `letter_hashes`: the same for letters, marks and the end of a line, and the hash of a space for all others
+    - `word_hashes`: the same for letters, marks and digits, and the hash of a space for all others
+    - `content_hashes`: 0 for spaces, punctuation and controls, and the character's own hash for all others
     """
 
     def __init__(self) -> None:
@@ -215,10 +218,12 @@ class Block:
         return _mixed(np.add.reduceat(terms, self.starts) * inverse[number[self.starts]])
 
     def words(self) -> tuple[Ids, NDArray[np.int64]]:
-        """A hash of each word (W), and where the words of each line start, and the last end (L + 1).
+        """Returns (hashes, offsets): a hash of each word, (W), and the place of the first word of each line.
 
-        A word is a run of letters, marks and digits; every other visible character is a word, and so is every
-        character of scripts that put no spaces between words.
+        `offsets` (L + 1) ends with W, so that the words of line i are those from `offsets[i]` to `offsets[i + 1]`.
+
+        A word is a run of letters, marks and digits; every other visible character is a word, and so is every character
+        of scripts that put no spaces between words.
         """
         is_joined = ((self.classes & (LETTER | MARK | DIGIT)) != 0) & ((self.classes & ALONE) == 0)
         is_visible = (self.classes & (SPACE | CONTROL | END)) == 0
@@ -273,10 +278,11 @@ _known_powers: tuple[Ids, Ids] = (np.ones(1, dtype=np.uint64), np.ones(1, dtype=
 
 
 def _powers(count: int) -> tuple[Ids, Ids]:
-    """At least `count` powers of the factor, and their inverses modulo 2**64; kept, since long blocks are rare.
+    """Returns at least `count` powers of _FACTOR, and as many powers of its inverse, modulo 2**64.
 
-    A word or a line that begins at character n is hashed with the powers from n on, and multiplied by the inverse of
-    the n-th, so that its hash does not depend on where it stands.
+    They are kept, and computed again only for a block that is longer than all before it. A word or a line that begins
+    at character n is hashed with the powers from n on, and multiplied by the inverse of the n-th, so that its hash does
+    not depend on where it stands.
     """
     global _known_powers
     if len(_known_powers[0]) < count:

@@ -124,7 +124,8 @@ def learn_languages(source: Block, target: Block) -> Languages | None:
 def _is_language(sides: Sequence[Letters], kinds: Sequence[NDArray[np.int8]], models: Sequence[LetterModel]) -> bool:
     """Whether the third model is one of a language, rather than of names or of one topic.
 
-    Its lines must clearly prefer it to the model of their side, and must lack what is most common there.
+    So it is if its lines fit it clearly better than the model of their side, and have far fewer of the letter sequences
+    that are most common on that side.
     """
     margins: list[float] = []
     commonness: list[float] = []
@@ -173,9 +174,12 @@ class Lengths:
     def outliers(
         self, source: NDArray[np.int64], target: NDArray[np.int64], least_factor: float = LEAST_FACTOR
     ) -> NDArray[np.bool_]:
-        """Which pairs have a ratio far from the usual one, given the lengths of both sides, (L).
+        """Returns which pairs have a ratio of lengths far from the usual one.
 
-        A side must be at least `least_factor` times as long as usual for the other.
+        `source` and `target` are the lengths of the sides in characters, (L) each.
+
+        Far means that the ratio differs from the usual one, in one direction or the other, at least by the factor
+        `least_factor`, and by more than DEVIATIONS standard deviations.
         """
         distance = np.abs(_log_ratio(source, target) - self.middle)
         found: NDArray[np.bool_] = distance > max(DEVIATIONS * self.spread, np.log(least_factor))

@@ -146,9 +146,10 @@ def _faults_of_content(sides: Sides) -> dict[str, Chosen]:
 
 
 def _with_foreign_words(sides: Sides, learned: Learned, are_foreign: Sequence[Chosen]) -> Chosen:
-    """Which of the pairs that have more foreign letters than others on a side have more foreign words there, too.
+    """Returns which of the pairs chosen by letters have mostly words of a foreign script, too, on the same side.
 
-    One character of Chinese is a word, so that a name in Latin letters may outweigh a sentence around it by letters.
+    `are_foreign` has, for each side, the pairs in which most letters are of a foreign script. Letters alone mislead: a
+    name in Latin letters can have more of them than the Chinese sentence around it, in which each character is a word.
     """
     found = np.zeros(len(sides.texts[0]), dtype=np.bool_)
     for texts, scripts, chosen in zip(sides.texts, learned.scripts, are_foreign, strict=True):
@@ -251,9 +252,10 @@ def _is_address(text: str) -> bool:
 
 
 def _lacks_translated_words(source: str, target: str) -> bool:
-    """Whether two sides with few letters have no words that could be translations: as many, and not the same.
+    """Whether two sides with few letters have no words that translate each other.
 
-    Such words may stand among figures: "1.3 à 1.5" for "1.3 to 1.5".
+    So it is if the sides have different numbers of words, or the same words. Otherwise the words may be translations,
+    as those among figures in "1.3 à 1.5" for "1.3 to 1.5".
     """
     words, others = _words(source.casefold()), _words(target.casefold())
     return len(words) != len(others) or set(words) == set(others)

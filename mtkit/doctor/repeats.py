@@ -1,8 +1,8 @@
 """Finds pairs that occur again, exactly or nearly, and held-out pairs in the training text.
 
-The training text is not kept: each pair leaves two hashes of 8 bytes, by which ten million pairs are told apart with a
-probability of error below 0.001 %, and NUM_BANDS hashes of 4 bytes, of which two must agree. Ten million pairs so take
-320 MB.
+The training text is not kept. Each pair leaves two hashes of 8 bytes, by which ten million pairs are told apart with a
+probability of error below 0.001 %, and NUM_BANDS hashes of 4 bytes: a pair is similar to earlier text if at least two
+of these have occurred before. Ten million pairs so take 320 MB.
 """
 
 from collections import Counter
@@ -31,9 +31,10 @@ LEAST_BANDS = 2  # that two similar pairs share; with one, every second pair of 
 class Seen:
     """A set of hashes, in sorted arrays.
 
-    Most hashes that are asked for are new, and a search in arrays of many megabytes is slow. So a table of bits comes
-    first, one for each of at least SPARSE times as many ranges of hashes as there are hashes in the set: where the bit
-    of a range is not set, none of its hashes is in the set (a Bloom filter with one function; Bloom, 1970).
+    Most hashes that are looked for are new, and a search in arrays of many megabytes is slow. So a table of bits comes
+    first: the possible hashes are divided into equal ranges, at least SPARSE times as many as there are hashes in the
+    set, and each range has a bit. If it is not set, the set has no hash in that range, and nothing is searched (a Bloom
+    filter with one function; Bloom, 1970).
     """
 
     def __init__(self) -> None:

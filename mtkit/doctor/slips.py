@@ -114,9 +114,10 @@ def associate(
 
 
 def _words(block: Block) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The buckets of the words of all lines, (W), and where those of each line start, and the last end, (L + 1).
+    """Returns a number below 16,384 for each word, (W), and the place of the first word of each line, (L + 1).
 
-    Of a very long line, only the first MOST_WORDS words count.
+    The number is the first bits of the hash of the word, so that equal words have equal numbers. Of a very long line,
+    only the first MOST_WORDS words count.
     """
     hashes, starts = block.words()
     sizes = np.diff(starts)
