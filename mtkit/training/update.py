@@ -15,6 +15,7 @@ from mtkit.errors import is_out_of_memory, say
 from mtkit.models.interface import TranslationModel
 from mtkit.models.registry import mixed_precision
 from mtkit.models.transformer import recompute_layers
+from mtkit.training.compiling import compile_layers, is_compiled
 from mtkit.training.distributed import ALONE, GradientSum, Ranks
 from mtkit.training.loss import OBJECTIVES
 from mtkit.training.optimizers import AveragedWeights
@@ -89,6 +90,8 @@ class Updater:
     ) -> None:
         if settings.recompute:
             recompute_layers(state.model)
+        if is_compiled(settings, state.model.device, state.progress.precision):
+            compile_layers(state.model, settings, state.progress.precision)
         self.splits = splits
         self.state = state
         self.settings = settings
