@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mtkit.config.training_settings import TrainingConfig
 from mtkit.data.batches import Batch, Ragged, padded_batch
-from mtkit.errors import say
+from mtkit.errors import say, working
 from mtkit.models.interface import TranslationModel
 from mtkit.models.registry import mixed_precision
 from mtkit.models.transformer import call_layer, stacks_of
@@ -58,7 +58,12 @@ def compile_layers(model: TranslationModel, settings: TrainingConfig, precision:
     tag = f"{tuple(batch.source.ids.shape)} {tuple(batch.target.ids.shape)}"
     devices = [model.device] if model.device.type == "cuda" else []
     try:
-        with warnings.catch_warnings(), torch.random.fork_rng(devices), config.patch(cache_key_tag=tag):
+        with (
+            working("compiling layers"),
+            warnings.catch_warnings(),
+            torch.random.fork_rng(devices),
+            config.patch(cache_key_tag=tag),  # type: ignore[attr-defined]
+        ):
             warnings.simplefilter("ignore")  # advice on settings of the compiler
             compiled = CompiledCall(BACKEND)
             for stack in stacks:
@@ -89,7 +94,8 @@ class CompiledCall:
         if min(x.shape[:2]) < 2:  # compiled code takes a dimension of 1 for a constant, hence also 2 or more
             return call_layer(layer, x, **arguments)
         with torch.compiler.set_stance("eager_on_recompile" if self.is_complete else "default"):
-            return self._call(layer, x, **arguments)
+            y: Tensor = self._call(layer, x, **arguments)
+        return y
 
 
 # Lengths of the sentences of the made-up batch, with their end marks; their number in a packed row; the least number of

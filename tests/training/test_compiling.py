@@ -140,7 +140,7 @@ def test_where_layers_cannot_be_compiled_training_goes_on_without(make, monkeypa
     wanted = gradient(config, batches, "off")
     capsys.readouterr()
     assert torch.equal(gradient(config, batches, "on"), wanted)
-    (warning,) = capsys.readouterr().err.splitlines()
+    (warning,) = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert warning.startswith("mtkit: warning: training goes on without compiled layers (training.compile)")
     assert "no compiler was found" in warning
     assert "more lines" not in warning
