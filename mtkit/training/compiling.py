@@ -3,7 +3,6 @@
 In shapes: R rows, S source length, T target length.
 """
 
-import math
 import warnings
 from collections.abc import Callable
 from types import FunctionType
@@ -43,27 +42,18 @@ def compile_layers(model: TranslationModel, settings: TrainingConfig, precision:
 
     All layers of the encoder share their code, and so do those of the decoder (regional compilation). The lengths in
     the code are variables, so that it serves batches of any shape. Nothing is compiled later: the code depends only on
-    model, settings and versions, so that a resumed run computes the same as an uninterrupted one. Without gradients,
-    as in validation, layers are called as they are. Names of parameters, random numbers and gradients stay as they
-    were. If the layers cannot be compiled, a warning says so, and they stay uncompiled.
+    model, settings, device and versions, so that a resumed run computes the same as an uninterrupted one. Where the
+    code does not fit, as in a row of one token, and without gradients, as in validation, layers are called as they are.
+    Names of parameters, random numbers and gradients stay as they were. If the layers cannot be compiled, a warning
+    says so, and they stay uncompiled.
     """
-    # Imported here, since the compiler, which this imports, takes seconds.
-    from torch.compiler import config
-
     stacks = stacks_of(model)
     if any(isinstance(stack.call, CompiledCall) for stack in stacks):  # a copy of a model that was compiled
         return
-    batch = example_batch(model, settings)
-    # In the cache of compiled code on disk, code for other numbers of tokens would be found in place of this one.
-    tag = f"{tuple(batch.source.ids.shape)} {tuple(batch.target.ids.shape)}"
+    batch = example_batch(model, is_packed=settings.batching == "packed")
     devices = [model.device] if model.device.type == "cuda" else []
     try:
-        with (
-            working("compiling layers"),
-            warnings.catch_warnings(),
-            torch.random.fork_rng(devices),
-            config.patch(cache_key_tag=tag),  # type: ignore[attr-defined]
-        ):
+        with working("compiling layers"), warnings.catch_warnings(), torch.random.fork_rng(devices):
             warnings.simplefilter("ignore")  # advice on settings of the compiler
             compiled = CompiledCall(BACKEND)
             for stack in stacks:
@@ -98,21 +88,19 @@ class CompiledCall:
         return y
 
 
-# Lengths of the sentences of the made-up batch, with their end marks; their number in a packed row; the least number of
-# rows. These are primes, so that no dimension of the batch is that of another or that of the model: the compiler would
-# take the two to be the same.
-SOURCE_LENGTH, TARGET_LENGTH, ROW_SENTENCES, LEAST_ROWS = 29, 31, 4, 37
+# Lengths of the sentences of the made-up batch, with their end marks, and its rows: 4,000 tokens a side. These are
+# primes, so that no dimension of the batch is that of another or that of the model: the compiler would take the two to
+# be the same. They do not depend on settings, so that code found in PyTorch's cache on disk is for the same sizes.
+SOURCE_LENGTH, TARGET_LENGTH, NUM_ROWS = 29, 31, 127
+PACKED_ROWS, ROW_SENTENCES = 37, 4
 
 
-def example_batch(model: TranslationModel, settings: TrainingConfig) -> Batch:
-    """Returns a made-up batch of about `settings.batch_tokens` tokens, with packed rows if the settings say so."""
-    in_row = ROW_SENTENCES if settings.batching == "packed" else 1
+def example_batch(model: TranslationModel, is_packed: bool) -> Batch:
+    """Returns a made-up batch for the model; with `is_packed`, rows hold several sentences."""
+    num_rows, in_row = (PACKED_ROWS, ROW_SENTENCES) if is_packed else (NUM_ROWS, 1)
     limits = model.limits
     target_length = min(TARGET_LENGTH, limits.target or TARGET_LENGTH)
     source_length = min(SOURCE_LENGTH, limits.source or SOURCE_LENGTH, max(1, target_length - 1))
-    num_rows = max(LEAST_ROWS, settings.batch_tokens // (in_row * TARGET_LENGTH))
-    while any(num_rows % divisor == 0 for divisor in range(2, math.isqrt(num_rows) + 1)):
-        num_rows += 1
 
     def sentences(length: int, token: int) -> Ragged:
         lengths: NDArray[np.int64] = np.full(num_rows * in_row, length - 1)
