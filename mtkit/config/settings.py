@@ -179,6 +179,8 @@ class Config(Section):
             )
         if self.training.recompute and self.model.architecture == "rnn":
             raise ValueError("training.recompute wants a model with layers of a Transformer; take it out")
+        if self.training.compile == "on" and self.model.architecture == "rnn":
+            raise ValueError("training.compile on wants a model with layers of a Transformer; take it out")
         for name, limit in self.model.position_limits.items():
             if limit <= self.data.max_length:
                 raise ValueError(f"model.{name} {limit} must be more than data.max_length {self.data.max_length}")

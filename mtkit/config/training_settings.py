@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from mtkit.config.section import AUTO, NUMBER, CarriedSection, Section, number_or_auto
 
@@ -25,6 +25,12 @@ ExtraTokens = Annotated[
 ]
 
 LEAST_BATCH_TOKENS = 1024  # that "auto" means, where update_tokens is not less; smaller batches are slow everywhere
+
+# In YAML, a bare `on` or `off` is a truth value.
+Switch = Annotated[
+    Literal["auto", "on", "off"],
+    BeforeValidator(lambda value: ("off", "on")[value] if isinstance(value, bool) else value),
+]
 
 # The numbers that "auto" stands for where the lengths of the training pairs are not known.
 LENGTH_RATIO, EXTRA_TOKENS = 2.0, 20
@@ -70,6 +76,12 @@ class TrainingConfig(Section):
         False,
         description="Whether the backward pass computes the layers of a Transformer again, so that their inner values "
         "need not be kept (activation checkpointing): less memory, about a third more time, the same weights.",
+    )
+    compile: Switch = Field(
+        "auto",
+        description="Whether PyTorch's compiler translates the layers of a Transformer before the first update: on, "
+        "which takes up to minutes, and on a CPU wants a C++ compiler; off; or auto: on a GPU, with batching packed "
+        "and precision bf16 or fp16.",
     )
     max_steps: Updates = Field(
         100_000,

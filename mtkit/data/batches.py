@@ -11,7 +11,7 @@ or T. S and T include padding and the start or end mark.
 import itertools
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -369,15 +369,19 @@ class Rows:
         """A bool mask (R, L) that is `True` for tokens and `False` for padding."""
         return self.segments != 0
 
-    def to(self, device: torch.device) -> "Rows":
-        """Returns a copy of the rows on a device; the copying is asynchronous if the rows are in pinned memory."""
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Rows":
+        """Returns the rows with `function` applied to each tensor."""
         return replace(
             self,
-            ids=self.ids.to(device, non_blocking=True),
-            segments=self.segments.to(device, non_blocking=True),
-            positions=self.positions.to(device, non_blocking=True),
-            cut=None if self.cut is None else self.cut.to(device, non_blocking=True),
+            ids=function(self.ids),
+            segments=function(self.segments),
+            positions=function(self.positions),
+            cut=None if self.cut is None else function(self.cut),
         )
+
+    def to(self, device: torch.device) -> "Rows":
+        """Returns a copy of the rows on a device; the copying is asynchronous if the rows are in pinned memory."""
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def between(self, begin: int, end: int) -> "Rows":
         """Returns the rows from number `begin` to number `end`, exclusive, without columns that are padding alone."""
@@ -401,10 +405,9 @@ class AlignedTokens:
     sources: Tensor  # (N,) int64: the position of the source token in `Batch.source`
     shares: Tensor  # (N,) float32: 1 divided by the number of links of the target token
 
-    def to(self, device: torch.device) -> "AlignedTokens":
-        """Returns a copy on a device."""
-        fields = (self.rows, self.targets, self.sources, self.shares)
-        return AlignedTokens(*(field.to(device, non_blocking=True) for field in fields))
+    def map(self, function: Callable[[Tensor], Tensor]) -> "AlignedTokens":
+        """Returns the alignments with `function` applied to each tensor."""
+        return AlignedTokens(*map(function, (self.rows, self.targets, self.sources, self.shares)))
 
 
 @dataclass(frozen=True)
@@ -420,17 +423,25 @@ class Batch:
     num_pairs: int
     source_tokens: int  # with end marks, without padding
     target_tokens: int  # with end marks, without padding
+    # (target_tokens,) int64: the places of the labels, padding left out, in `labels` seen as one row; a GPU that had to
+    # find them would keep the CPU waiting
+    places: Tensor
     alignment: AlignedTokens | None = None  # only if training is guided by word alignments
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        """Returns the batch with `function` applied to each tensor."""
+        return replace(
+            self,
+            source=self.source.map(function),
+            target=self.target.map(function),
+            labels=function(self.labels),
+            places=function(self.places),
+            alignment=None if self.alignment is None else self.alignment.map(function),
+        )
 
     def to(self, device: torch.device) -> "Batch":
         """Returns a copy of the batch on a device; the copying is asynchronous if the batch is in pinned memory."""
-        return replace(
-            self,
-            source=self.source.to(device),
-            target=self.target.to(device),
-            labels=self.labels.to(device, non_blocking=True),
-            alignment=None if self.alignment is None else self.alignment.to(device),
-        )
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def halves(self) -> tuple["Batch", "Batch"]:
         """Divides a batch of two or more rows into two; their losses add up to that of the whole."""
@@ -444,10 +455,12 @@ class Batch:
             here = (links.rows >= begin) & (links.rows < end)
             fields = (links.rows - begin, links.targets, links.sources, links.shares)
             links = AlignedTokens(*(field[here] for field in fields))
+        labels = self.labels[begin:end, : target.ids.shape[1]]
         return Batch(
             source,
             target,
-            self.labels[begin:end, : target.ids.shape[1]],
+            labels,
+            places=(labels != NO_LABEL).flatten().nonzero()[:, 0],
             num_pairs=int(target.segments.amax(1).sum()),
             source_tokens=int(source.mask.sum()),
             target_tokens=int(target.mask.sum()),
@@ -532,11 +545,11 @@ class Layout:
     def filled(self, values: NDArray[np.int64], filler: int) -> Tensor:
         """Returns (R, L) int64: the values, one for each token in the order of the sentences, padded with `filler`."""
         array = np.full(self.shape, filler, dtype=np.int64)
-        array.reshape(-1)[self._places] = values
+        array.reshape(-1)[self.places] = values
         return torch.from_numpy(array)
 
     @cached_property
-    def _places(self) -> NDArray[np.int64]:
+    def places(self) -> NDArray[np.int64]:
         """The index of each token in an array (R, L) that is seen as one row."""
         return np.repeat(self.rows * self.shape[1] + self.starts, self.lengths) + self._positions
 
@@ -580,6 +593,7 @@ def padded_batch(
         source_rows(source, boundaries.source_end, layout.rows),
         layout.rows_of(_marked(target, boundaries.start, first=True) if boundaries.shifted else labels),
         layout.filled(labels, NO_LABEL),
+        places=torch.from_numpy(layout.places),
         num_pairs=len(layout.rows),
         source_tokens=int(source.lengths.sum()) + len(layout.rows),
         target_tokens=len(labels),
@@ -780,9 +794,26 @@ def _list_of_next(items: Iterator[T]) -> list[T]:
     return []
 
 
+# On a GPU, batches are in pinned memory, and on their way before they are needed, so that neither CPU nor GPU waits.
+
+
+def pinned(batches: Stream) -> Stream:
+    """Yields the batches in pinned memory, from which they are copied to a GPU while the CPU goes on."""
+    for epoch, parts in batches:
+        yield epoch, tuple(part.map(Tensor.pin_memory) for part in parts)
+
+
+def sent_ahead(batches: Stream, device: torch.device) -> Stream:
+    """Yields the batches on `device`; each one is sent when the one before it is asked for."""
+    sent = ((epoch, tuple(part.to(device) for part in parts)) for epoch, parts in batches)
+    for this, _ in itertools.pairwise(sent):
+        yield this
+
+
 # The batches of a training run, according to its settings.
 
 NUM_PREFETCHED = 8  # batches
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -794,9 +825,12 @@ class Feed:
     mixture: Mixture | None  # None: each pair occurs once per epoch
     sampling: SubwordSampling | None  # None: batches have the ids of the corpus
     boundaries: BoundaryTokens  # start and end tokens of the model that reads the batches
+    device: torch.device = CPU  # of that model
 
     @staticmethod
-    def prepare(config: Config, tokenizer: Tokenizer, corpus: Corpus, boundaries: BoundaryTokens) -> "Feed":
+    def prepare(
+        config: Config, tokenizer: Tokenizer, corpus: Corpus, boundaries: BoundaryTokens, device: torch.device = CPU
+    ) -> "Feed":
         """Returns the feed for the settings in `config`.
 
         Raises DataError if the settings require something that `corpus` does not store: the text of the pairs, or the
@@ -804,9 +838,8 @@ class Feed:
         """
         if config.training.guided_alignment is not None:
             corpus.require_links()
-        return Feed(
-            config, corpus, mixture_of(config, corpus), subword_sampling_of(config, tokenizer, corpus), boundaries
-        )
+        sampling = subword_sampling_of(config, tokenizer, corpus)
+        return Feed(config, corpus, mixture_of(config, corpus), sampling, boundaries, device)
 
     @contextmanager
     def batches(
@@ -814,7 +847,8 @@ class Feed:
     ) -> Iterator[Stream]:
         """Context manager that gives the endless stream of batches after the first `pairs` pairs of the run.
 
-        Of these, only the batches of `share` are given. The batches are prefetched. `earlier` lists the values of
+        Of these, only the batches of `share` are given. The batches are prefetched; for a GPU, the next one is on its
+        way there already. `earlier` lists the values of
         `batch_tokens` and `batching` that the run used before, and `order` is that of the run. Raises CheckpointError
         if no batch ends after exactly `pairs` pairs; the message names `step`.
         """
@@ -836,8 +870,13 @@ class Feed:
                 f"{self.config.run_path}: cannot go on from step {step:,}: {error}, so another version of "
                 "mtkit ordered its data; go on with that one, or start anew with --fresh"
             ) from None
-        with prefetched(stream, NUM_PREFETCHED) as rest:
-            yield chain([first], rest)
+        stream = chain([first], stream)
+        if self.device.type != "cuda":
+            with prefetched(stream, NUM_PREFETCHED) as ready:
+                yield ready
+        else:
+            with prefetched(pinned(stream), NUM_PREFETCHED) as ready:
+                yield sent_ahead(ready, self.device)
 
 
 def mixture_of(config: Config, corpus: Corpus) -> Mixture | None:

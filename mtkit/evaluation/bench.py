@@ -906,10 +906,10 @@ def new_trial(
     model = new_model(config.model, *sizes, settings.seed, specials).to(device).train()
     keep_few_kernels(model, device, precision)
     if tokenizer is None:
-        feed = Feed(config, corpus, None, None, model.boundaries)
+        feed = Feed(config, corpus, None, None, model.boundaries, device)
     else:
         corpus.require_tokenizer(tokenizer.hash)
-        feed = Feed.prepare(config, tokenizer, corpus, model.boundaries)
+        feed = Feed.prepare(config, tokenizer, corpus, model.boundaries, device)
     if settings.batch_tokens == "auto":
         found = find_batch_tokens(model, feed, precision, Stop())
         say(found.told())

@@ -133,6 +133,8 @@ def _rotated(x: Tensor, sines: Tensor, cosines: Tensor) -> Tensor:
     exact = torch.promote_types(x.dtype, sines.dtype)
     sines, cosines = sines.to(exact), cosines.to(exact)
     first, second = x.to(exact).chunk(2, -1)
+    if torch.compiler.is_compiling():
+        return torch.cat([first * cosines - second * sines, second * cosines + first * sines], -1).to(x.dtype)
     rotated = torch.empty(x.shape, dtype=exact, device=x.device)
     new_first, new_second = rotated.chunk(2, -1)
     # Products are written to their places at once: joining them afterwards would take as long again.
@@ -241,7 +243,7 @@ POSITIONS: dict[str, Callable[[TransformerConfig], nn.Module] | None] = {
 
 
 # Dropout (Srivastava et al. 2014). On a CPU, mtkit's own dropout is used, which draws 16 random bits per value.
-# PyTorch's dropout draws floats, which takes several times as long.
+# PyTorch's dropout draws floats, which takes several times as long; compiled, it is one with what is around it.
 
 LEVELS = 1 << 16  # on a CPU, the rate is rounded to a multiple of 1 / LEVELS, but never to 0 or 1
 
@@ -253,7 +255,7 @@ def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
     """
     if not training or rate == 0.0:
         return x
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, rate)
     dropped = min(max(round(rate * LEVELS), 1), LEVELS - 1)
     words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(1 << 63), None)
@@ -335,7 +337,7 @@ def _is_faster_unfused(query: Tensor) -> bool:
     is faster: 20 ms instead of 24 ms. In the steps of a search, however, plain products are faster in fp32 too: such
     steps have few queries, and the fused kernel takes about as long for few queries as for many.
     """
-    return query.dtype == torch.bfloat16 or (query.shape[2] <= 8 and not torch.is_grad_enabled())
+    return query.dtype == torch.bfloat16 or (not torch.is_grad_enabled() and query.shape[2] <= 8)
 
 
 def _attend_unfused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> Tensor:

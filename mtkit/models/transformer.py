@@ -7,7 +7,7 @@ cache, W hypotheses per sentence, H heads, K width of a head, D model width.
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -165,9 +165,22 @@ def recompute_layers(model: nn.Module) -> None:
     This is activation checkpointing (Chen et al. 2016, "Training deep nets with sublinear memory cost"). Dropout draws
     the same random numbers again, so the gradient stays the same.
     """
-    for module in model.modules():
-        if isinstance(module, TransformerEncoder | TransformerDecoder):
-            module.recomputes = True
+    for stack in stacks_of(model):
+        stack.recomputes = True
+
+
+def call_layer(layer: nn.Module, x: Tensor, **arguments: Any) -> Tensor:
+    """Returns `layer(x, **arguments)`."""
+    y: Tensor = layer(x, **arguments)
+    return y
+
+
+LayerCall = Callable[..., Tensor]  # called as `call_layer` is
+
+
+def stacks_of(model: nn.Module) -> list["TransformerEncoder | TransformerDecoder"]:
+    """Returns the encoder and the decoder of a model, as far as they are those of a Transformer."""
+    return [module for module in model.modules() if isinstance(module, TransformerEncoder | TransformerDecoder)]
 
 
 def through_layer(layer: Callable[[Tensor], Tensor], x: Tensor, recomputes: bool) -> Tensor:
@@ -241,6 +254,7 @@ class TransformerEncoder(nn.Module):
         self.residual_init = config.residual_init
         self.norm = final_norm(config)
         self.recomputes = False  # see recompute_layers
+        self.call: LayerCall = call_layer  # where a gradient is computed
         self.final_widths: list[int] = []
 
     def forward(self, source: Rows) -> Memory:
@@ -256,8 +270,9 @@ class TransformerEncoder(nn.Module):
         layers, unused = drawn_layers(self.layers, self.layer_dropout, self.training)
         x = with_zero_gradients(x, unused)
         recomputes = self.recomputes and torch.is_grad_enabled()
+        call = self.call if torch.is_grad_enabled() else call_layer
         for layer in layers:
-            x = through_layer(partial(layer, mask=mask, rotation=rotation), x, recomputes)
+            x = through_layer(partial(call, layer, mask=mask, rotation=rotation), x, recomputes)
         return Memory(self.norm(x), finals=[])
 
 
@@ -475,6 +490,7 @@ class TransformerDecoder(nn.Module):
         self.norm = final_norm(config)
         self.output = output
         self.recomputes = False  # see recompute_layers
+        self.call: LayerCall = call_layer  # where a gradient is computed
         self.ablate = config.ablate
 
     @property
@@ -549,12 +565,15 @@ class TransformerDecoder(nn.Module):
         attention: list[Tensor] = []
         watched = attention if state.watch else None
         recomputes = self.recomputes and torch.is_grad_enabled()
+        # A list that each layer appends to would be another case for the compiler in each layer.
+        call = self.call if torch.is_grad_enabled() and watched is None else call_layer
         for layer, cache, memory in zip(state.layers, state.caches, state.memory, strict=True):
             x = through_layer(
                 partial(
+                    call,
                     layer,
                     mask=mask,
-                    cache=None if recomputes else cache,  # else it would get the same tokens twice
+                    cache=cache if call is call_layer and not recomputes else None,
                     rotation=rotation,
                     memory=memory,
                     source_mask=source_mask,
@@ -604,9 +623,8 @@ def initialize_transformer(model: nn.Module) -> None:
             module.initialize()
         elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
             module.reset_parameters()
-    for stack in model.modules():
-        if isinstance(stack, TransformerEncoder | TransformerDecoder):
-            multiply_residual_outputs(stack)
+    for stack in stacks_of(model):
+        multiply_residual_outputs(stack)
 
 
 # For each value of `residual_init`, a function that returns a factor for a stack, given its number of sublayers. The

@@ -52,24 +52,27 @@ def label_smoothed_cross_entropy(
 
 
 def consistent_cross_entropy(
-    features: Tensor, output: Output, labels: Tensor, smoothing: float, shares: Shares
+    features: Tensor, output: Output, labels: Tensor, smoothing: float, shares: Shares, places: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Returns four sums over target tokens: total loss, cross-entropy, negative log-likelihood and consistency loss.
 
     All four are in nats. `features` is (P, R, T, D), the features of P forward passes; `labels` is (R, T). The total is
-    cross-entropy + `shares.weight` x consistency loss.
+    cross-entropy + `shares.weight` x consistency loss. `places` is `Batch.places`; without it, the places of labels are
+    looked for, and a GPU keeps the CPU waiting.
 
     Cross-entropy and negative log-likelihood are as in `label_smoothed_cross_entropy`, summed over the passes with the
     weights in `shares.cross_entropy`. The consistency loss of two passes is the sum of their KL divergences in both
     directions, with the weights in `shares.divergence`; for one pass, the consistency loss is 0. Only the total has a
     gradient, which reaches all passes.
     """
-    real = labels != NO_LABEL
+    flat = labels.flatten()
+    if places is None:
+        places = (flat != NO_LABEL).nonzero()[:, 0]
     sums: tuple[Tensor, Tensor, Tensor, Tensor] = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
-        features.to(compute_dtype(features))[:, real],
+        features.to(compute_dtype(features)).flatten(1, 2)[:, places],
         output.weight,
         output.bias,
-        labels[real],
+        flat[places],
         smoothing,
         shares,
         torch.is_grad_enabled(),
@@ -281,7 +284,7 @@ def cross_entropy(model: TranslationModel, batch: Batch, settings: TrainingConfi
     guide = settings.guided_alignment is not None and batch.alignment is not None
     features, state = model.decode(batch.target, model.encode(batch.source, watch=guide))
     total, loss, nll, _ = consistent_cross_entropy(
-        features[None], model.output, batch.labels, settings.label_smoothing, ONE_PASS
+        features[None], model.output, batch.labels, settings.label_smoothing, ONE_PASS, batch.places
     )
     if guide:
         total = total + settings.guided_alignment_weight * alignment_cross_entropy(state.attention, batch, settings)
@@ -333,9 +336,7 @@ def rdrop(model: TranslationModel, batch: Batch, settings: TrainingConfig) -> Ba
     """
     alpha = settings.consistency_weight or 5.0
     shares = Shares(cross_entropy=(0.5, 0.5), divergence=(0.5, 0.5), weight=alpha / 2)
-    return _two_passes(
-        model, _twice(batch.source), _twice(batch.target), batch.labels, settings.label_smoothing, shares
-    )
+    return _two_passes(model, _twice(batch.source), _twice(batch.target), batch, settings.label_smoothing, shares)
 
 
 def simcut(model: TranslationModel, batch: Batch, settings: TrainingConfig) -> BatchLoss:
@@ -350,7 +351,7 @@ def simcut(model: TranslationModel, batch: Batch, settings: TrainingConfig) -> B
     shares = Shares(cross_entropy=(1.0, 0.0), divergence=(1.0, 0.0), weight=alpha)
     source = _twice(batch.source, cut_tokens(batch.source, settings.cutoff, model.boundaries.source_end))
     target = _twice(batch.target, cut_tokens(batch.target, settings.cutoff, model.boundaries.start))
-    return _two_passes(model, source, target, batch.labels, settings.label_smoothing, shares)
+    return _two_passes(model, source, target, batch, settings.label_smoothing, shares)
 
 
 OBJECTIVES: dict[str, Callable[[TranslationModel, Batch, TrainingConfig], BatchLoss]] = {
@@ -394,15 +395,15 @@ def _halves(rows: Rows) -> list[Rows]:
 
 
 def _two_passes(
-    model: TranslationModel, source: Rows, target: Rows, labels: Tensor, smoothing: float, shares: Shares
+    model: TranslationModel, source: Rows, target: Rows, batch: Batch, smoothing: float, shares: Shares
 ) -> BatchLoss:
     """Returns the loss of two forward passes, one for the first half of the rows and one for the second half.
 
-    `source` and `target` are results of `_twice`, (2R, L); `labels`, (R, T), serves for both halves.
+    `source` and `target` are results of `_twice`, (2R, L), for the rows of `batch`, whose labels serve for both halves.
     """
     if model.drops_layers:  # a call draws the layers to drop once, and each pass needs a draw of its own
         features = torch.stack([model(*both) for both in zip(_halves(source), _halves(target), strict=True)])
     else:
         features = model(source, target).unflatten(0, (2, -1))  # (2, R, T, D)
-    total, *parts = consistent_cross_entropy(features, model.output, labels, smoothing, shares)
+    total, *parts = consistent_cross_entropy(features, model.output, batch.labels, smoothing, shares, batch.places)
     return BatchLoss(total, torch.stack(parts))

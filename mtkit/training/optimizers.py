@@ -92,7 +92,7 @@ class MovingAverage(AveragedWeights):
 class Uncompiled(torch.optim.Optimizer):
     """Methods of PyTorch's optimizers without the wrappers that hide them from its compiler.
 
-    At their first call, the wrappers import the compiler, which takes seconds. mtkit compiles nothing.
+    At their first call, the wrappers import the compiler, which takes seconds. mtkit compiles layers, if at all.
     """
 
     add_param_group = unwrap(torch.optim.Optimizer.add_param_group)

@@ -60,9 +60,10 @@ from mtkit.translation.canaries import make_canaries
 from mtkit.translation.translator import translator_of
 
 # Training settings that are not part of the identity, since neither the weights nor the choice of a checkpoint depend
-# on them.
+# on them. With compiled layers, as on another device, products are rounded otherwise and dropout draws other numbers;
+# nothing else differs.
 UNNOTED = {"start_from", "max_minutes", "patience", "target_score", "max_skipped"}
-UNNOTED |= {"log_every", "tensorboard", "keep_checkpoints", "recompute"}
+UNNOTED |= {"log_every", "tensorboard", "keep_checkpoints", "recompute", "compile"}
 UNNOTED |= {"guided_alignment"}  # its content is in the checksum of the data, and the file may be moved
 
 # If a setting in MEASURES changes, the scores of earlier and later checkpoints cannot be compared. If a setting in
@@ -132,7 +133,8 @@ def identity_of(config: Config, data: str, tokenizer: str, validation: str, star
 
 # Training settings that the finished model does not depend on. Of guided_alignment, only the path is meant: what the
 # file holds is in the checksum of the data.
-WITHOUT_EFFECT = {"start_from", "log_every", "tensorboard", "keep_checkpoints", "recompute", "guided_alignment"}
+WITHOUT_EFFECT = {"start_from", "log_every", "tensorboard", "keep_checkpoints", "recompute", "compile"}
+WITHOUT_EFFECT |= {"guided_alignment"}
 
 
 def completion_of(config: Config, data: str, validation: str, started_from: str | None) -> dict[str, Any]:

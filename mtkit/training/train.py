@@ -149,7 +149,7 @@ class Trainer:
         sizes = (tokenizer.source_vocab_size, tokenizer.target_vocab_size)
         specials = tokenizer.specials
         self.model = new_model(config.model, *sizes, config.training.seed, specials).to(self.device)
-        self.feed = Feed.prepare(config, tokenizer, corpus, self.model.boundaries)
+        self.feed = Feed.prepare(config, tokenizer, corpus, self.model.boundaries, self.device)
         self.batch_tokens: int | None = None  # what stands for training.batch_tokens auto, once that is known
         optimizer = make_optimizer(self.model, self.settings, self.device)
         precision = pick_precision(self.settings.precision, self.device, config.model.d_model)

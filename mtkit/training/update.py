@@ -1,6 +1,5 @@
 """One update of the weights: gradient, clipping, optimizer, loss scaling, moving average."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -15,6 +14,7 @@ from mtkit.errors import is_out_of_memory, say
 from mtkit.models.interface import TranslationModel
 from mtkit.models.registry import mixed_precision
 from mtkit.models.transformer import recompute_layers
+from mtkit.training.compiling import compile_layers, is_compiled
 from mtkit.training.distributed import ALONE, GradientSum, Ranks
 from mtkit.training.loss import OBJECTIVES
 from mtkit.training.optimizers import AveragedWeights
@@ -89,6 +89,8 @@ class Updater:
     ) -> None:
         if settings.recompute:
             recompute_layers(state.model)
+        if is_compiled(settings, state.model.device, state.progress.precision):
+            compile_layers(state.model, settings, state.progress.precision)
         self.splits = splits
         self.state = state
         self.settings = settings
@@ -164,9 +166,12 @@ class Updater:
         """Changes the weights by the gradient that was computed; returns the statistics of the update."""
         state, settings = self.state, self.settings
         self.scaler.unscale(state.optimizer)
-        limit = math.inf if settings.clip_norm is None else settings.clip_norm
-        norm = float(nn.utils.clip_grad_norm_(state.model.parameters(), limit))
-        smoothed, nll, *consistency = total.tolist()
+        gradients = [parameter.grad for parameter in state.model.parameters() if parameter.grad is not None]
+        device_norm = nn.utils.get_total_norm(gradients)
+        if settings.clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(state.model.parameters(), settings.clip_norm, device_norm)
+        # All that is read from the device in an update, at once: reading waits until the device has done its work.
+        smoothed, nll, *consistency, norm = torch.cat([total, device_norm[None]]).tolist()
         update = Update(smoothed, nll, tokens, norm, rate, padding, *consistency)
         if update.is_finite:
             with mixed_precision(state.model.device, state.progress.precision):  # for muon's matrix products
