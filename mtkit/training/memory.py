@@ -168,7 +168,7 @@ def find_batch_tokens(
     trial = copy.deepcopy(model).train()
     state = TrainState(trial, make_optimizer(trial, settings, device), Progress(precision=precision))
     scaler = LossScaler(device, precision, 1.0, 0)  # so that no update overflows, and the optimizer gets its state
-    updater = Updater(state, settings, scaler)
+    updater = Updater(state, settings.model_copy(update={"compile": "off"}), scaler)  # a copy stays compiled
     # Alone, the copy is what training does not need; several ranks need as much for the gradients that they send.
     unneeded = 0 if ranks.are_many else sum(parameter.nbytes for parameter in trial.parameters())
     tried, needed, longest = 0, 0.0, feed.config.data.max_length + 1

@@ -938,7 +938,8 @@ def _update_seconds(model: TranslationModel, feed: Feed, progress: Progress, sto
     settings, device = feed.config.training, model.device
     trial = copy.deepcopy(model)
     state = TrainState(trial, make_optimizer(trial, settings, device), replace(progress))
-    updater = Updater(state, settings, LossScaler(device, progress.precision, FIRST_SCALE, 0), ranks)
+    uncompiled = settings.model_copy(update={"compile": "off"})  # a copy of a compiled model stays compiled
+    updater = Updater(state, uncompiled, LossScaler(device, progress.precision, FIRST_SCALE, 0), ranks)
     longest = min(60 * (settings.max_minutes or 1) * SHARE, LONGEST)
     begun = time.monotonic()
     share = Share(ranks.rank, ranks.count)
