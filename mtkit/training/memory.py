@@ -127,8 +127,8 @@ def largest_batches(feed: Feed, num_batches: int = PLANNED_BATCHES) -> list[Batc
 # Larger batches bring no more speed. On a core of an EPYC, with updates of 8,192 tokens, the settings of
 # configs/multi30k-en-de-transformer.yaml trained on 1,480 target tokens in a second of processor time in batches of
 # 1,024, on 1,615 in batches of 2,048, 1,677 of 4,096 and 1,645 of 8,192 (medians of five updates, which differ by a
-# tenth; of 1,024, the mean of two). On a GPU, 65,536 tokens at a million a second take as long as eager PyTorch takes
-# to start the work of an update; no GPU has measured it yet.
+# fifth at most; of 1,024, the mean of two). On a GPU, 65,536 tokens at a million a second take as long as eager PyTorch
+# takes to start the work of an update; no GPU has measured it yet.
 MOST_BATCH_TOKENS = {"cpu": 4096, "cuda": 65_536, "mps": 16_384}
 # Shares of the memory that stay free, for later batches of other shapes, and for validations. On a CPU, the peak of a
 # training in bf16 has doubled in its first eighty updates.
