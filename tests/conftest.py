@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -336,3 +337,15 @@ def without_mecab(monkeypatch: pytest.MonkeyPatch) -> None:
         import_module(module)  # so that it is in its place again afterwards, not one that found no package
         monkeypatch.delitem(sys.modules, module)
         monkeypatch.setitem(sys.modules, package, None)
+
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+
+
+def script(name: str) -> ModuleType:
+    """Imports a program of the folder scripts, which may import others there."""
+    sys.path.insert(0, str(SCRIPTS))
+    try:
+        return import_module(name)
+    finally:
+        sys.path.remove(str(SCRIPTS))

@@ -2,25 +2,18 @@
 
 import json
 import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
 from mtkit.evaluation import bench
-
-SCRIPTS = Path(__file__).parent.parent / "scripts"
+from tests.conftest import script
 
 
 @pytest.fixture(scope="module")
 def benchmark_gpu() -> ModuleType:
-    sys.path.insert(0, str(SCRIPTS))
-    try:
-        import benchmark_gpu
-    finally:
-        sys.path.pop(0)
-    return benchmark_gpu
+    return script("benchmark_gpu")
 
 
 @pytest.fixture

@@ -20,21 +20,14 @@ from mtkit.errors import ConfigError, StoppedError
 from mtkit.files import Stop
 from mtkit.pipeline import run_train
 from mtkit.training.schedule import divergence
-from tests.conftest import CorpusFiles, toy_settings
+from tests.conftest import SCRIPTS, CorpusFiles, script, toy_settings
 from tests.forked import Forked
 from tests.runs import MODEL, TRAINING, events
-
-SCRIPTS = Path(__file__).parent.parent / "scripts"
 
 
 @pytest.fixture(scope="module")
 def study() -> ModuleType:
-    sys.path.insert(0, str(SCRIPTS))
-    try:
-        import study
-    finally:
-        sys.path.pop(0)
-    return study
+    return script("study")
 
 
 @pytest.fixture

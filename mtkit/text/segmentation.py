@@ -1,4 +1,4 @@
-"""Splits long lines into parts that fit a model, samples subword segmentations, and groups pieces into words."""
+"""Splits long lines, samples subword segmentations, groups pieces into words, and encodes large amounts of text."""
 
 import codecs
 import math
@@ -458,7 +458,7 @@ class BulkEncoder:
         self._known: dict[str, bytes] = {}  # the ids of each word, as bytes
 
     def encode(self, lines: Sequence[str], num_threads: int) -> Encoded:
-        """Returns what `encode` returns."""
+        """Returns the ids of the lines, which are those that the function given as `encode` returns."""
         if not self._segments_words_alone or not lines:
             return Encoded.of(self._encode(lines, num_threads), self._dtype)
         words = " ".join(lines).split(" ")

@@ -4,11 +4,21 @@ import os
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import regex
 
 from mtkit.config.data_settings import SCRIPTS, DataConfig
-from mtkit.preparation.encoding import REASONS, RULES, Drops, drop_reason, settings_behind, share_of_letters
+from mtkit.preparation.encoding import (
+    REASONS,
+    RULES,
+    Drops,
+    drop_reason,
+    has_text_rules,
+    passes_lengths,
+    settings_behind,
+    share_of_letters,
+)
 
 
 @pytest.mark.parametrize(
@@ -147,3 +157,23 @@ def test_a_sensible_setting_finds_most_of_what_rules_can_find_and_loses_few_clea
 def reason_in_words(source: str, target: str, rules: DataConfig) -> str | None:
     """Words stand in for tokens, so that no tokenizer has to be trained."""
     return drop_reason(source, target, len(source.split()), len(target.split()), rules)
+
+
+@pytest.mark.parametrize(
+    "rules", [{}, {"min_length": 3}, {"max_length": 6}, {"max_training_length": 5}, {"max_length_ratio": 1.5}]
+)
+def test_lengths_pass_at_once_where_they_pass_one_by_one(rules):
+    rules = DataConfig(**rules)
+    source, target = (side.ravel() for side in np.meshgrid(np.arange(12), np.arange(12)))
+    one_by_one = [drop_reason("a", "b", *pair, rules) is None for pair in zip(source, target, strict=True)]
+    assert passes_lengths(source, target, rules).tolist() == one_by_one
+    assert 0 < sum(one_by_one) < len(one_by_one)
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [{"drop_identical": True}, {"source_script": ("Latin",)}, {"target_script": ("Latin",)}, {"min_letters": 0.5}],
+)
+def test_rules_on_text_are_not_passed_by_lengths_alone(rules):
+    assert has_text_rules(DataConfig(**rules))
+    assert not has_text_rules(DataConfig())
