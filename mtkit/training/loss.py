@@ -20,7 +20,7 @@ from mtkit.models.masked import MaskedModel
 # On a CPU, each matrix product is computed for one chunk of tokens at a time. Everything between two matrix products,
 # such as the softmax, is computed for one slice of the chunk at a time.
 CHUNK_ELEMENTS = 1 << 22  # logits of a chunk: 8 MB in bf16
-TINY = 1e-38  # probabilities below this are 0 in bf16, whose logarithm would be infinite
+LEAST_LOG_PROB = -87.0  # a probability whose logarithm is less has fewer digits in bf16 and fp32, or is 0
 DEVICE_CHUNK_TOKENS = 1 << 13  # tokens of a chunk on other devices, summed over the passes: enough to keep them busy
 DEVICE_CHUNK_ELEMENTS = 1 << 28  # logits of a chunk on other devices: at most 1 GB in fp32
 
@@ -118,14 +118,15 @@ class _CrossEntropy(torch.autograd.Function):
         divergence = features.new_zeros(2, dtype=exact)  # KL(p || q) and KL(q || p)
 
         chunk = chunk_tokens(features.device.type, num_passes, len(weight))
-        part = slice_tokens(features.device.type, num_passes, len(weight))
+        # One pass on a CPU: PyTorch's softmax overwrites the logits with probabilities, which is all that the gradient
+        # needs, and the log-probability of a label is the logarithm of its probability. In bf16, that is exact to 0.002
+        # nats; it does not enter the gradient.
+        in_place = wants_gradient and num_passes == 1 and features.device.type == "cpu" and dtype != torch.float16
+        part = chunk if in_place else slice_tokens(features.device.type, num_passes, len(weight))
         # Memory that is used again is faster than new memory, which a CPU has to map page by page.
         elements_per_token = num_passes * len(weight)
         all_logits = features.new_empty(min(chunk, num_tokens) * elements_per_token)
-        memory = features.new_empty(min(part, num_tokens) * elements_per_token, dtype=exact)
-        # One pass in bf16 on a CPU: PyTorch's softmax computes in fp32 and writes bf16, which is all that the gradient
-        # needs. The log-probabilities of the labels are then exact to 0.002 nats; they do not enter the gradient.
-        in_place = num_passes == 1 and dtype == torch.bfloat16 and features.device.type == "cpu"
+        memory = features.new_empty(0 if in_place else min(part, num_tokens) * elements_per_token, dtype=exact)
         for start in range(0, num_tokens, chunk):
             h = features[:, start : start + chunk].flatten(0, 1)  # (P x C, D)
             logits = all_logits[: len(h) * len(weight)].view(-1, len(weight))  # (P x C, V)
@@ -137,9 +138,12 @@ class _CrossEntropy(torch.autograd.Function):
             slices = torch.split(logits.view(num_passes, -1, len(weight)), part, dim=1)
             for z, slice_labels in zip(slices, torch.split(chunk_labels, part), strict=True):  # (P, C', V) and (C',)
                 y = slice_labels[:, None].expand(num_passes, -1, 1)  # (P, C', 1)
-                if in_place and by_weight is not None:
+                if in_place:
                     y_logits = z.gather(2, y).to(exact)
-                    y_log_probs = torch.softmax(z, -1, out=z).gather(2, y).to(exact).clamp_min_(TINY).log_()
+                    y_log_probs = torch.softmax(z, -1, out=z).gather(2, y).to(exact).log_()
+                    if (improbable := y_log_probs.flatten() < LEAST_LOG_PROB).any():
+                        rare = F.linear(h[improbable], table, added).to(exact).log_softmax(-1)
+                        y_log_probs[0, improbable] = rare.gather(1, slice_labels[improbable, None])
                     log_likelihood += y_log_probs.sum((1, 2))
                     sum_lse += (y_logits - y_log_probs).sum((1, 2))
                     z.scatter_add_(2, y, z.new_full(y.shape, smoothing - 1))

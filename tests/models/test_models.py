@@ -1,7 +1,7 @@
 """Laws of every model: token by token is teacher forcing; padding and packing change nothing."""
 
 import itertools
-from functools import cache
+from functools import cache, partial
 
 import pytest
 import torch
@@ -11,11 +11,12 @@ from mtkit.config.model_settings import AnyModelConfig, MaskedConfig, MixedConfi
 from mtkit.data.batches import NO_LABEL, Rows
 from mtkit.models import interface
 from mtkit.models.interface import Memory, Scratch, TranslationModel, log_probs_from, next_rows
-from mtkit.models.layers import CrossAttention, _attend_unfused
+from mtkit.models.layers import CrossAttention, _attend_unfused, attend
 from mtkit.models.recurrent import RecurrentLayer
 from mtkit.models.registry import empty_model, new_model
 from mtkit.training.loss import label_smoothed_cross_entropy
 from mtkit.translation.decode import next_log_probs
+from tests.runs import DEVICES
 
 VOCAB = 23
 
@@ -527,8 +528,24 @@ def test_attention_in_parts_is_the_fused_kernel(dtype, causal, num_queries):
 
     tolerance = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 0.05, "rtol": 0.05}
     fused = run(lambda q, k, v, m, c: F.scaled_dot_product_attention(q, k, v, m, is_causal=c))
-    for one, other in zip(run(_attend_unfused), fused, strict=True):
+    for one, other in zip(run(partial(_attend_unfused, rate=0.0)), fused, strict=True):
         torch.testing.assert_close(one, other, **tolerance)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("causal", [False, True])
+def test_dropout_falls_on_attention_weights_and_keeps_their_mean(causal, device):
+    generator = torch.Generator().manual_seed(0)
+    query, key = (torch.randn(64, 4, 16, 16, generator=generator).to(device) for _ in range(2))
+    units = torch.eye(16, device=device).expand(64, 4, 16, 16)  # as values, they show the weights
+    weights = attend(query, key, units, None, causal, 0.0)
+    torch.manual_seed(1)
+    dropped = attend(query, key, units, None, causal, 0.25)
+    visible = weights > 0
+    kept = (dropped > 0) & visible
+    assert kept.sum() / visible.sum() == pytest.approx(0.75, abs=0.01)
+    torch.testing.assert_close(dropped[kept], weights[kept] / 0.75)
+    assert not dropped[~visible].any()
 
 
 def test_a_seed_may_be_of_any_size():
