@@ -172,7 +172,10 @@ def say(text: str, always: bool = False) -> None:
 
 
 def say_only_errors() -> None:
-    """Let `say` print only error messages from now on: in processes that all say the same, one says the rest."""
+    """Let `say` print only errors, and lines with `always`, from now on.
+
+    If several processes would print the same lines, all but one of them call this.
+    """
     global _says_all
     _says_all = False
 

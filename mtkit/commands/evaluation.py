@@ -132,8 +132,8 @@ def evaluate(
 ) -> None:
     """Score a model or a text: BLEU, chrF and TER.
 
-    A model is scored on its test sets, on --source or on --test-set, a text by --hypothesis. Each score has its
-    signature.
+    A MODEL is scored on its test sets, on --source or on --test-set. With --hypothesis, a given text is scored.
+    Each score has its signature.
     """
     given = Given(model, hypothesis, against, source, tuple(reference or ()), tuple(test_set or ()), tag)
     overrides = [
@@ -229,7 +229,11 @@ def _check_options(
 
 
 def _check_alignment_options(given: Given, counts_words: bool, metrics: str | None) -> None:
-    """Raise UsageError if the options are not valid for scoring alignments, of which BLEU's options say nothing."""
+    """Raise UsageError if the options are not valid for scoring alignments.
+
+    `counts_words` tells whether --confidence, --lowercase or --by-length was given; `metrics` is the value of
+    --metrics or else of --tokenize. These options are for scores of translations, so none of them may be given.
+    """
     if given.model is None or given.source is None or len(given.references) != 1:
         raise UsageError("--gold-alignments goes with MODEL, --source and one --reference")
     if given.against is not None or counts_words or metrics:
@@ -362,9 +366,9 @@ def bench_translate(
 ) -> None:
     """Translate a text several times, and print how fast that was.
 
-    Every beam size is measured with every precision, engine and number of workers, in turn: tokens per second from text
-    to text and from ids to ids, medians with the smallest and largest; rows that the decoder computed for each token;
-    start-up and memory. What is impossible has a line that says why.
+    Every combination of beam size, precision, engine and number of workers is measured, in turn: tokens per second
+    from text to text and from ids to ids (median, smallest and largest), rows that the decoder computed for each
+    token, start-up time and memory. A line says why a combination is impossible.
     """
     sizes = None if beam_size is None else [count("--beam-size", size) for size in _items("--beam-size", beam_size)]
     precisions = [choice("--precision", name, PRECISIONS) for name in _items("--precision", precision)]

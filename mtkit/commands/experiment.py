@@ -31,7 +31,11 @@ RUNS = Path("runs/experiments")
 
 
 def _lab(runs: Path, size: str | None, seeds: str | None, data: str | None) -> "Lab":
-    """The folder of results at what is asked for; what is not asked for is as in the last run."""
+    """The lab: the folder of results `runs`, seen at one size, with a number of seeds and one text.
+
+    An argument that is `None` has the value of the last `mtkit experiment run`. Raises MtkitError if `size` or
+    `seeds` is not valid.
+    """
     from mtkit.experiment.run import Lab
 
     return Lab(runs, _choice(runs, size, seeds, data))
@@ -95,8 +99,8 @@ def run(
 ) -> None:
     """Run experiments, as many as fit into the minutes.
 
-    What is worth most for its time comes first; equal settings are trained once. The same command goes on where it
-    stopped. Prints the verdicts.
+    Experiments with the highest teaching value for their time come first; equal settings are trained once. The same
+    command resumes where it stopped. Prints the verdicts.
     """
     begun = time.monotonic()
     limit = minutes_above_0(minutes)

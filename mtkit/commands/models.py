@@ -202,7 +202,11 @@ def _translate(
 def _alignment(
     file: Path | None, units: str, layer: str | None, head: str | None, threshold: str | None, step: str
 ) -> "AlignmentSettings | None":
-    """Returns the settings of alignments to write to `file`; `None` if that is `None`."""
+    """Returns how alignments are read off attention; `None` if `file` is `None`.
+
+    `file` is the value of --alignments, and the other arguments are those of the --alignment options. Raises
+    UsageError if `file` is `-`, or if one of the --alignment options is given without `file`.
+    """
     if str(file) == "-":
         raise UsageError("--alignments goes into a FILE; standard output, -, has the other results")
     return alignment_settings(file is not None, units, layer, head, threshold, step)
@@ -352,8 +356,9 @@ def align(
 ) -> None:
     """Align the words of given translations by attention.
 
-    Each output line has links such as 0-0 1-2: source word, target word, counted from 0 and separated by white space.
-    Unless a layer or a head is given, that of guided alignment is read, or else the mean over all.
+    Each output line has links such as 0-0 1-2: source word, target word, counted from 0 and separated by white
+    space. Without --alignment-layer and --alignment-head, the head that guided alignment trained is read, or else
+    the mean over all.
     """
     if source is None and tsv is None:
         raise UsageError("give --source and --target, or --tsv")
@@ -428,7 +433,7 @@ def pack(
 ) -> None:
     """Pack a model into one file.
 
-    The file is a MODEL, too, and always the same for the same model.
+    The file can be used as MODEL. The same model always gives the same bytes.
     """
     if (file is None) == (output is None):
         raise UsageError("name the FILE to write, once")

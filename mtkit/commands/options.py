@@ -162,7 +162,10 @@ SetOption = Annotated[
 
 
 def set_settings(settings: list[str] | None) -> list[str]:
-    """Returns what --set was given as settings; the prefix "decoding." of the keys may be left out."""
+    """Returns the values of --set as settings of decoding, such as "decoding.beam_size=1".
+
+    In the values, the prefix "decoding." may be left out.
+    """
     return [f"decoding.{setting.removeprefix('decoding.')}" for setting in settings or []]
 
 

@@ -49,9 +49,9 @@ def new(
 ) -> None:
     """Make settings for a first model from sentence pairs.
 
-    The pairs are split into training, validation and test text, beside YAML; sentences that are nearly equal stay on
-    one side. Vocabulary, model, dropout and batches are chosen by the number of pairs and by what fits into the
-    minutes on this machine. YAML says why. Nothing is overwritten.
+    The pairs are split into training, validation and test text, beside YAML; pairs with nearly equal sentences stay
+    in the same text. Vocabulary, model, dropout and batches are chosen by the number of pairs and by what fits into
+    the minutes on this machine. YAML says why. Nothing is overwritten.
     """
     pair, limit = language_pair(languages), minutes_above_0(minutes)
     from mtkit.evaluation.estimate import measure_speed

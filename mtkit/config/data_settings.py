@@ -513,7 +513,10 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def lengths_fit(self) -> "DataConfig":
-        """Raise ValueError if a limit of lengths is on the wrong side of another."""
+        """Raise ValueError if limits on the lengths of training pairs contradict each other.
+
+        `min_length` must be at most `max_length`; `max_training_length`, if given, must be between the two.
+        """
         if self.min_length > self.max_length:
             raise ValueError(f"min_length {self.min_length} must be at most max_length {self.max_length}")
         if self.max_training_length is not None and not self.min_length <= self.max_training_length <= self.max_length:
@@ -525,7 +528,10 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def seed_is_used(self) -> "DataConfig":
-        """Raise ValueError if a seed is given and nothing is drawn."""
+        """Raise ValueError if `seed` is given although nothing is drawn at random.
+
+        The seed is that of `join` and `fraction`. A seed at its default is always accepted.
+        """
         if not self.draws and (said := self.first_changed("seed")):
             raise ValueError(f"{said} is of join and fraction; it wants a fraction below 1 or a join.max above 1")
         return self

@@ -17,7 +17,7 @@ Changes = dict[str, Any]  # settings that differ, nested as in a settings file
 
 
 class Prediction(Section):
-    """A prediction with a condition, which the verdict then names."""
+    """A prediction that is made only under a condition; the verdict may name this condition."""
 
     condition: str = Field(alias="if", min_length=1, description="The condition, in words.")
     expression: str = Field(alias="then", description="What is expected under it.")

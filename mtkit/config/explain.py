@@ -47,7 +47,10 @@ REASONS = {
 
 
 def settings_by_name(config: Config) -> dict[str, Any]:
-    """Returns the value of each setting by its full name, such as "training.max_steps"; lists and tables are whole."""
+    """Returns the value of each setting by its full name, such as "training.max_steps".
+
+    A list or a table is one value; from its items that are sections, settings at their defaults are left out.
+    """
     data = config.model_dump(mode="json")
     found = {}
     for keys in setting_names(data):
@@ -139,7 +142,12 @@ def _defaults(keys: Keys) -> str:
 
 
 def _found(key: str) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """Returns the keys of the setting called `key`, and settings with an architecture that has it."""
+    """Returns the keys of the setting called `key`, and settings that name an architecture with it.
+
+    `key` is a full name, or its last part; of the settings with this last part, only the least nested ones count.
+    The settings are as parsed from a settings file, and have only the architecture. Raises ConfigError if there is
+    no such setting, or several.
+    """
     candidates: dict[tuple[str, ...], dict[str, Any]] = {}
     known: set[str] = set()
     for architecture in ARCHITECTURES:
@@ -164,7 +172,10 @@ def _found(key: str) -> tuple[tuple[str, ...], dict[str, Any]]:
 
 
 def _recipe_lines(name: str) -> list[str]:
-    """Returns a line for each value that recipes give to a setting, with their names; [] if no recipe is there."""
+    """Returns, below a heading, a line for each value of a setting in the recipes.
+
+    The line has the value and the names of the recipes with this value. Returns [] if no recipe has the setting.
+    """
     recipes = recipes_by_value(name)
     if not recipes:
         return []
@@ -176,9 +187,11 @@ def _recipe_lines(name: str) -> list[str]:
 
 
 def recipes_by_value(name: str) -> dict[str, list[str]]:
-    """Returns, for each value of a setting as YAML, the recipes that have it; recipes that cannot be read are left out.
+    """Returns, for each value of a setting as YAML, the names of the recipes that have it.
 
-    The recipes are those in the folder configs of the working directory, else in that of a clone of the repository.
+    The recipes are the YAML files in the folder configs of the working directory. If there is no such folder, they
+    are those in the folder configs of the repository, if mtkit runs from a clone of it. Recipes that are not valid
+    or cannot be read are left out.
     """
     folders = (Path("configs"), Path(__file__).parents[2] / "configs")
     folder = next((folder for folder in folders if folder.is_dir()), None)

@@ -124,7 +124,10 @@ class TransformerConfig(CarriedSection):
         self._check_parts()
 
     def _check_parts(self) -> None:
-        """Raise ValueError if a part is taken out twice, or a setting concerns a part that the model does not have."""
+        """Raise ValueError if a setting concerns a part that the model does not have.
+
+        Also raises ValueError if `ablate` names a part twice, or the causal mask in both of its forms.
+        """
         for number, name in enumerate(self.ablate):
             if name in self.ablate[:number]:
                 raise ValueError(f"ablate has {name} twice")
@@ -223,7 +226,11 @@ class MaskedConfig(TransformerConfig):
     architecture: Literal["cmlm"] = Field("cmlm", description="Kind of model.")  # type: ignore[assignment]
 
     def check(self) -> None:
-        """Raise ValueError if settings of the model are incompatible, or `start_token` is given."""
+        """Raise ValueError if settings are incompatible, or do not fit a cmlm.
+
+        Its decoder reads no start token and sees later tokens anyway, so `start_token` must be at its default, and
+        `ablate` may have none of the parts in `SEES_LATER`.
+        """
         super().check()
         if said := self.first_changed("start_token"):
             raise ValueError(f"{said} has no effect with architecture cmlm, whose decoder reads no start token")
@@ -237,7 +244,7 @@ class MaskedConfig(TransformerConfig):
 
     @property
     def can_pack(self) -> bool:
-        """Whether several sentences can be packed into one row of a batch; here, a row has one predicted length."""
+        """Always `False`: a row has one predicted length, so it holds one sentence."""
         return False
 
 
@@ -342,7 +349,11 @@ class MixedConfig(CarriedSection):
     tie_embeddings: TieEmbeddings = "all"
 
     def check(self) -> None:
-        """Raise ValueError if the encoder or the decoder comes from a model without an encoder, or without a part."""
+        """Raise ValueError if encoder or decoder is not from a whole translation model.
+
+        A mixed model cannot be built from a language model, which has 0 `encoder_layers`, or from a model with
+        parts taken out by `ablate`.
+        """
         for name, half in (("encoder", self.encoder), ("decoder", self.decoder)):
             if isinstance(half, TransformerConfig) and half.ablate:
                 raise ValueError(f"{name}.{half.first_changed('ablate')} wants architecture transformer, found mixed")

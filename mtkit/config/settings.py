@@ -75,7 +75,10 @@ class Config(Section):
     @field_validator("model")
     @classmethod
     def language_models_have_no_encoder(cls, model: AnyModelConfig, info: ValidationInfo) -> AnyModelConfig:
-        """Set `encoder_layers` to 0 if the task is a language model. Raises ValueError if the architecture is mixed."""
+        """Set `encoder_layers` to 0 if the task is a language model.
+
+        Raises ValueError if the architecture is mixed or cmlm, which always have an encoder.
+        """
         if info.data.get("task") != "language_model":
             return model
         if isinstance(model, MixedConfig | MaskedConfig):
@@ -157,9 +160,10 @@ class Config(Section):
 
     @property
     def known_batch_tokens(self) -> int:
-        """`training.batch_tokens`; if that is "auto", a small number that no machine changes, and that holds any pair.
+        """A size of batches, in tokens, that is the same on every machine.
 
-        For work that should have the same results whatever training finds.
+        It is `training.batch_tokens` or, if that is "auto", a small number that is large enough for any pair. It is
+        for work whose results must not depend on the size that training finds for a machine.
         """
         training = self.training
         if training.batch_tokens != "auto":
@@ -199,7 +203,12 @@ class Config(Section):
             self._check_guided_alignment()
 
     def _check_guided_alignment(self) -> None:
-        """Raise ValueError if the model lacks the attention head that guided alignment trains, or may skip it."""
+        """Raise ValueError if guided alignment does not fit the model or the data.
+
+        The decoder must attend to the source, and have the layer and the head that guided alignment trains. It must
+        not skip layers at random (`layer_dropout`), since the trained one would be skipped, too. `data.join` and
+        `data.fraction` must be unset, since the file of alignments has a line for each pair.
+        """
         num_layers, num_heads = self.model.source_attention
         if not num_layers:
             raise ValueError("training.guided_alignment wants a model with attention, one head of which learns it")

@@ -255,10 +255,11 @@ class TrainingConfig(Section):
     seed: int = Field(1, ge=0, description="Seed of all randomness in training.")
 
     def batches_per_update(self, devices: int = 1) -> int:
-        """Returns how many batches each of so many devices contributes to an update.
+        """Returns how many batches each device contributes to an update.
 
-        All devices contribute equally many. So with `update_tokens`, an update differs from it by at most half a batch
-        of each device, unless one batch of each is already more.
+        The number is the same for all `devices` devices, and at least 1. With `update_tokens`, it is rounded, so
+        the size of an update differs from `update_tokens` by at most half a batch of each device, unless 1 batch of
+        each is already larger.
         """
         if self.update_tokens is None:
             return self.accumulate
@@ -353,9 +354,10 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def optimizer_fits(self) -> "TrainingConfig":
-        """Raise ValueError if a setting differs from its default but has no effect with the chosen optimizer.
+        """Raise ValueError if settings of the optimizer are incompatible or have no effect.
 
-        Also raises ValueError if one of `adam_betas` is out of range.
+        A setting without effect is accepted at its default. Also raises ValueError if one of `adam_betas` is out of
+        range.
         """
         if self.momentum and self.optimizer != "sgd":
             raise ValueError(f"momentum {self.momentum} is for optimizer sgd; {self.optimizer} has adam_betas")
@@ -396,7 +398,11 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def guided_alignment_fits(self) -> "TrainingConfig":
-        """Raise ValueError if a setting of guided alignment has no effect or goes with no other setting given."""
+        """Raise ValueError if settings of guided alignment have no effect or are incompatible.
+
+        Its layer, head and weight have an effect only with `guided_alignment`, which goes neither with consistency
+        training nor with sampled segmentations.
+        """
         if self.guided_alignment is None:
             names = ("guided_alignment_layer", "guided_alignment_head", "guided_alignment_weight")
             if said := self.first_changed(*names):
@@ -593,7 +599,10 @@ class DecodingConfig(CarriedSection):
                 raise ValueError("coverage_penalty ranks what a beam finds; it wants a beam_size of 2 or more")
 
     def _check_optimal(self) -> None:
-        """Raise ValueError if a setting does not go with an exact search."""
+        """Raise ValueError if a setting does not go with `stopping` "optimal".
+
+        It goes with none of sampling, minimum Bayes risk decoding, `coverage_penalty` and `diversity_groups`.
+        """
         if self.draws:
             said = self.first_changed("method", "mbr_samples")
             raise ValueError(f"stopping optimal finds the best translation, and {said} draws some; take out one")
@@ -616,7 +625,10 @@ class DecodingConfig(CarriedSection):
 
     @property
     def num_hypotheses(self) -> int:
-        """The number of hypotheses for each sentence in a search: the beam size or, for mask_predict, the lengths."""
+        """The number of hypotheses for each sentence in a search.
+
+        This is the beam size or, for mask_predict, the number of candidate lengths.
+        """
         return self.length_candidates if self.method == "mask_predict" else self.beam_size
 
     @property

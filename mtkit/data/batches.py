@@ -1,11 +1,11 @@
-"""Batches: which pairs form a batch, in which order, and the padded rows of token ids that the training loop gets.
+"""Batches: which pairs form a batch, in which order, and the padded rows that training reads.
 
-The order depends only on sentence lengths, settings and seed, so a resumed run can skip the pairs that it has already
-trained on (has consumed). A pair is represented by its index in the binarized corpus, which holds all the corpora of
-`data.train`, one after the other.
+The order depends only on sentence lengths, settings and seed, so a resumed run can skip the pairs that it has
+already trained on (has consumed). A pair is represented by its index in the binarized corpus, which holds all the
+corpora of `data.train`, one after the other.
 
-In the shapes of arrays, R is the number of rows of a batch, S the source length and T the target length; L is either S
-or T. S and T include padding and the start or end mark.
+In the shapes of arrays, P is the number of pairs of a batch, R its number of rows, S the source length and T the
+target length; L is either S or T. S and T include padding and the start or end mark.
 """
 
 import itertools
@@ -42,7 +42,7 @@ WINDOW = 2048  # blocks whose pairs are shuffled, sorted and divided into batche
 
 @dataclass(frozen=True)
 class PlannedBatch:
-    """The pairs of a batch, and the row of each pair, as indices into the corpus and into the batch."""
+    """The pairs of a batch, as indices into the corpus, and for each its row in the batch."""
 
     pairs: NDArray[np.int64]  # (P,)
     rows: NDArray[np.int64]  # (P,) from 0, in ascending order
@@ -510,7 +510,10 @@ def _positions(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _marked(sentences: Ragged, mark: int, first: bool) -> NDArray[np.int64]:
-    """Returns the tokens of all sentences as one array, each with `mark` before it (`first`) or after it."""
+    """Returns the tokens of all sentences as one array, with `mark` added to each sentence.
+
+    The mark comes before the sentence if `first` is true, else after it.
+    """
     is_mark = np.zeros(sentences.lengths.sum() + len(sentences.lengths), dtype=bool)
     ends = np.cumsum(sentences.lengths + 1)
     is_mark[ends - sentences.lengths - 1 if first else ends - 1] = True
@@ -521,7 +524,10 @@ def _marked(sentences: Ragged, mark: int, first: bool) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class Layout:
-    """The places of sentences, with one mark each, in rows (R, L), which hold one sentence or several."""
+    """Where the sentences of one side of a batch lie in its rows (R, L).
+
+    Each sentence has one mark, at its beginning or its end. A row holds one sentence or several.
+    """
 
     lengths: NDArray[np.int64]  # (P,) with the mark
     rows: NDArray[np.int64]  # (P,) the row of each sentence, from 0, in ascending order
@@ -550,7 +556,7 @@ class Layout:
 
     @cached_property
     def places(self) -> NDArray[np.int64]:
-        """The index of each token in an array (R, L) that is seen as one row."""
+        """The index of each token in an array (R, L) that is flattened row by row."""
         return np.repeat(self.rows * self.shape[1] + self.starts, self.lengths) + self._positions
 
     @cached_property
@@ -580,12 +586,13 @@ def padded_batch(
     boundaries: BoundaryTokens = DEFAULT_BOUNDARIES,
     rows: NDArray[np.int64] | None = None,
 ) -> Batch:
-    """Returns a batch with one pair per row: source (R, S), target (R, T) and labels (R, T).
+    """Returns a batch: source (R, S), target (R, T) and labels (R, T).
 
-    For a target of the tokens t1, …, tn, the decoder reads start, t1, …, tn and should predict t1, …, tn, end. So T is
-    1 more than the length of the longest target. `boundaries` holds the start and end tokens that the model uses. If
-    the input of the model is not shifted, the decoder reads what it should predict. If `rows` is given, it holds the
-    row of each pair, from 0, in ascending order, and a row may hold several pairs.
+    A row holds one pair, or several if `rows` is given: the row of each pair, from 0, in ascending order. For a
+    target of the tokens t1, …, tn, the decoder reads start, t1, …, tn and should predict t1, …, tn, end. So with
+    one pair in a row, T is 1 more than the length of the longest target. If the model does not shift its input, the
+    decoder reads what it should predict. `boundaries` holds the start and end tokens that the model uses, and says
+    whether it shifts its input.
     """
     layout = Layout(target.lengths + 1, np.arange(len(target.lengths)) if rows is None else rows)
     labels = _marked(target, boundaries.target_end, first=False)
@@ -621,7 +628,7 @@ def aligned_tokens(corpus: Corpus, chosen: PlannedBatch) -> AlignedTokens:
 
 @dataclass(frozen=True)
 class Share:
-    """The batches that one of several processes trains on: of every `count` batches in a row, number `rank`, from 0."""
+    """The batches of one of several processes: of every `count` batches, number `rank`, from 0."""
 
     rank: int
     count: int
@@ -633,11 +640,11 @@ ORDER = 3  # of the pairs in new runs
 
 
 def batching_of(setting: str, order: int) -> Batching:
-    """Returns how batches are made, given the setting `batching` and the order of the run (`Progress.order`).
+    """Returns how batches are made, for the setting `batching` and the `order` of a run.
 
-    `order` numbers the ways of sorting pairs into buckets that versions of mtkit had: it is ORDER in new runs, and
-    lower in runs begun earlier, which keep their way. `auto` means bucketed, since packed rows were no faster where
-    they were measured (configs/README.md).
+    `order` (`Progress.order`) says how pairs are sorted into buckets. It is ORDER in new runs. Earlier versions of
+    mtkit sorted pairs in other ways, which have lower numbers; a run keeps the way in which it began. `auto` means
+    bucketed, since packed rows were no faster where they were measured (configs/README.md).
     """
     if setting == "packed":
         return "packed"

@@ -473,8 +473,8 @@ class CorpusWriter:
     ) -> None:
         """Appends pairs, as token ids without end marks.
 
-        With `keeps_text`, the normalised text of the pairs is required too; otherwise, any text given is ignored. With
-        `keeps_links`, so are the links between the source and target tokens of each pair.
+        With `keeps_text`, the normalised text of the pairs is required too; with `keeps_links`, the links between
+        the source and target tokens of each pair are. Text or links that the corpus does not keep are ignored.
         """
         assert len(source) == len(target)
         if self._links:
@@ -714,16 +714,17 @@ def length_limit(
     corpora: Sequence[int] = (),
     most_pairs: int = MOST_PAIRS,
 ) -> dict[str, float]:
-    """Returns a limit on the length of translations: ratio x source length + extra, in tokens without end marks.
+    """Returns a limit on translations: ratio x source length + extra, in tokens without end marks.
 
-    Fewer than `EXCESS` of the pairs have a target longer than the limit. Of several limits for which this holds, the
-    one with the smallest mean over the pairs is taken. The ratio is at least 1.2 times the mean ratio, which leaves
-    room for sentences longer than those of the corpus.
+    The fraction of the pairs whose target is longer than the limit is below `EXCESS`. Of several limits for which
+    this holds, the one with the smallest mean over the pairs is taken. The ratio is at least 1.2 times the mean
+    ratio, which leaves room for sentences longer than those of the corpus.
 
-    `corpora` holds the numbers of pairs of the corpora that the pairs come from, in order. Each corpus is measured by
-    itself, since their languages may differ, and the largest ratio and the largest extra are returned. Of each corpus,
-    at most `most_pairs` pairs are measured. Both arrays of offsets have the shape (num_pairs + 1,). The result is empty
-    if there are no tokens. If all sources are empty, as for a language model, the extra tokens alone are the limit.
+    `corpora` holds the numbers of pairs of the corpora that the pairs come from, in order. Each corpus is measured
+    by itself, since their languages may differ, and the largest ratio and the largest extra are returned. Of each
+    corpus, at most `most_pairs` pairs are measured. Both arrays of offsets have the shape (num_pairs + 1,). The
+    result is empty if there are no tokens. If all sources are empty, as for a language model, the extra tokens
+    alone are the limit.
     """
     num_pairs = len(source_offsets) - 1
     ends = np.cumsum(corpora if sum(corpora) == num_pairs and corpora else [num_pairs]).tolist()

@@ -86,7 +86,11 @@ class Alphabet:
         self.content_hashes[code] = own if _is_content(chr(code)) else 0
 
     def is_of(self, scripts: Sequence[str]) -> NDArray[np.bool_]:
-        """For each script number: whether it is one of `scripts`, or stands for characters of no one script."""
+        """For each script number, whether it is allowed in text of `scripts`, (256).
+
+        A script number is a place in `names`. Number 0, for characters that are not letters or whose script is not
+        known, is always allowed.
+        """
         known = np.zeros(256, dtype=np.bool_)
         known[0] = True
         for place, name in enumerate(self.names):
@@ -107,9 +111,10 @@ def _described(character: str) -> tuple[int, str]:
 
 
 def _is_content(character: str) -> bool:
-    """Whether a text with another character in place of this one says something else: letters, numbers and symbols.
+    """Whether a character is content: a letter, a mark, a number or a symbol.
 
-    Accents that stand alone (Unicode calls them modifier symbols) are often apostrophes or quotation marks.
+    With another character in its place, a text would say something else. Accents that stand alone (Unicode calls
+    them modifier symbols) do not count: they are often apostrophes or quotation marks.
     """
     category = unicodedata.category(character)
     return category[0] in "LMN" or category in ("Sc", "Sm", "So")
@@ -180,7 +185,10 @@ class Block:
         return self.sums(is_foreign) if is_foreign.any() else np.zeros(len(self.starts), dtype=np.int64)
 
     def scripts(self) -> Counter[str]:
-        """How many letters of each script the block has; letters of no one script are not counted."""
+        """The number of letters of each script in the block, by the name of the script.
+
+        Letters whose script is not known are not counted.
+        """
         counts = np.bincount(ALPHABET.scripts[self.codes], minlength=1)
         return Counter({ALPHABET.names[place]: int(counts[place]) for place in np.flatnonzero(counts) if place})
 
@@ -240,7 +248,10 @@ class Block:
         return _mixed(np.add.reduceat(terms, first) * inverse[first]), starts
 
     def grams(self, hashes: Ids, size: int) -> Ids:
-        """A hash of the `size` characters from each place on (C); `hashes` is a table of ALPHABET."""
+        """A hash of the sequence of `size` characters that begins at each place, (C).
+
+        `hashes` has a hash of each character: one of the tables of ALPHABET.
+        """
         codes = hashes.take(self.codes)
         total = codes.copy()
         for offset in range(1, size):
@@ -249,7 +260,10 @@ class Block:
         return _mixed(total)
 
     def outside(self, size: int) -> NDArray[np.intp]:
-        """The places from which `size` characters do not lie within one line; its line feed may be the last of them."""
+        """The places where a sequence of `size` characters would run past the end of a line.
+
+        The line feed belongs to its line: a sequence may end with it.
+        """
         places = (self.ends[:, None] - np.arange(size - 1)).ravel()
         return places[places >= 0]
 
@@ -308,10 +322,11 @@ _MULTIPLIERS = np.random.default_rng(1).integers(1, 2**32, NUM_MINIMA, dtype=np.
 
 
 def minima(block: Block) -> NDArray[np.uint32]:
-    """The signature of each line, (L, NUM_MINIMA).
+    """The MinHash signature of each line, (L, NUM_MINIMA).
 
-    The share of equal entries in two signatures estimates the Jaccard similarity of the lines' SHINGLE-grams, in which
-    all that is not a letter, mark or digit counts as a space, the end of the line, too.
+    The fraction of equal entries in two signatures estimates the Jaccard similarity of the lines: of their sets of
+    sequences of SHINGLE characters. In these sequences, the end of the line and all characters that are not
+    letters, marks or digits count as spaces.
     """
     base = (block.grams(ALPHABET.word_hashes, SHINGLE) >> np.uint64(32)).astype(np.uint32)
     outside = block.outside(SHINGLE)

@@ -65,9 +65,9 @@ def _shown(found: Found) -> dict[str, Any]:
 
 
 def require_new(folder: Path, keep: Collection[str] = ()) -> None:
-    """Raises MtkitError if the folder exists or cannot be made, or if a kind in `keep` is none that is cleaned.
+    """Raises MtkitError if the folder exists or cannot be made, or if `keep` has a wrong name.
 
-    Called before the text is read.
+    The names in `keep` must be in CLEANABLE. Called before the text is read.
     """
     require_folder(folder)
     if folder.exists():
@@ -148,7 +148,10 @@ class _Cleaning:
             self._cleaned.dropped.setdefault(name, Found()).add(examples, len(places))
 
     def _mended(self, part: Part, block: Records) -> list[Record]:
-        """The rows with the faults mended that can be."""
+        """The pairs of a block, after mending; counts the mended pairs by kind.
+
+        Only the kinds of faults that are to be mended are looked at; other faults stay.
+        """
         found = judge(Sides(block.sources, block.targets), self._examination.learned)
         rows = [block[place] for place in range(len(block))]
         for name in self._mending:
@@ -168,7 +171,10 @@ class _Cleaning:
         return rows
 
     def _settled(self, row: Record) -> Record:
-        """The row with the faults mended that only mending has brought to light, such as the spaces within a tag."""
+        """The pair after all mends were applied repeatedly, until none changes it.
+
+        Mending one fault may bring another to light, such as the spaces within a tag.
+        """
         before = None
         while row != before:
             before = row
@@ -179,7 +185,12 @@ class _Cleaning:
 
 
 def _names(parts: Sequence[Part]) -> list[tuple[str, str]]:
-    """The names of the new files of each part: those of the old files where there are two, without compression."""
+    """The names of the new files of each part, (source, target).
+
+    A part with two files keeps their names, without the suffix of a compression. For a part with one file, the
+    codes of the languages, or "source" and "target", are appended to its name. Names that would occur twice get the
+    number of the part and the side as a prefix.
+    """
     names: list[tuple[str, str]] = []
     for number, part in enumerate(parts, start=1):
         if part.target is not None:

@@ -189,7 +189,10 @@ def _blocks_of_lines(path: Path, damage: Damage) -> Iterator[list[str]]:
 
 
 def parts_of_files(files: Sequence[Path], languages: Languages | None) -> list[Part]:
-    """The text in one or two files, which must be read twice, so that pipes are refused."""
+    """The text in one or two files, as a list of one part.
+
+    Raises DataError if a file is standard input or a pipe, since the text is read twice.
+    """
     for path in files:
         require_file(path)
     return [Part(files[0], files[1] if len(files) > 1 else None, languages=languages)]
@@ -347,7 +350,11 @@ class Examination:
             self._add_text("slip", part.source, slip.line, _describe(slip, part))
 
     def _count_held_out(self) -> None:
-        """Count the held-out pairs that were found, in place of the training pairs in which they were found."""
+        """Replace the counts of training pairs that are held out by counts of held-out pairs.
+
+        Several training pairs may match one held-out pair. A held-out pair that was found without edits does not
+        count as found with small edits, too.
+        """
         nearly = self.held_out.nearly_found - self.held_out.found
         for name, pairs in (("held out", self.held_out.found), ("nearly held out", nearly)):
             if name in self._found:

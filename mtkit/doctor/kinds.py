@@ -12,7 +12,10 @@ MENDED, DROPPED = "mended", "dropped"
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of fault: what it is, what it costs, what mends it, and from which share of pairs training should stop."""
+    """A kind of fault: what it is, what it costs, what mends it, and how many are too many.
+
+    Training should not start if the share of pairs with the fault is `stops_at` or more.
+    """
 
     title: str
     cost: str
@@ -265,7 +268,10 @@ class Diagnosis:
         return [name for name in self.kinds if self.is_stopping(name)]
 
     def share(self, name: str) -> float:
-        """The share of pairs that have the fault; for held-out pairs, the share of these; at most 1."""
+        """The fraction of pairs that have the fault called `name`, at most 1.
+
+        For "held out" and "nearly held out", it is a fraction of the held-out pairs.
+        """
         total = self.num_held_out if name in ("held out", "nearly held out") else self.num_pairs
         return min(1.0, self.found[name].count / max(total, 1))
 

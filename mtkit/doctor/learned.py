@@ -89,8 +89,9 @@ def _exceeds(gain: NDArray[np.float32], letters: Letters) -> NDArray[np.bool_]:
 def learn_languages(source: Block, target: Block) -> Languages | None:
     """Letter models of both sides, without the lines that turn out to be in another language.
 
-    A third model starts from the oddest lines of both sides; lines move between the models until each is where it is
-    most probable (a mixture of multinomials, fitted by hard EM). A third model that explains nothing is dropped.
+    A third model starts from the oddest lines of both sides; lines move between the models until each is where it
+    is most probable (a mixture of multinomials, fitted by hard EM). A third model that explains nothing is dropped.
+    Returns `None` if there are too few lines, or if both sides are in one language.
     """
     sides = [Letters(source), Letters(target)]
     if min(letters.num_lines for letters in sides) < LEAST_LINES:

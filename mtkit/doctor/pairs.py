@@ -86,7 +86,10 @@ class Sides:
         return chosen
 
     def having(self, places: Iterable[int], has_fault: Callable[[str], bool]) -> Chosen:
-        """Those of the pairs at these places of which a side has a fault."""
+        """Which pairs have a fault on at least one side, of the pairs at `places`; (L).
+
+        `has_fault` judges the text of one side.
+        """
         sources, targets = self.texts
         return self.chosen(place for place in places if has_fault(sources[place]) or has_fault(targets[place]))
 
@@ -199,7 +202,11 @@ def _without_common_words(source: str, target: str) -> tuple[str, str]:
 
 
 def _far_longer(sides: Sides, learned: Learned, is_judged: Chosen) -> Chosen:
-    """Which pairs have one side far longer than usual for the other; less far, if only one ends as sentences do."""
+    """Which pairs have one side far longer than is usual for the other.
+
+    If only one side ends as sentences do, the other may be cut off, so LEAST_FACTOR times the usual length is far.
+    Otherwise, FREE_FACTOR times is. See `Lengths.outliers`.
+    """
     lengths = sides.lower[0].lengths, sides.lower[1].lengths
     is_longest = learned.lengths.outliers(*lengths, FREE_FACTOR)
     places = np.flatnonzero(is_judged & learned.lengths.outliers(*lengths) & ~is_longest).tolist()
@@ -262,13 +269,16 @@ def _lacks_translated_words(source: str, target: str) -> bool:
 
 
 def _addresses_differ(source: str, target: str) -> bool:
-    """Whether the sides have addresses, and not one in common."""
+    """Whether there are addresses on a side, but none that both sides have."""
     first, second = (set(map(_site_or_address, ADDRESS.findall(text))) for text in (source, target))
     return bool(first or second) and not first & second
 
 
 def _site_or_address(address: str) -> str:
-    """What must be the same in a translation: the address; or only its site, if it leads to a page in some language."""
+    """The part of an address that a translation must keep: the whole, or only its site.
+
+    Only the site is kept if the rest has the code of a language, so that it leads to a page in that language.
+    """
     address = address.rstrip(".,;:!?)]'`_").lower()
     if "@" in address:
         return address

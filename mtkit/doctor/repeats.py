@@ -1,8 +1,8 @@
 """Finds pairs that occur again, exactly or nearly, and held-out pairs in the training text.
 
-The training text is not kept. Each pair leaves two hashes of 8 bytes, by which ten million pairs are told apart with a
-probability of error below 0.001 %, and NUM_BANDS hashes of 4 bytes: a pair is similar to earlier text if at least two
-of these have occurred before. Ten million pairs so take 320 MB.
+The training text is not kept, only hashes of each pair, two of 8 bytes and NUM_BANDS of 4 bytes: 320 MB for ten
+million pairs. Among ten million pairs, the probability that different pairs have an equal hash of 8 bytes is below
+0.001 %. A pair is similar to earlier text if at least two of its hashes of 4 bytes have occurred before.
 """
 
 from collections import Counter
@@ -169,7 +169,11 @@ class HeldOut:
                     self._bands.setdefault(key, []).append(place)
 
     def find(self, sides: Sides, signatures: Sequence[NDArray[np.uint32]], is_judged: Chosen) -> tuple[Chosen, Chosen]:
-        """Which pairs of a block are held out but for case, punctuation and spaces, and which are with small edits."""
+        """Which pairs of a block match held-out pairs, and which do with small edits; (L).
+
+        The former differ from a held-out pair at most in case, punctuation and spaces. Only pairs with `is_judged`
+        are compared. Adds the held-out pairs that are found, as (set, line), to `found` and `nearly_found`.
+        """
         exact = np.zeros(len(is_judged), dtype=np.bool_)
         near = exact.copy()
         if not self._pairs:
@@ -207,10 +211,11 @@ def _words_alone(text: str) -> str:
 
 
 def _are_exchanged(pair: Pair, other: Pair) -> bool:
-    """Whether each pair has a word on both sides that the other one lacks, or has less often.
+    """Whether two pairs each have a word, on both of their sides, that the other pair lacks.
 
-    Such words are numbers, names and code. With others in their place, a sentence of the same form says something else:
-    "Python 3.3" is no edit of "Python 3.4", nor one list entry an edit of the next.
+    A word that the other pair has less often counts, too. Such words are numbers, names and code. With others in
+    their place, a sentence of the same form says something else: "Python 3.3" is no edit of "Python 3.4", nor one
+    list entry an edit of the next.
     """
     words, others = ([Counter(text.split()) for text in both] for both in (pair, other))
     alone = (words[0] & words[1]) - (others[0] | others[1]), (others[0] & others[1]) - (words[0] | words[1])
@@ -218,7 +223,10 @@ def _are_exchanged(pair: Pair, other: Pair) -> bool:
 
 
 def _is_close(text: str, other: str) -> bool:
-    """Whether a few edits of characters (Levenshtein, 1966) make one text from the other: EDITS of its length."""
+    """Whether the edit distance of two texts is at most EDITS times the longer length.
+
+    The distance counts edits of characters (Levenshtein, 1966).
+    """
     limit = int(EDITS * max(len(text), len(other)))
     return text == other or (abs(len(text) - len(other)) <= limit and _edits(text, other, limit) <= limit)
 

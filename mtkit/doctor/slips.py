@@ -41,7 +41,11 @@ UNRELATED_LINES, UNRELATED_GAIN = 2000, 0.01
 
 @dataclass(frozen=True)
 class Slip:
-    """A place from which source line n belongs to target line n + shift; `None`: to none within MOST_SHIFT lines."""
+    """A place in the text from which source line n belongs to target line n + shift.
+
+    `line` is the first such line, counted from 1. If `shift` is `None`, line n belongs to no target line within
+    MOST_SHIFT lines.
+    """
 
     line: int
     shift: int | None
@@ -219,7 +223,11 @@ class SlipSearch:
             self._since = np.full_like(self._since, self._next)
 
     def _begins(self, totals: NDArray[np.float64], lowest: NDArray[np.float64]) -> NDArray[np.int64]:
-        """For each alignment, the line from which the evidence for it has been growing."""
+        """For each alignment, the line from which evidence for it has been growing, (S + 1).
+
+        `totals` are the sums of the gains up to each of the judged lines, and `lowest` the lowest of these sums so
+        far, at most 0; (L, S + 1) each. Lines are counted from 0.
+        """
         is_low = totals <= lowest
         place = len(totals) - np.argmax(is_low[::-1], axis=0)  # after the last line at which there was none
         return np.where(is_low.any(axis=0), self._next + place, self._since)
@@ -240,10 +248,11 @@ STRIP = 32  # lines whose cosines with all that are near are computed together
 
 
 def _banded(sources: Vectors, targets: Vectors, first: int) -> NDArray[np.float32]:
-    """The cosines of source n with the targets from first + n - MOST_SHIFT to first + n + MOST_SHIFT, (L, S).
+    """The cosines of each source with the targets near it, (L, S).
 
-    They are 0 beside the ends of `targets`. Each strip of lines is multiplied with all targets near it, and the
-    diagonals of the products are kept.
+    For source n, these are the targets from first + n - MOST_SHIFT to first + n + MOST_SHIFT. The cosine with a
+    target before the first or after the last one is 0. Each strip of lines is multiplied with all targets near it,
+    and the diagonals of the products are kept.
     """
     count = -(-len(sources) // STRIP)
     strips = np.zeros((count * STRIP, WIDTH), dtype=np.float32)

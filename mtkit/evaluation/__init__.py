@@ -1,5 +1,5 @@
-"""Evaluation: scores of models on test sets, comparison of two systems, plots, and measurements of speed.
+"""Evaluation: scores of models on test sets, comparison of systems, plots, and speed.
 
-Input: models, settings or text files. Output: scores with their signatures, plots, and tables of speed. Every module of
-mtkit may be imported here except `cli`, `pipeline` and those in `commands` and `report`.
+Input: models, settings or text files. Output: scores with their signatures, plots, and tables of speed. Every
+module of mtkit may be imported here except `cli`, `pipeline` and those in `commands`, `experiment` and `report`.
 """

@@ -186,10 +186,10 @@ def _all_settings(variant: Variant, overrides: Sequence[str]) -> Sequence[str]:
 
 
 class Ids:
-    """A tokenizer that keeps the ids of all text that it encodes and decodes.
+    """A tokenizer that remembers the ids of all text that it encodes and decodes.
 
-    With `replays`, it looks up the ids of lines that it has seen, and makes no text of ids: a translator that has it
-    goes from ids to ids. In all else it is like the tokenizer in its place.
+    With `replays`, it looks up the ids of lines that it has encoded before, and does not decode ids, but returns
+    empty texts. So a translator with it goes from ids to ids. Otherwise, it acts as the tokenizer that it replaces.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -401,10 +401,10 @@ def _read(source: Path, reference: Path | None, num_lines: int) -> tuple[list[st
 
 
 def _opened(translator: Translator, lines: list[str], meter: Meter) -> _Opened:
-    """Translates all lines once, untimed; returns what is counted in the timed rounds.
+    """Translates all lines once, untimed; returns the texts, ids and the number of rows.
 
-    These are the texts, the token ids of all text that is encoded and decoded, and the number of rows that the decoder
-    computed, which CTranslate2 does not tell. Warns of the first line with a wrong tag.
+    The ids are the token ids of all text that is encoded and decoded. The rows are those that the decoder computed;
+    their number is `None` for CTranslate2, which does not tell it. Warns of the first line with a wrong tag.
     """
     faults = ((number, translator.tag_fault(line)) for number, line in enumerate(lines, start=1))
     if fault := next(((number, fault) for number, fault in faults if fault), None):
@@ -515,10 +515,10 @@ SAMPLE_SECONDS = 0.05  # between two samples of the memory of all processes
 
 
 def own_peak(translator: Translator, working: Translator) -> int | None:
-    """Returns the peak of memory of this process.
+    """Returns the peak memory of this process, in bytes; `None` if it is not known.
 
-    Returns `None` if the process does not know it: if `working`, which translated, has workers, or if CTranslate2 has
-    memory of the GPU, which PyTorch does not see.
+    It is not known if `working`, the translator that was used, has workers, or if CTranslate2 translated on a GPU:
+    PyTorch does not see that memory. The system may not tell it, either.
     """
     device = translator.model.device
     if working is not translator or (translator.engine is not None and device.type != "cpu"):
@@ -661,18 +661,21 @@ def _rates_text(rates: Record | None) -> str:
 def transformer_flops(
     config: TransformerConfig, target_vocab_size: int, source_tokens: int, target_tokens: int, num_pairs: int
 ) -> float:
-    """Returns the floating-point operations that a forward and backward pass of a Transformer needs for these tokens.
+    """Returns the floating-point operations of a forward and backward pass over these tokens.
 
-    A product with a matrix of n weights takes 2n operations for each token. With width d, feed-forward width f, N and M
-    layers in encoder and decoder, and V target tokens, the forward pass takes, for each source token,
+    A product with a matrix of n weights takes 2n operations for each token. Let d be the model width, f the
+    feed-forward width, N and M the numbers of layers in encoder and decoder, V the size of the target vocabulary,
+    and S and T the mean lengths of source and target in tokens. Then the forward pass takes:
 
-        2 N (4 d^2 + 2 d f) + 2 M (2 d^2), the latter for keys and values of the attention to the source;
+    - for each source token, 2 N (4 d^2 + 2 d f) + 2 M (2 d^2), the latter for keys and values of attention to the
+      source;
+    - for each target token, 2 M (6 d^2 + 2 d f) + 2 V d, the latter for the logits;
+    - for attention itself, 4 S d N for each source token and (2 T d + 4 S d) M for each target token.
 
-    for each target token, 2 M (6 d^2 + 2 d f) + 2 V d, the latter for the logits; and with sentences of S and T tokens,
-    4 S d N for each source token and (2 T d + 4 S d) M for each target token for the attention itself. S and T are
-    taken to be the means. With a gate, 2 d f becomes 3 d f. The backward pass takes twice as many operations as the
-    forward pass (Kaplan et al. 2020, section 2.1, count in the same way). Embeddings, norms, activations, softmax,
-    dropout, padding and the optimizer do not count. A language model has no source: S is 0, and 6 d^2 becomes 4 d^2.
+    With a gate, 2 d f becomes 3 d f. The backward pass takes twice as many operations as the forward pass (Kaplan
+    et al. 2020, section 2.1, count in the same way). Embeddings, norms, activations, softmax, dropout, padding and
+    the optimizer do not count; with `layer_dropout`, layers count by the fraction of batches in which they take
+    part. A language model has no source: S is 0, and 6 d^2 becomes 4 d^2.
     """
     source_tokens = source_tokens if config.reads_source else 0
     d, encoder_layers, decoder_layers = config.d_model, config.encoder_layers, config.decoder_layers
@@ -936,9 +939,10 @@ class Trial:
     def run(
         self, stream: Stream, meter: Meter, num_updates: int = LEAST, seconds: float = 0.0, waiting: bool = False
     ) -> Sums:
-        """Make at least `num_updates` updates, for at least `seconds` seconds; returns the sums over them.
+        """Make `num_updates` updates or more, for `seconds` seconds or more; returns the sums.
 
-        On a GPU, the parts of an update are only right with `waiting`, which waits for the GPU after each part.
+        On a GPU, the times of the parts of an update (`Sums.parts`) are right only with `waiting`, which waits for
+        the GPU after each part.
         """
         self.sums, self.waiting = Sums(), waiting
         synchronize(self.device)

@@ -152,7 +152,10 @@ class _Data:
 
     @property
     def num_bytes(self) -> int:
-        """The size of the binarized corpora of the run."""
+        """The size of the binarized training data of the run, in bytes.
+
+        If the data is sampled, this is extrapolated from the sample.
+        """
         return round(self.corpus.num_bytes * self.num_pairs / len(self.corpus))
 
 
@@ -337,8 +340,8 @@ def _length(settings: TrainingConfig, pace: Pace) -> tuple[int, float]:
 def _disk(settings: TrainingConfig, updates: int, measured: _Measured, data: _Data) -> int:
     """Returns the most bytes of disk that a run takes: binarized data, checkpoints and the bundle.
 
-    Kept are the last checkpoints, from which training can resume, those that may be averaged with the best one, the
-    last ones that may be averaged with a later one, and one that is being written.
+    These checkpoints count: the last ones, from which training can resume; those that may be averaged with the best
+    one; the last ones that may be averaged with a best one still to come; and one that is being written.
     """
     every = [settled(settings.save_every), settled(settings.validate_every)]
     written = len({step for gap in every for step in range(gap, min(updates, 1000 * gap) + 1, gap)}) + 1

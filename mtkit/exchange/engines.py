@@ -213,11 +213,12 @@ def _require_precision(precision: str, device: str) -> None:
 
 
 def _exported(bundle: Bundle, translator: Translator) -> Path:
-    """Returns the folder of the exported model; exports the model if this has not been done yet.
+    """Returns the folder of the exported model; exports the model if it has not been exported.
 
-    A folder that holds such folders is searched for beside the model and in the user's cache folder. The name of the
-    folder is a checksum of all that the files depend on, so that a changed model is exported anew. Exports that have
-    not been used for a week are then deleted.
+    Looks for the export in each of the folders that `_places` returns, and otherwise makes it in the first of them that
+    can be written. There, the name of the export is a checksum of all that its files depend on, so that a changed model
+    is exported anew. When an export is made, those beside it that have not been used for a week are deleted. Raises
+    _UnfitError if none of the folders can be written.
     """
     key = _key(bundle, translator.config)
     places = _places(bundle)
@@ -387,9 +388,14 @@ class _Lengths:
 class CTranslate2Engine:
     """Searches for translations with CTranslate2; an `Engine` of a Translator.
 
-    Finds what `decode` finds, up to rounding, with settings for which `fault_of` returns `None`. What CTranslate2 would
-    search in another way is left to `decode`: with a beam, sentences that have a prefix, and those that reach their
-    maximum length, where `decode` ends all hypotheses and CTranslate2 none.
+    With settings for which `fault_of` returns `None`, finds what the function `mtkit.translation.decode.decode` finds,
+    up to rounding. Sentences that CTranslate2 would search in another way are left to that function:
+
+    - with a beam, those that have a prefix, and those for which a hypothesis reaches the maximum length: mtkit then
+      ends all hypotheses, CTranslate2 none
+    - with greedy search, all sentences if several hypotheses are asked for, and those whose log-probability is not
+      finite
+    - those that may become longer than the model's tables of positions
     """
 
     def __init__(self, directory: Path, translator: Translator, device: str, compute_type: str) -> None:
@@ -421,7 +427,10 @@ class CTranslate2Engine:
     def decode(
         self, decoding: DecodingConfig, batches: Iterable[Batch], num_best: int, forbidden: Sequence[int]
     ) -> Iterator[list[list[Hypothesis]]]:
-        """Yields for each batch what `decode` returns for it."""
+        """Yields what the function `mtkit.translation.decode.decode` returns for each batch.
+
+        The batches are answered in order; a few are given to CTranslate2 before the first result is awaited.
+        """
         begun: deque[_Begun] = deque()
         for sentences, prefixes in batches:
             begun.append(self._begin(decoding, sentences, prefixes, num_best, forbidden))
@@ -507,11 +516,13 @@ class CTranslate2Engine:
     def _greedy(
         self, begun: _Begun, decoding: DecodingConfig, _: int, forbidden: Sequence[int]
     ) -> dict[int, list[Hypothesis]]:
-        """Returns the hypothesis of greedy search for each sentence, by the index of the sentence.
+        """Returns, by index of the sentence, the hypothesis of greedy search in a list.
 
-        Sentences whose log-probability is not finite are left out. CTranslate2's log-probability is replaced by one
-        computed with the model in three cases: CTranslate2 did not generate the end mark, it did not generate the
-        prefix, or some tokens were forbidden, since it gives their probability to the others.
+        `begun.chosen` has the indices; sentences whose log-probability is not finite are left out. In three cases,
+        CTranslate2 scores the finished translation again, and this log-probability replaces that of the search: the
+        search did not end the translation within its maximum length, the sentence has a prefix, whose tokens the search
+        does not score, or min_length, no_repeat_ngram or a ban on <unk> forbade tokens, whose probability the search
+        gives to the other tokens.
         """
         bans = self._replaces_unknown and self._unknown in forbidden
         all_differ = bool(decoding.min_length or decoding.no_repeat_ngram or bans)
@@ -551,11 +562,12 @@ class CTranslate2Engine:
         return [ids[name] for name in row]
 
     def _translator(self, num_sentences: int) -> Any:
-        """Returns the Translator of CTranslate2, for batches of `num_sentences`.
+        """Returns the Translator of CTranslate2 for a batch of `num_sentences` sentences.
 
-        A single sentence is computed by all threads together. Once a larger batch comes, each thread computes batches
-        by itself, and this stays so. CTranslate2's threads do not survive a fork, so a forked process opens the files
-        again; it keeps the parent's Translator, since the end of that would wait for the threads.
+        As long as every batch has a single sentence, all threads compute one batch together. From the first larger
+        batch on, each thread computes a batch of its own, whatever the size of later batches. CTranslate2's threads do
+        not survive a fork, so a forked process opens the files again. It never deletes the parent's Translator, since
+        the deletion would wait for threads that are not there.
         """
         if self._library is not None and self._process != os.getpid():
             self._of_parent, self._library = self._library, None

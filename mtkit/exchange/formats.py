@@ -91,8 +91,8 @@ def export(path: Path, to: str, directory: Path, quantization: str | None = None
     """Exports the model at `path` to the folder `directory`, in the format `to` (a key of FORMATS).
 
     Afterwards, translates with mtkit and with the library that the format is for, and prints whether the translations
-    agree. Raises MtkitError if the format does not offer `quantization`, or if `directory` has any file that was not
-    written by an export. Raises CheckpointError if the model cannot be exported.
+    agree. Raises MtkitError if the format does not offer `quantization`, or if `directory` is a file, or has files but
+    not mtkit.json (MARKER), which marks what an export wrote. Raises CheckpointError if the model cannot be exported.
     """
     format_ = FORMATS[to]
     if quantization is not None and quantization not in format_.quantizations:
@@ -154,7 +154,11 @@ def _no_quantization(to: str, quantization: str) -> str:
 
 
 def _require_free(directory: Path) -> None:
-    """Raises MtkitError if `directory` is a file, or a folder with any file that was not written by an export."""
+    """Raises MtkitError if `directory` is a file, or a folder that an export must not replace.
+
+    A folder may be replaced if it is empty, or if it has the file mtkit.json (MARKER), which every export writes.
+    Whether such a folder has other files besides is not checked.
+    """
     if directory.is_file():
         raise MtkitError(f"{directory}: is a file; wants a folder for the exported model")
     if directory.is_dir() and any(directory.iterdir()) and not (directory / MARKER).is_file():

@@ -93,9 +93,11 @@ def _reordered(vocabulary: Vocabulary, order: Sequence[int]) -> Vocabulary:
 
 
 def require_known_parts(config: TransformerConfig) -> None:
-    """Raises CheckpointError if the model has, or lacks, parts with which no export format fully supports it.
+    """Raises CheckpointError if the model has an option that no export format fully supports.
 
-    CTranslate2, for example, has norms of queries and keys in self-attention, but not in the attention to the source.
+    Such options are norms of queries and keys, ablated parts, separate positions for encoder and decoder, positions of
+    the kinds alibi, scalar and binary, and missing norms or feed-forward layers. CTranslate2, for example, has norms of
+    queries and keys in self-attention, but not in the attention to the source.
     """
     if config.query_key_norm:
         raise CheckpointError("model.query_key_norm is true; CTranslate2 and the others want false")

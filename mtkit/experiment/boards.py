@@ -116,7 +116,10 @@ LENGTH = 6  # words of the sentences whose leaks are measured
 
 
 def masked_afterwards(query: Tensor, key: Tensor, renormalized: bool) -> Tensor:
-    """Returns attention weights that are set to 0 for later keys after the softmax."""
+    """Returns attention weights that are set to 0 for later keys after the softmax.
+
+    The weights of a query then sum to less than 1; with `renormalized`, they are divided by their sum.
+    """
     weights = layers.attention_weights(query, key, None, causal=False).tril()
     return weights / weights.sum(-1, keepdim=True) if renormalized else weights
 
@@ -152,7 +155,10 @@ def leak_of_attention(weigh: Weigh) -> float:
 
 
 def leak_of_decoder(model: TranslationModel) -> float:
-    """Returns how much the predictions of a word, and of those before it, change when this word changes."""
+    """Returns the largest change of the predictions up to a word when that word changes.
+
+    These are the features that predict the word itself and the words before it, so the result should be 0.
+    """
     [source], [target] = sentences(5), sentences(LENGTH, seed=2)
 
     def features(words: list[int]) -> Tensor:
@@ -211,11 +217,15 @@ def leaks() -> Figures:
 
 @torch.no_grad()
 def connection() -> Figures:
-    """What the decoder learns of the source, and by which way.
+    """How much the decoder's outputs depend on the source, and what gradient the encoder gets.
 
-    "one vector": change of the outputs when all encoder states but the last are replaced by noise. "gradient": the norm
-    of the gradient that reaches the encoder. "least change": the smallest change of a prediction when one source word
-    changes.
+    - "states replaced, one vector", "states replaced, attention": the largest change of the features of a recurrent
+      model without and with attention when noise replaces the encoder's states for all source tokens; the final states
+      (`Memory.finals`), from which the decoder starts, stay
+    - "gradient of the encoder": the norm of the gradients of the encoder's layers, in a Transformer with and without
+      cross-attention
+    - "least change": in the same two models, the smallest change of the features of a target token when one source word
+      changes
     """
     found: Figures = {}
     for name, attention in (("one vector", "none"), ("attention", "additive")):
@@ -257,12 +267,13 @@ def least_change(model: TranslationModel) -> float:
 
 @torch.no_grad()
 def order() -> Figures:
-    """How much the encoder knows of the order of words, for each kind of position code.
+    """How well the encoder and the decoder tell orders of words apart, by position code.
 
-    It is the largest difference between the encoder's states of reordered source words and its states of the original
-    words, reordered in the same way. 0 means that the encoder knows nothing of the order. "output" is the same for the
-    predictions of the decoder; "decoder" is the change of the last prediction when the target words before it are
-    exchanged.
+    "encoder": the source words are put into another order, and so are the encoder's states of the original source; the
+    figure is the largest difference between these states and those of the reordered source. 0 means that the encoder
+    does not tell the orders apart. "output": the largest difference between the decoder's features for the two sources.
+    "decoder": in decoders of one and of two layers without position codes, the largest change of the last token's
+    features when the first two target words are exchanged.
     """
     [source], [target] = sentences(7), sentences(6, seed=2)
     moved = [3, 1, 0, 4, 6, 2, 5]
@@ -311,7 +322,11 @@ def offset_map(offset: int) -> Tensor:
 
 
 def misfit_of_best_map(table: Tensor, offset: int) -> float:
-    """Returns how far the best affine map is from giving the code `offset` positions later, relative to the codes."""
+    """Returns the error of the best affine map from each code to the code `offset` positions later.
+
+    The error is the norm of the residuals over all positions, divided by the norm of the later codes' deviations from
+    their mean. 0 means that the map is exact, 1 that it is no better than their mean.
+    """
     before, after = table[:-offset], table[offset:]
     before = torch.cat([before, torch.ones(len(before), 1, dtype=before.dtype)], 1)
     spread = (after - after.mean(0)).norm()
@@ -320,21 +335,21 @@ def misfit_of_best_map(table: Tensor, offset: int) -> float:
 
 @torch.no_grad()
 def codes_compared() -> Figures:
-    """Whether a fixed linear map leads from a position code to the one some positions later, and what codes are like.
+    """What position codes are like, and whether a linear map leads from one to a later one.
 
-    "rotation" is the largest error of the rotation in closed form for sinusoids. "best map" is the error of the best
-    affine map for each code, fitted and measured on the same positions. Most of the rest describes sinusoids of width
-    128:
+    "rotation" is the largest error of the map in closed form, a rotation, from a sinusoidal code to the one 1, 7 or 100
+    positions later. "best map" is, for each kind of code, the error of the best affine map to the code 7 positions
+    later (`misfit_of_best_map`), fitted and measured on the same positions. These describe sinusoids of width 128:
 
     - "smallest step", "largest step": the distance of two neighbouring codes, relative to the length of a code
     - "directions with 99 % of the variance", "dimensions in use": of the first 50 codes, the number of principal
       directions, and of dimensions that vary by more than 0.1
-    - "before unlike after": the largest difference between a code's dot products with the codes k positions before it
-      and k positions after it
+    - "before unlike after": the largest difference between a code's dot product with the code k positions before it and
+      that with the code k positions after it, for k of 1, 5 and 20
     - "closest positions": the smallest distance of two codes
 
-    The periods are those of two bits of binary codes; "rotary, both moved" is how much the scores of rotary attention
-    change if both words move by as many positions.
+    "period of bit 0" and "period of bit 3" are the periods of two columns of binary codes, in positions. "rotary, both
+    moved" is the largest change of the scores of rotary attention when queries and keys move on by five positions.
     """
     table = codes("sinusoidal")
     found: Figures = {"rotation": max(largest(table[:-k] @ offset_map(k).T - table[k:]) for k in (1, 7, 100))}
@@ -362,7 +377,7 @@ def codes_compared() -> Figures:
 
 @torch.no_grad()
 def similarity() -> Figures:
-    """The cosine between the code of position 25 and those of the first 50 positions, for three codes."""
+    """The cosines of the code of position 25 with those of positions 1 to 49, for three codes."""
     found: Figures = {}
     for kind in ("sinusoidal", "binary", "learned"):
         table = nn.functional.normalize(codes(kind)[:50], dim=1)
@@ -566,9 +581,11 @@ def gradients_of(model: TranslationModel, batches: Sequence[Batch], tokens: int 
 
 
 def deep_models() -> Iterator[tuple[str, TranslationModel, Batch, int]]:
-    """Yields models with 2, 6 and 12 layers, each with a name, a batch and its number of layers.
+    """Yields random Transformers of several depths as (name, model, batch, number of layers).
 
-    There is one for each place of the norm, with and without residual connections.
+    Encoder and decoder have 2, 6 or 12 layers each. For each depth, there is a model for each entry of NORMS (no norms,
+    post-norm, pre-norm), with and without residual connections; the name tells both. All batches have the same
+    sentences.
     """
     pairs = sentences(*[12] * 8), sentences(*[12] * 8, seed=2)
     for norm, with_residual, number in itertools.product(NORMS, (True, False), (2, 6, 12)):
@@ -799,9 +816,12 @@ def below_padding(rows: Rows) -> Rows:
 
 @torch.no_grad()
 def batches() -> Figures:
-    """Whether sentences in one batch are treated as they would be one by one: padded, and packed into one row; fp64.
+    """How far sentences in one batch get other features than each sentence alone, in fp64.
 
-    "finite" is 1 if all features are numbers, those of padding too, and 0 if any is NaN or infinite.
+    "padded against single" and "packed against single" are the largest differences for a padded batch, and for all
+    sentences packed into one row. "beside an empty row" is the largest change of the padded batch when a row of padding
+    alone is put above it. "finite" is 1 if all features are numbers, those of padding too, and 0 if any is NaN or
+    infinite.
     """
     model = transformer()
     sources, targets = sentences(7, 3, 5), sentences(4, 6, 2, seed=2)
@@ -824,11 +844,12 @@ def batches() -> Figures:
 
 @torch.no_grad()
 def chain_rule() -> Figures:
-    """Whether the probabilities of all translations of a sentence add up to 1, and what the mean of a loss is over.
+    """Whether the probabilities of all translations sum to 1, and how two means of a loss differ.
 
-    "complete" is the probability of all translations of at most three tokens, "unfinished" that of all longer ones,
-    by their first four tokens. The two means are those of a short and a long sentence: over all tokens, which is the
-    loss of training, and over the means of the sentences, which gives a short sentence as much weight as a long one.
+    "complete" is the probability of all translations of at most three tokens. "unfinished" is that of all longer ones:
+    the sum of the probabilities of all possible first four tokens. For a short and a long sentence, "mean over tokens"
+    is the mean loss over all tokens; "loss per token" is the same by the loss of training. "mean of sentence means" is
+    the mean of the mean losses of the two sentences, which gives a short sentence as much weight as a long one.
     """
     vocab_size, longest = FIRST_WORD + 1, 3
     model = made(TransformerConfig(**SMALL), vocab_size)
@@ -880,7 +901,11 @@ def memory() -> Figures:
 
 
 def reach(name: str, outputs: Tensor, x: Tensor) -> Figures:
-    """Returns the figures of `memory` for the last output but five of a layer that read `x`, both (R, L, D)."""
+    """Returns the figures of `memory` for one output of a layer; their names begin with `name`.
+
+    The layer computed `outputs`, (R, L, D), from `x`, (R, L, D). The output is that at index L - 6, so that five later
+    words remain.
+    """
     place = outputs.shape[1] - 6
     direction = random_numbers(*outputs[:, place].shape, seed=3)
     [gradient] = torch.autograd.grad((outputs[:, place] * direction).sum(), x)
@@ -968,11 +993,12 @@ def share(answers: Iterable[bool]) -> float:
 
 
 def segmentations() -> Figures:
-    """How tokenizers of several sizes cut families of word forms, such as walk, walks, walked and walking.
+    """How tokenizers of several sizes cut families of word forms, such as walk and walking.
 
     "stem" is the share of families in which the base form is one piece and every other form is cut and begins with it,
-    "whole" that of families whose forms are all single pieces. "unknown" is the share of words of the test text that
-    have no piece: for a vocabulary of the most frequent words, and for pieces.
+    "whole" that of families whose forms are all single pieces. "pieces per word" is the mean over the words of the test
+    text. "unknown" is the share of these words of which some part becomes the unknown token, with a vocabulary of 300
+    whole words and with one of 300 BPE pieces.
     """
     train, test = (
         [" ".join(words) for words in words_of(read_lines(demo(f"{part}.en")))] for part in ("train", "test")
@@ -1027,9 +1053,11 @@ def continuations() -> Figures:
 
 
 def alignments() -> Figures:
-    """Alignment error rates on the demo corpus of guesses that read no attention, in per cent.
+    """Alignment error rates, in per cent, of guesses for the demo corpus that use no attention.
 
-    Attention is worth something only where it is better than the diagonal, which knows nothing but the lengths.
+    The guesses are the diagonal, which knows nothing but the lengths, the first source word for every target word, and
+    for comparison the gold links themselves. Attention is worth something only where it is better than the diagonal.
+    "sentences that are not monotone" is the share, 0 to 1, of sentences whose gold links cross.
     """
     pairs = list(zip(*(read_lines(demo(f"test.{language}")) for language in ("fr", "en")), strict=True))
     gold = read_gold(demo("test.align"), pairs)

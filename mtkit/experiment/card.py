@@ -85,9 +85,10 @@ class Card:
         return [name for name in self.variants if name not in late]
 
     def settings(self, size: Size, data: str = DEMO) -> Changes:
-        """Returns the settings of the base at a size. Raises ConfigError if they are not there for this data.
+        """Returns the settings of the base at a size, for the data that `data` names.
 
-        `data` is the value of --data: "demo", or a folder, which becomes `data.root`.
+        `data` is the value of --data: "demo", or a folder, which becomes `data.root`. For a folder, raises ConfigError
+        if the base comes without a file of settings for other data (see `overlay_path`).
         """
         settings = self.base
         if data != DEMO:
@@ -116,10 +117,11 @@ def split_measure(text: str) -> tuple[str, str | None]:
 
 
 def merged(base: Changes, changes: Changes) -> Changes:
-    """Returns `base` with `changes` put over it, section by section; lists and values are replaced as a whole.
+    """Returns `base` with `changes` put over it; lists and values are replaced as a whole.
 
-    If `changes` names another architecture, settings of the base's model that this one lacks are left out, and so are
-    settings of a search that it lacks.
+    Sections are merged key by key. If `changes` names another architecture, the settings in the model section of `base`
+    that the new architecture lacks are left out. If one of the two architectures is cmlm, which has a search of its
+    own, only the decoding settings of `base` in FOR_ANY_SEARCH stay.
     """
     found = dict(base)
     before, after = _architecture(base) or "transformer", _architecture(changes)
@@ -143,7 +145,10 @@ def _architecture(settings: Changes) -> str | None:
 
 
 def _fitting(model: Changes, changes: Changes) -> Changes:
-    """The settings of a model that the architecture named in `changes` has, too."""
+    """Returns the settings in `model` that the architecture named in `changes` has, too.
+
+    Both arguments are model sections. If `changes` names no other architecture, returns all of `model`.
+    """
     architecture = changes.get("architecture", model.get("architecture"))
     if architecture == model.get("architecture"):
         return model

@@ -144,9 +144,10 @@ NUM_RESAMPLES = 400
 
 @cache
 def resamples(num_sentences: int) -> NDArray[np.float64]:
-    """Returns how often each resample has each sentence, (1 + NUM_RESAMPLES, N); the first has each once.
+    """Returns how often each resample contains each sentence, (1 + NUM_RESAMPLES, N).
 
-    It depends on the number of sentences alone, so that variants are compared in pairs.
+    The first row contains each sentence once; the others are drawn. They depend on N alone, so that all variants are
+    measured on the same resamples (paired bootstrap).
     """
     generator = np.random.default_rng(num_sentences)
     drawn = generator.multinomial(num_sentences, [1 / num_sentences] * num_sentences, size=NUM_RESAMPLES)
@@ -250,13 +251,22 @@ def joined(subject: Subject) -> Record:
 
 
 def _joined(lines: Sequence[str], count: int) -> list[str]:
-    """The lines, `count` at a time with a space between; a rest at the end is left out, as it is for all counts."""
+    """Joins each `count` consecutive lines to one, with spaces between them.
+
+    Only a multiple of six lines is used, whatever `count` is, so that the text is the same for all counts from 1 to
+    MOST_JOINED; the lines after it are left out. If there are fewer than six lines, only those that are too few for
+    another group are left out.
+    """
     whole = len(lines) - len(lines) % math.lcm(*range(1, MOST_JOINED + 1)) or len(lines)
     return [" ".join(lines[start : start + count]) for start in range(0, whole - count + 1, count)]
 
 
 def likelihood(subject: Subject) -> Record:
-    """The predictions of the tokens of the validation text, given the right tokens before them."""
+    """Measures how the model predicts the validation tokens, given the right tokens before each.
+
+    A masked model (cmlm) predicts all tokens of a target at once, from the source and the target length alone. The
+    columns are those of `_likelihood_rows`.
+    """
     return {"sets": {"all": _likelihood_rows(subject, 0)}}
 
 
@@ -267,12 +277,20 @@ def wrong_source(subject: Subject) -> Record:
 
 @torch.inference_mode()
 def _likelihood_rows(subject: Subject, turned: int) -> list[list[float]]:
-    """Returns sums over the tokens of each validation pair; zeros for a pair that is empty or too long for the model.
+    """Returns a row of sums over the tokens of each validation pair.
 
-    With `turned` = n, each target gets the source of the pair that is n places further on. The columns are the negative
-    log-likelihood in nats, the number of tokens, of tokens predicted rightly, the summed probability of the likeliest
-    token, the summed entropy, and the number of characters. Then follow, with a column for each bin of confidence, the
-    number of tokens, their summed confidence, and how many of them were right.
+    The row of a pair that has an empty side (in a language model, an empty target), or a side longer than
+    data.max_length, is zero. With `turned` = n, each target gets the source of the pair n places further on; after the
+    last pair comes the first. The columns are:
+
+    - the negative log-likelihood, in nats
+    - the number of tokens
+    - the number of tokens that are predicted rightly
+    - the probability of the likeliest token
+    - the entropy of the prediction, in nats
+    - the number of characters of the target, plus 1
+    - for each bin of confidence, the number of tokens; then for each bin, their confidence; then for each bin, the
+      number of them that are predicted rightly
     """
     sources, targets = read_validation(subject.config.model_copy(update={"run_dir": subject.run}))
     sources = sources[turned:] + sources[:turned]
@@ -445,7 +463,11 @@ def known_fingerprint(path: Path) -> str:
 
 
 def rows_of(record: Record, name: str) -> Statistics | None:
-    """Returns the statistics of a set or part in a record; `None` if the model has none. Null stands for infinity."""
+    """Returns the statistics called `name` in a record, (N, K); `None` if it has none.
+
+    `name` is a key of the record's "sets", or of its "parts", each of which selects sentences of the set "all". Null in
+    a record stands for infinity.
+    """
     if name in record.get("parts", {}):
         whole = rows_of(record, "all")
         return None if whole is None else whole[record["parts"][name]]

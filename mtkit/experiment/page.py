@@ -256,7 +256,11 @@ MOST_COLUMNS = 6  # of measures that fit on paper; more become rows
 
 
 def _figures(card: Card, lab: Lab) -> Iterator[Html]:
-    """The table of all measures of all variants: of a variant in each row, or in each column if measures are many."""
+    """Yields the table of all measures of all variants and controls, with its heading and notes.
+
+    Each row is a variant and each column a measure, or the other way round if there are more than MOST_COLUMNS measures
+    and more measures than variants.
+    """
     if not card.variants:
         return
     columns = _columns(card)
@@ -407,7 +411,12 @@ Drawn = dict[str, int]  # the variants in a picture, with the number of their se
 
 
 def _board_picture(name: str, kind: str, results: dict[str, float]) -> Html | None:
-    """Bars of all results, or a line for each name before the last comma, over the number behind it."""
+    """Draws the results of a board as bars or lines; an empty text if there is nothing to draw.
+
+    If `kind` is "bars", each result that is finite and not negative is a bar. Otherwise, each result whose name ends
+    with a comma and a number is a point at this number, on the line that is named by what stands before the comma;
+    other results are left out.
+    """
     if kind == "bars":
         found = {key: value for key, value in results.items() if math.isfinite(value) and value >= 0}
         return bar_chart(name, [("", [Bar(key, value, number(value)) for key, value in found.items()])])
@@ -447,7 +456,12 @@ LOGGED = {
 
 
 def _curves(card: Card, lab: Lab, measure: str) -> tuple[Drawn, Html | None]:
-    """A measure over the updates of the first seed, as the logs of the trainings that have ended have it."""
+    """Draws a measure over the updates, as training logs have it, a curve for each variant.
+
+    Only the first seed is drawn, and only trainings that have ended. A measure that logs do not have is replaced by the
+    validation loss. Returns the variants drawn, each with 1 as its number of seeds, and the chart, which is `None` if
+    there is nothing to draw.
+    """
     event, key = LOGGED.get(measure, ("validation", "nll"))
     curves = []
     for name in card.runs_at(lab.choice.size):
@@ -468,7 +482,11 @@ def _logged(training: Training, event: str, key: str) -> list[tuple[float, float
 
 
 def _lines_over_subsets(card: Card, lab: Lab, measure: str, how: str) -> tuple[Drawn, Html | None]:
-    """A measure over subsets of the test sentences, such as lengths."""
+    """Draws a measure over subsets of the test sentences, with a line for each variant.
+
+    `how` is a key of `Measure.by` that names the subsets, such as "length". Returns the variants drawn, each with its
+    number of seeds, and the chart, which is `None` if there is nothing to draw.
+    """
     names = list(MEASURES[measure].by[how])
     curves = []
     drawn: Drawn = {}

@@ -230,7 +230,11 @@ class Lab:
     # Measures.
 
     def values(self, card: Card, reference: Reference) -> Values:
-        """Returns a measure of a variant for all seeds that have it. Raises MissingError if there is none."""
+        """Returns a measure of a variant, (S, 1 + B), or a result of a board, (1, 1).
+
+        The measure has the seeds from the first on, up to one that has not been measured. Later seeds do not count,
+        since seeds are compared in pairs. Raises MissingError if there is none.
+        """
         if reference.measure == BOARD:
             return self._board_value(card, reference)
         if reference.variant not in card.runs_at(self.choice.size):
@@ -429,7 +433,7 @@ class Clock:
         return self.minutes_left <= 0
 
     def check(self) -> None:
-        """Raise StoppedError if that time has come."""
+        """Raises StoppedError if the deadline has passed."""
         if self.is_over:
             raise StoppedError("the time is over")
 

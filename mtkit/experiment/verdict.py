@@ -77,7 +77,11 @@ def parse(text: str) -> Expression:
 
 
 def _check(node: ast.expr, text: str, is_truth: bool) -> None:
-    """Raise ValueError unless `node` is true or false, or with `is_truth=False`, a number."""
+    """Raises ValueError unless `node` is an expression of the wanted kind, with known parts.
+
+    With `is_truth`, the kind is a comparison, or several joined by and, or and not; otherwise, it is a number. `text`,
+    the whole expression, is quoted in the error.
+    """
     match node:
         case ast.BoolOp(values=parts) if is_truth:
             for part in parts:
@@ -219,11 +223,11 @@ class MissingError(Exception):
 
 
 def find(expression: Expression, lookup: Lookup, condition: str | None = None) -> Finding:
-    """Returns the finding on an expression: whether it holds, by how much, and from which runs.
+    """Returns the finding on an expression: whether it holds, and by how much.
 
     If a measure is missing, for which `lookup` raises MissingError, the state of the finding says so, and no error is
-    raised. If measures have different numbers of seeds, only the first ones that all of them have count. Results of
-    boards have no seeds. `condition` is told in the finding.
+    raised. If measures have different numbers of seeds, only the first seeds count, as many as all measures have;
+    results of boards have no seeds and do not matter here. The finding contains `condition`.
     """
     states: list[str] = []
     values: dict[Reference, Values] = {}

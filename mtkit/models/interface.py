@@ -148,9 +148,9 @@ class Scratch:
 def log_probs_from(logits: Tensor, scratch: Scratch | None = None) -> Tensor:
     """Returns the log-softmax over the last dimension of `logits`, (…, V).
 
-    The result is in fp64 if the logits are in fp64, otherwise in fp32, and has no gradient. The logits must not be used
-    afterwards, since the result may be written over them. If the result needs memory of its own, it takes the memory of
-    `scratch`; the next call with the same `scratch` then overwrites the result.
+    The result is in fp64 if the logits are in fp64, otherwise in fp32; on a CPU, it has no gradient. The logits must
+    not be used afterwards, since the result may be written over them. If the result needs memory of its own on a CPU,
+    it takes the memory of `scratch`; the next call with the same `scratch` then overwrites the result.
     """
     exact = torch.promote_types(logits.dtype, torch.float32)
     if logits.device.type != "cpu":

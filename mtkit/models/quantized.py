@@ -48,7 +48,7 @@ def pick_run_precision(name: str, device: torch.device, d_model: int) -> str:
 
 
 def run_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """Returns the dtype of the weights for a precision, which for int8 is that of the layers that stay as they are.
+    """Returns the dtype of the weights in a precision; for int8, that of the layers left in fp32.
 
     Raises MtkitError for fp64 on mps.
     """
@@ -66,9 +66,9 @@ def speed_up(model: TranslationModel, precision: str) -> None:
     """Replaces the linear layers of a model, output layer included, by faster ones for `precision`.
 
     For int8 on a CPU, these are `Int8Linear`; the rest of the model (embeddings, attention, norms, softmax, recurrent
-    cells) stays in fp32. For bf16 on a CPU, these are `PackedLinear`, which compute the same to the bit. In all other
-    cases nothing is replaced. The weights must be there, and are not needed afterwards, except those of embeddings. A
-    layer with one output stays as it is: nothing is gained there.
+    cells) stays in fp32. For bf16 on a CPU where `packing_is_right`, these are `PackedLinear`, which compute the same
+    to the bit. In all other cases, nothing is replaced. The model must have its weights already; the originals are not
+    needed afterwards, except those of embeddings. A layer with one output stays as it is: nothing is gained there.
     """
     if model.device.type != "cpu" or precision not in ("int8", "bf16"):
         return
@@ -195,7 +195,10 @@ def is_right(make: MakeKernel) -> bool:
 
 
 def is_fast(make: MakeKernel) -> bool:
-    """Whether a kernel is faster than a product in fp32; the difference is large, so that two milliseconds tell."""
+    """Whether a kernel is faster than a product in fp32, by the shortest of a few timed calls.
+
+    The difference is large, so that about two milliseconds of measuring are enough.
+    """
     weight = torch.ones(512, 512, dtype=torch.int8)
     kernel, rows, numbers = make(weight, torch.ones(512)), torch.ones(64, 512, dtype=torch.int8), weight.float()
     x = rows.float()

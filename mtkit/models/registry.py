@@ -201,9 +201,10 @@ def require_sizes_of(config: AnyModelConfig, weights: Mapping[str, Tensor], wher
 
 
 def _other_widths(half: HalfConfig, side: Stack) -> list[int]:
-    """Returns the feed-forward width and the number of learned positions of this encoder or decoder.
+    """Returns how many rows the matrices with `d_model` columns have, besides square ones.
 
-    Each of the two numbers is the row count of a matrix with `d_model` columns, or 1 if there is no such matrix.
+    For one side of a Transformer, these are the feed-forward width and the number of learned positions, which is 1 if
+    there are none. A recurrent encoder or decoder has no such matrices; for it, returns [1].
     """
     if isinstance(half, RecurrentConfig):
         return [1]

@@ -213,8 +213,9 @@ def distances(rows: Rows) -> Tensor:
 def cached_distances(mask: Tensor) -> Tensor:
     """Returns the distances (R, T, N) of cached and new tokens from the new tokens.
 
-    `mask`, (R, 1, T, N), is that of `TransformerState.advance`. The tokens that a new token attends to are those of its
-    hypothesis in their order, up to itself, so its distance from one of them is the number of those that follow it.
+    `mask`, (R, 1, T, N), comes from `TransformerState.advance`. A new token attends to the tokens of its hypothesis,
+    which are in their order, up to itself. So the distance from it to one of these tokens is the number of tokens it
+    attends to that come after that one. The values for tokens that it does not attend to mean nothing.
     """
     return mask[:, 0].long().flip(2).cumsum(2).flip(2) - 1
 
@@ -362,11 +363,12 @@ class TransformerState:
         return replace(self, num_hypotheses=parents.shape[1], ancestors=ancestors)._without_unused()
 
     def _without_unused(self) -> Self:
-        """Returns a state whose caches hold no token that belongs to no hypothesis any more, if that saves much.
+        """Returns a state whose caches are without unused tokens, if removing them saves much.
 
-        Most hypotheses of a beam share all but their last tokens, so most cached tokens soon belong to no hypothesis.
-        Tokens are removed when the number N of cached tokens has about doubled, since removing them copies the caches;
-        and only on a CPU, since other devices would have to be waited for. N is the same for all rows.
+        A cached token is unused if it belongs to no hypothesis any more. Most hypotheses of a beam share all but their
+        last tokens, so most cached tokens are soon unused. They are removed when the number N of cached tokens has
+        about doubled, since removing them copies the caches; and only on a CPU, since other devices would have to be
+        waited for. N is the same for all rows, so a row may keep some of its unused tokens.
         """
         ancestors = self.ancestors
         if ancestors is None or ancestors.device.type != "cpu" or ancestors.shape[2] < 2 * self.num_used + FEW_TOKENS:
@@ -457,11 +459,12 @@ class PrefixState:
         return replace(self, fresh=self.fresh.keep(sentences), tokens=tokens)
 
     def advance(self, target: Rows) -> tuple[Self, Rows]:
-        """Returns a state that includes the tokens in `target`, and the rows of all tokens so far, (R, W x N).
+        """Returns a state that includes the tokens in `target`, and rows of all tokens so far.
 
-        Each hypothesis is a segment. The first call, which may be one of teacher forcing, returns `target` itself. In
-        later rows of a decoder whose input is not shifted, each token stands where it is predicted; the next token,
-        which is not known, is represented by the start token, the first of all.
+        The rows are (R, W x N), and each hypothesis is a segment. The first call, which may be one of teacher forcing,
+        returns `target` itself as the rows. If the decoder's input is not shifted, a decoder reads each token at the
+        place where it predicts this token. In the rows of later calls, each token is therefore one place earlier, and
+        the last place, whose token is not known yet, has the start token.
         """
         num_rows, num_hypotheses = len(target.ids), self.num_hypotheses
         new = target.ids.view(num_rows, num_hypotheses, -1)

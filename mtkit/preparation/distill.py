@@ -56,14 +56,15 @@ class Teacher:
 def distill(
     config: Config, teacher: Teacher, folder: Path | None = None, keep_original: bool = False, fresh: bool = False
 ) -> str:
-    """`mtkit distill`: translate the training text of `config`, and write the settings of a student that trains on it.
+    """`mtkit distill`: translates the training text, and writes the settings of a student.
 
-    `folder`, by default runs/NAME-distilled-text, receives both sides of each corpus, STUDENT and RECORD. A pair of
-    which a side is blank is left out. With `keep_original`, the student trains on the original pairs, too.
+    The text is that of `config`. `folder`, by default runs/NAME-distilled-text, receives both sides of each corpus, the
+    settings that train the student on them (STUDENT), and the record of how far the work is (RECORD). A pair of which a
+    side is blank is left out. With `keep_original`, the student trains on the original pairs, too.
 
     Goes on with what an earlier call has translated; with `fresh`, begins anew. Returns a report of several lines.
     Raises ConfigError for a language model; CheckpointError if the earlier call had another teacher, text or way of
-    decoding, or if its files have changed since; StoppedError if a signal ends the work.
+    decoding; DataError if its files have changed since; StoppedError if a signal ends the work.
     """
     if config.task == "language_model":
         raise ConfigError(
@@ -231,10 +232,11 @@ class _Record:
 
 
 def _open_record(folder: Path, corpora: Sequence[CorpusConfig], made_from: dict[str, Any]) -> _Record:
-    """Returns the record of an earlier call, or else a new one, which is saved.
+    """Returns the record of an earlier call or, if no line has been translated, a new one.
 
-    Raises CheckpointError if the translations that are there were made from something else, or if there are files of
-    their names without a record; DataError if their files have changed.
+    A new record is saved. Raises CheckpointError if the earlier translations were made from something else, or if
+    `folder` has no record, but files with names that `distill` gives. Raises DataError if the files of the earlier call
+    have changed, or if the corpora have no lines.
     """
     path = folder / RECORD
     record = _Record.read(path) if path.exists() else None
@@ -266,7 +268,10 @@ def _file(folder: Path, number: int, side: str) -> Path:
 
 
 def _check(path: Path, written: _Written, is_finished: bool) -> None:
-    """Raises DataError unless a file begins with the bytes that were written; if `is_finished`, also if it has more."""
+    """Raises DataError if a file does not begin with the bytes that were written to it.
+
+    With `is_finished`, a file that has more bytes than these raises DataError, too.
+    """
     try:
         with path.open("rb") as stream:
             digest = _digest(stream, written.num_bytes)
@@ -301,7 +306,11 @@ def _clear(folder: Path) -> None:
 
 
 class _GrowingFile:
-    """A file of which `written` says how much is complete; more is appended, and what lies beyond that is cut off."""
+    """A file that is appended to; `written` says how many bytes of it are complete.
+
+    When the file is opened, all bytes after these are cut off: a killed process may have left them. `append` writes
+    further lines, and updates `written`.
+    """
 
     def __init__(self, path: Path, written: _Written) -> None:
         self._written = written

@@ -81,7 +81,10 @@ def drop_reason(source: str, target: str, source_length: int, target_length: int
 
 
 def passes_lengths(source_lengths: Lengths, target_lengths: Lengths, rules: DataConfig) -> NDArray[np.bool_]:
-    """Whether each pair passes all rules about its lengths, in tokens; those that do are not blank, either."""
+    """Whether each pair passes all rules about its lengths, in tokens.
+
+    A pair of which a side has no tokens does not pass.
+    """
     shorter, longer = np.minimum(source_lengths, target_lengths), np.maximum(source_lengths, target_lengths)
     passes: NDArray[np.bool_] = (shorter >= max(1, rules.min_length)) & (longer <= rules.longest_training_side)
     if rules.max_length_ratio is not None:
@@ -369,9 +372,10 @@ class Encoder:
     def _drop_reasons(
         self, pairs: list[Pair], source_lengths: Lengths, target_lengths: Lengths, tag_length: int
     ) -> list[str | None]:
-        """Returns for each pair the reason to leave it out, or `None`; does not check for duplicates.
+        """Returns for each pair the reason to leave it out, or `None`.
 
-        `pairs` are without tags; the lengths are in tokens, those of the sources with a tag of `tag_length` tokens.
+        Does not check for duplicates. `pairs` are without tags. The lengths are in tokens; those of the sources include
+        the `tag_length` tokens of the tag.
         """
         source_lengths = np.where(source_lengths > tag_length, source_lengths, 0)
         reasons: list[str | None] = [None] * len(pairs)

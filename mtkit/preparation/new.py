@@ -49,7 +49,7 @@ Measure = Callable[[Config], Speed]
 
 @dataclass(frozen=True)
 class Size:
-    """What suits up to `pairs` training pairs."""
+    """A row of SIZES: vocabulary, model and batches that suit up to `pairs` training pairs."""
 
     pairs: float
     vocab_size: int
@@ -113,10 +113,12 @@ def dropout_for(epochs: float) -> float:
 
 
 def choose(num_pairs: int, minutes: float, speed_of: Callable[[Size, int], Speed], on_cpu: bool) -> Choice:
-    """Returns the choice for a number of training pairs and the minutes that the user has.
+    """Returns the vocabulary, model and training that suit a number of pairs and of minutes.
 
-    `speed_of(size, vocab_size)` measures how fast a model trains. The model is that of the row for the number of pairs,
-    or the largest smaller one of which at least LEAST_UPDATES updates fit into the minutes; the vocabulary stays.
+    `speed_of(size, vocab_size)` measures how fast a model trains. The vocabulary is that of the row of SIZES for the
+    number of training pairs. The model is of the same row if at least LEAST_UPDATES updates fit into the minutes that
+    the user has; if not, it is of the next smaller row for which they fit, or else of the smallest. Minutes that are
+    more than a training needs are reduced.
     """
     index = size_for(num_pairs)
     wanted = SIZES[index]

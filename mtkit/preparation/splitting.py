@@ -85,7 +85,11 @@ def _files_of(path: Path) -> list[Path]:
 
 
 def _is_single(path: Path) -> bool:
-    """Whether a file holds both sides: TMX, JSON lines, or a table, whose lines all have as many tabs."""
+    """Whether a file holds both sides: TMX, JSON lines, or a table.
+
+    A file counts as a table if its first FIRST_LINES lines, blank ones aside, all have the same number of tabs, which
+    is not 0.
+    """
     if has_records(path):
         return True
     tabs = {line.count("\t") for line in islice(read_lines(path), FIRST_LINES) if line.strip()}
@@ -104,9 +108,10 @@ def _words(path: Path) -> list[str]:
 
 
 def _paired(paths: Sequence[Path]) -> list[Input]:
-    """Pairs text files whose names are the same but for a language code; the order of the codes is that of the files.
+    """Pairs text files in the same folder whose names are the same but for a language code.
 
-    Raises DataError for a file that has no counterpart, or several.
+    In each pair, the file that comes first in `paths` is the source. Raises DataError for a file that has no
+    counterpart, or several.
     """
     groups: dict[tuple[str, ...], list[Path]] = {}
     for path in paths:
@@ -131,15 +136,19 @@ def ordered(inputs: Sequence[Input], languages: Languages) -> list[Input]:
 
 
 def _exchanged(each: Input) -> Input:
-    """Returns the input with source and target exchanged; texts of records that name their languages stay as named."""
+    """Returns the input with source and target exchanged.
+
+    Records that name their languages are read as before, since there the languages choose the sides.
+    """
     return Input(each.paths[::-1], each.columns[::-1])
 
 
 def languages_of(inputs: Sequence[Input]) -> Languages | None:
-    """Returns the languages that the names of the files, the first row of a table, or the records themselves tell.
+    """Returns the languages that all inputs tell; `None` if one tells none, or another pair.
 
-    Returns `None` if they tell none, or different ones. If only their order differs, the first input decides: a table,
-    if there is one, since text files in a folder have none.
+    They are told by the names of the files, the first row of a table, or the records themselves. If only the order
+    differs between inputs, that of the first input counts. Tables and records come first, since the order of text files
+    in a folder means nothing.
     """
     found = [_languages_of(each) for each in inputs]
     return found[0] if len({frozenset(each or ()) for each in found}) == 1 else None
@@ -158,7 +167,11 @@ def _languages_of(each: Input) -> Languages | None:
 
 
 def _named_languages(each: Input) -> Languages | None:
-    """Returns the languages in which the names of two files differ, or that one name or its folder has, as in fr-en."""
+    """Returns the languages that the names of files tell; `None` if they tell none.
+
+    Two files tell the codes in which their names differ. A single file tells two codes that follow one another in its
+    name or, if there are none, in the name of its folder, such as fr-en.
+    """
     if len(each.paths) == 2:
         for source, target in zip(*(reversed(_words(path)) for path in each.paths), strict=False):
             if source != target:
@@ -175,7 +188,11 @@ def _named_languages(each: Input) -> Languages | None:
 
 
 def _recorded_languages(path: Path) -> Languages | None:
-    """Returns the languages of TMX or JSON lines if the beginning has exactly two; that of a TMX header comes first."""
+    """Returns the languages of TMX or JSON lines if the beginning names exactly two, else `None`.
+
+    They are in the order in which they first occur, so the source language in the header of a TMX file comes first. In
+    JSON lines, they are keys of the first line, or of the object "translation" in it.
+    """
     with open_to_read(path) as stream:
         head = stream.read(HEAD_BYTES)
     text = head.decode("utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig", errors="ignore")
@@ -212,7 +229,10 @@ Edges = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 def normalized(text: str) -> str:
-    """Returns a text without case and punctuation, by which duplicates are recognised; a text without letters stays."""
+    """Returns a text without case and punctuation, by which duplicates are recognised.
+
+    A text without letters and digits keeps its characters; only the white space around it is removed.
+    """
     return " ".join(re.sub(r"[\W_]+", " ", unicodedata.normalize("NFKC", text).casefold()).split()) or text.strip()
 
 
@@ -259,10 +279,11 @@ class _Side:
         self._is_long.append(np.array([len(text) >= LEAST_CHARACTERS for text in short]))
 
     def edges(self, kept: NDArray[np.int64], near: bool) -> Iterator[Edges]:
-        """Yields pairs of texts that are alike; `kept` are the places of the texts to compare, and gives the numbers.
+        """Yields pairs of texts that are alike, as two arrays of indices into `kept`.
 
-        With `near`, texts are also alike if the estimated similarity is at least SIMILAR; those that share no key of
-        ROWS hashes are not compared.
+        `kept` has the places of the texts to compare. Texts are alike if their keys are equal. With `near`, texts of at
+        least LEAST_CHARACTERS characters are also alike if their estimated similarity is at least SIMILAR; only texts
+        whose signatures share a key of ROWS hashes are compared.
         """
         yield _neighbours(np.concatenate(self._keys)[kept])
         if not near:
@@ -277,7 +298,10 @@ class _Side:
 
 
 def _neighbours(keys: Keys) -> Edges:
-    """Returns the places of equal keys: each but the last with the next one that is equal."""
+    """Returns, for each key that occurs again, its place and the place where it occurs next.
+
+    These are two arrays of equal length.
+    """
     order = np.argsort(keys, kind="stable")
     is_same = keys[order[1:]] == keys[order[:-1]]
     return order[:-1][is_same], order[1:][is_same]
@@ -436,7 +460,11 @@ def _chunks(pairs: Iterable[tuple[Pair, bool]]) -> Iterator[list[tuple[Pair, boo
 
 
 def _held_out(labels: NDArray[np.int64], may_be: NDArray[np.bool_], wanted: int, seed: int) -> NDArray[np.uint8]:
-    """Returns TRAIN, VALID or TEST for each pair; the pairs of a group, which have equal labels, stay together."""
+    """Returns TRAIN, VALID or TEST for each pair; pairs with equal labels stay together.
+
+    VALID and TEST get at most `wanted` pairs each, in groups that `seed` chooses. A group stays in TRAIN if it is too
+    large (LARGEST_GROUP), or if `may_be` is False for one of its pairs.
+    """
     groups, numbers, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     is_fit = sizes <= max(1, int(LARGEST_GROUP * wanted))
     is_fit[numbers[~may_be]] = False

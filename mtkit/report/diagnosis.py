@@ -113,5 +113,8 @@ def _section(diagnosis: Diagnosis, name: str) -> Html:
 
 
 def _shown(text: str) -> Html:
-    """A text in its own direction, whatever is around it."""
+    """Returns the text as an HTML `bdi` element.
+
+    The text then has a direction of its own, left to right or right to left, whatever surrounds it.
+    """
     return element("bdi", text)

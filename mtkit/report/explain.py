@@ -194,7 +194,11 @@ def forced(
 
 @dataclass(frozen=True)
 class Spoken:
-    """What a checkpoint of training makes of a sentence."""
+    """How a checkpoint of training translates a sentence.
+
+    `text` is the translation by the checkpoint itself. `log_prob` is the log-probability that the checkpoint gives to
+    the translation that the page explains.
+    """
 
     step: int
     text: str
@@ -202,7 +206,11 @@ class Spoken:
 
 
 def spoken_by_checkpoints(model: Path, explained: Sequence[Explained], overrides: Sequence[str]) -> list[list[Spoken]]:
-    """Returns for each sentence what the checkpoints of the run at `model` make of it; empty without checkpoints."""
+    """Returns, for each sentence, how the checkpoints of the run at `model` translate it.
+
+    At most MOST_CHECKPOINTS checkpoints are used, in the order of their steps. Without checkpoints, the list of each
+    sentence is empty.
+    """
     steps = readable_steps(model / "checkpoints") if model.is_dir() else []
     stride = max(1, -(-len(steps) // MOST_CHECKPOINTS))
     spoken: list[list[Spoken]] = [[] for _ in explained]
@@ -343,7 +351,11 @@ def _step(name: str, place: int, translator: Translator, one: Explained) -> Html
 
 
 def _distribution(translator: Translator, one: Explained, place: int) -> Html:
-    """The most probable tokens of a step, and what label smoothing asked of the others."""
+    """Returns a chart of the most probable tokens of a step, with a note on the other tokens.
+
+    The chosen token is always in the chart. The note gives the probability of the other tokens, and the probabilities
+    that label smoothing asked for in training: for them, and for the right token.
+    """
     probabilities = np.exp(one.log_probs[place])
     order = np.argsort(-probabilities, kind="stable")[:NUM_SHOWN].tolist()
     if one.tokens[place] not in order:

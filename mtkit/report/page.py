@@ -130,7 +130,7 @@ def note(*content: Content) -> Html:
 def folded(summary: str, *content: Content) -> Html:
     """Returns content of which only `summary` shows until the reader clicks on it.
 
-    All of it is printed, except in a figure, whose table of numbers may be long.
+    On paper, all of it shows, except in a figure: there it is left out, since its table of numbers may be long.
     """
     return element("details", element("summary", summary), *content)
 
@@ -145,10 +145,11 @@ def table(
     hidden_caption: bool = False,
     stacks: bool = False,
 ) -> Html:
-    """Returns a table; the first cell of each row is its heading. A wide table scrolls by itself.
+    """Returns a table; the first cell of each row is its heading.
 
-    With `hidden_caption`, only screen readers tell the caption, for tables whose heading stands right above. With
-    `stacks`, the cells of a row stand below one another on narrow screens, for tables of sentences.
+    A table that is wider than the page is scrolled on its own, without the page. With `hidden_caption`, only screen
+    readers read the caption, for tables whose heading stands right above. With `stacks`, the cells of a row stand below
+    one another on narrow screens, for tables of sentences.
     """
     cells = [list(row) for row in rows]
     align = ["number" if all(_is_number(row[place]) for row in cells) else None for place in range(len(head))]
@@ -198,7 +199,11 @@ def _is_number(value: Cell) -> bool:
 
 
 def number(value: float) -> str:
-    """Returns a number as text: whole numbers with thousands separators, others with four significant digits."""
+    """Returns a number as text: whole numbers with thousands separators, others rounded.
+
+    Other numbers are rounded to four significant digits or, from 1,000 on, to whole numbers. NaN and infinities become
+    "none".
+    """
     if not math.isfinite(value):
         return "none"
     if isinstance(value, int) or (value == int(value) and abs(value) < 1e15):
@@ -227,7 +232,10 @@ class Curve:
 
 
 def line_chart(title: str, curves: Sequence[Curve], x_label: str) -> Html:
-    """Returns a line chart with a legend, and with its figures in a folded table; an empty text without points."""
+    """Returns a line chart, with its numbers in a folded table below; "" if there are no points.
+
+    Several curves have a legend. Only points whose coordinates are finite count.
+    """
     curves = [Curve(curve.label, _thinned(curve.points), curve.is_marked) for curve in curves]
     points = [point for curve in curves for point in curve.points if all(map(math.isfinite, point))]
     if not points:
@@ -305,7 +313,10 @@ class Bar:
 
 
 def bar_chart(title: str, groups: Sequence[tuple[str, Sequence[Bar]]]) -> Html:
-    """Returns a chart of horizontal bars in groups, each group with a heading; an empty text without bars."""
+    """Returns a chart of horizontal bars in groups, or "" if there are no bars.
+
+    Each group has a heading, unless that is "".
+    """
     bars = [bar for _, group in groups for bar in group]
     if not bars:
         return Html()
@@ -365,7 +376,10 @@ def weight_map(title: str, rows: Sequence[str], columns: Sequence[str], weights:
 
 
 def weighted_words(words: Sequence[str], weights: Sequence[float]) -> Html:
-    """Returns words in a row, each on a ground as strong as its weight from 0 to 1, with the weight below in %."""
+    """Returns words in a row, each on a background as strong as its weight, from 0 to 1.
+
+    The weight stands below the word, in %.
+    """
     return element("p", [weighted_word(*pair) for pair in zip(words, weights, strict=True)], class_="words")
 
 

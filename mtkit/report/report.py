@@ -164,7 +164,11 @@ def test_sets_of(systems: Sequence[Reported]) -> list[TestSet]:
 
 
 def _lines(system: Reported, name: str, files: SetFiles, sources: list[str], references: list[list[str]]) -> list[str]:
-    """The translations of a test set: those that are stored if they have the stored scores, else new ones."""
+    """Returns the translations of a test set by a system, one for each source.
+
+    If there is a stored translation for each source, and scoring them again gives the stored scores, returns the stored
+    translations. Otherwise, the system translates the test set anew.
+    """
     stored, scores = system.stored_lines(name), system.scores(name)
     if stored is not None and scores and len(stored) == len(sources):
         again = corpus_scores(stored, references, system.bundle.config.languages.target)
@@ -392,7 +396,10 @@ def _sentences(systems: Sequence[Reported], one: TestSet) -> Iterator[Html]:
 
 
 def _ranked(scores: Sequence[float], sources: Sequence[str]) -> list[int]:
-    """The places of the sentences, worst first; of equally good ones, the longest last."""
+    """Returns the indices of the sentences, those with the lowest scores first.
+
+    Of sentences with equal scores, the one with the longest source comes last.
+    """
     return sorted(range(len(scores)), key=lambda place: (scores[place], len(sources[place])))
 
 
@@ -518,7 +525,10 @@ def _changed(system: Reported) -> dict[str, Any]:
 
 
 def _place_of(all_settings: Sequence[dict[str, Any]]) -> Any:
-    """A sort key: the order of the settings in config.yaml."""
+    """Returns a sort key for names of settings: a function that gives their order in config.yaml.
+
+    The order is that in which the names first occur in `all_settings`; other names come last.
+    """
     order = list(dict.fromkeys(name for settings in all_settings for name in settings))
     return lambda name: order.index(name) if name in order else len(order)
 

@@ -354,10 +354,11 @@ BLOCK = 64  # consecutive tokens of which, on a CPU, only the largest value is l
 
 
 def _argmax(x: Tensor) -> Tensor:
-    """Returns the index (R, W) of the largest value of each row of `x` (R, W, V); of equal values, the first.
+    """Returns the index (R, W) of the largest value of each row of `x` (R, W, V).
 
-    On a CPU, `torch.argmax` over the whole vocabulary takes several times as long as `torch.amax`. So on a CPU,
-    `torch.amax` first finds the block of tokens that holds the largest value.
+    Of equal values, the first counts. On a CPU, `torch.argmax` over the whole vocabulary takes several times as long as
+    `torch.amax`. So on a CPU, `torch.amax` first finds the block of tokens with the largest maximum. Then only this
+    block, and the tokens after the last whole block, are searched.
     """
     num_blocks = x.shape[2] // BLOCK
     if x.device.type != "cpu" or num_blocks < 2:
@@ -371,10 +372,11 @@ def _argmax(x: Tensor) -> Tensor:
 
 
 def _topk(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Returns the `k` largest values of each row of `x` (R, W, V) and their indices, both (R, W, k), largest first.
+    """Returns the `k` largest values of each row of `x` (R, W, V), and their indices.
 
-    On a CPU, the vocabulary is divided into blocks, and only the `k` blocks with the largest maxima are searched. All
-    of the `k` largest values are in these blocks.
+    Both are (R, W, k), largest first. On a CPU, a large vocabulary is divided into blocks. All of the `k` largest
+    values are in the `k` blocks with the largest maxima or among the tokens after the last whole block, so only these
+    are searched.
     """
     num_blocks, width = x.shape[2] // BLOCK, x.shape[2]
     if x.device.type != "cpu" or num_blocks < 2 * k:
@@ -979,7 +981,12 @@ class _Best:
 def _search_depth_first(
     extend: Callable[[Tensor], Tensor], best: _Best, divisors: list[float], end: int, max_steps: int
 ) -> bool:
-    """Adds what is better to `best`; returns whether every prefix that could lead to such a hypothesis was examined."""
+    """Adds hypotheses of a depth-first search to `best`; returns whether it was complete.
+
+    The search is incomplete if it ended after `max_steps` extended prefixes, and a hypothesis with one of the remaining
+    prefixes could still have a score above `best.bound`. `extend` maps prefixes (B, T) to log-probabilities (B, V);
+    `divisors[n]` is the length penalty of n tokens and the end mark.
+    """
     longest = len(divisors) - 1
     # Log-probabilities never increase, and of all lengths from n on, n or the maximum has the largest penalty. So the
     # log-probability of a prefix of n tokens, divided by largest[n], is an upper bound of the scores it can lead to.

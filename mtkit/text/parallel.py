@@ -73,7 +73,7 @@ def tagged_pairs(corpora: Iterable[CorpusConfig]) -> Iterator[Pair]:
 
 
 def without_source(pairs: Iterable[Pair]) -> Iterator[Pair]:
-    """Yields the pairs with blank sources, as a language model reads them."""
+    """Yields all pairs with "" as the source, as a language model reads them."""
     return (("", target) for _, target in pairs)
 
 

@@ -44,13 +44,15 @@ def read_records(
     is_turned: bool = False,
     on_lacking: Callable[[int], None] | None = None,
 ) -> Iterator[Record]:
-    """Yields the sentence pairs of a TMX or JSON lines file; `languages` are the codes of source and target.
+    """Yields the sentence pairs of a TMX or JSON lines file.
 
-    JSON lines that name no languages, but source and target or only an order, have the target first if `is_turned`.
+    `languages` are the codes of source and target. An object in JSON lines that lacks these as keys may have keys such
+    as source and target (SIDES) instead. Without `languages`, the sides of TMX are the two languages of the first unit,
+    the header's source language first; an object in JSON lines has keys in SIDES, or two texts, the source first.
 
-    Without `languages`, the sides are those that the first pair names. In TMX, the header's source language comes
-    first. Units of TMX that lack a side are skipped; `on_lacking` is called with the line of each. Line breaks within a
-    text become spaces. Raises DataError, with the line, for anything that is not valid.
+    With `is_turned`, source and target change places in an array, and in an object whose sides are keys in SIDES. Units
+    of TMX that lack a side are skipped; `on_lacking` is called with the line number of each. Line breaks within a text
+    become spaces. Raises DataError, with the line, for anything that is not valid.
     """
     if _ending(path) in TMX:
         return _read_tmx(path, languages, on_lacking)
@@ -191,7 +193,11 @@ class _Units:
 
 
 def _on_one_line(text: str) -> str:
-    """The text without line breaks and tabs, which indent XML; other spaces are kept."""
+    """Returns the text on one line, without spaces at its ends.
+
+    Line breaks and tabs, with the spaces around them, become one space, since they only indent the XML. Other spaces
+    are kept.
+    """
     return " ".join(
         part.strip(" ") for part in text.replace("\r", "\n").replace("\t", "\n").split("\n") if part.strip()
     )
@@ -212,7 +218,11 @@ def _without_breaks(text: str) -> str:
 
 
 def _sides(path: Path, number: int, line: str, languages: Languages | None, is_turned: bool) -> tuple[str, str]:
-    """The source and the target of a line: an object by key, an array by order."""
+    """Returns the source and the target of a line of JSON, which is an object or an array.
+
+    The keys of an object, or the order of an array, tell which is which; `languages` and `is_turned` are as in
+    `read_records`. `path` and `number` name the line in errors. Raises DataError unless the line has two such texts.
+    """
     where = f"{named(path)}:{number}"
     try:
         found: Any = json.loads(line)

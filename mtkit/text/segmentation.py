@@ -357,10 +357,11 @@ _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 def word_of_each_piece(pieces: Sequence[str]) -> list[int]:
-    """For each piece of a line, the index of the word in which it begins, where white space separates words.
+    """Returns, for each piece of a line, the index of the word in which it begins.
 
-    So, other than in `group_by_word`, text of a script without spaces is one word. A piece that shows no text, which is
-    a lone space mark or any byte of a character but the last, counts with the next piece.
+    White space separates words. So, unlike in `group_by_word`, text of a script without spaces is one word. A piece
+    that shows no text counts with the next piece that does, or with the last word at the end of the line: such a piece
+    is a lone space mark, or any byte of a character but the last.
     """
     words: list[int] = []
     number, inside, num_invisible = -1, False, 0
@@ -448,7 +449,7 @@ class BulkEncoder:
         vocab_size: int,
         segments_words_alone: bool,
     ) -> None:
-        """`encode` returns the ids of each line, computed by so many threads.
+        """`encode(lines, num_threads)` returns the ids of each line.
 
         `segments_words_alone` tells whether it segments each word of a line as if the word were the whole line.
         """
@@ -469,7 +470,11 @@ class BulkEncoder:
         return Encoded(np.frombuffer(b"".join(found), self._dtype), np.diff(ends[last_words], prepend=0))
 
     def _known_words(self, words: set[str], num_threads: int) -> dict[str, bytes]:
-        """Returns the ids of at least `words`, and remembers those of all but very long words."""
+        """Returns, by word, the ids of `words`, and perhaps those of other words.
+
+        The ids are an array as bytes. Those of new words are remembered, except for very long words. If there would be
+        more than MOST_WORDS, all words remembered before are forgotten.
+        """
         known = self._known
         new = [word for word in words if word not in known]
         if len(known) + len(new) > MOST_WORDS:

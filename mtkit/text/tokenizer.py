@@ -546,9 +546,11 @@ def _bulk_encoder(side: _Model | MappedModel, model: bytes) -> BulkEncoder:
 def _segments_words_alone(model: bytes) -> bool:
     """Whether SentencePiece segments each word of a line as if it were the whole line.
 
-    True for bpe and char where no piece contains a space. For unigram it is not sure: the sums of log-probabilities
-    are rounded, so that two segmentations of a word that are about as probable may change places. It also wants a piece
-    for the space mark (▁): without one, an unknown token might include the mark and the unknown word before it.
+    True only for bpe and char, and only if the model cuts text at its spaces, has no compiled normalisation rule, and
+    has no piece with a space or a space mark (▁) after its first character. The model must also have a piece for the
+    space mark: without one, an unknown token might include the mark and the unknown word before it. For unigram, it is
+    not certain: the sums of log-probabilities are rounded, so that two segmentations of a word that are about as
+    probable may change places.
     """
     pieces = pieces_of(model)
     return (

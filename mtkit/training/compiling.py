@@ -71,7 +71,12 @@ def compile_layers(model: TranslationModel, settings: TrainingConfig, precision:
 
 
 class CompiledCall:
-    """Calls a layer as `call_layer` does, but by compiled code, where there is any for such arguments."""
+    """Calls a layer as `call_layer` of mtkit.models.transformer does, but by compiled code.
+
+    Until `is_complete` is set, a call compiles the code that it lacks. After that, a layer is called uncompiled if
+    there is no code for its arguments. For only one row, or only one token in each row, layers are always called
+    uncompiled.
+    """
 
     def __init__(self, backend: str | Callable[..., Any]) -> None:
         # A function of its own: PyTorch keeps few compiled versions of a function, and another model has other layers.

@@ -217,7 +217,11 @@ def _tcp_store(address: str, port: int, is_first: bool = False) -> Any:
 
 
 def _part_of(store: "Store", name: str = "") -> "Store":
-    """Returns a part of the key-value store. If torchrun starts the ranks again after a failure, it is empty again."""
+    """Returns the part of the key-value store that is called `name`.
+
+    The part is empty again if torchrun starts the ranks again after a failure, since its keys contain the number of the
+    attempt.
+    """
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     part: Store = dist.PrefixStore(f"mtkit/{attempt}/{name}", store)  # type: ignore[attr-defined]
     return part
@@ -273,7 +277,11 @@ class Watch(threading.Thread):
             os._exit(1)
 
     def _look(self, looks: int) -> str | None:
-        """Returns the error to show, "" if another rank shows one, or `None` if all ranks are well."""
+        """Tells that this rank is alive, and checks the others; returns an error or `None`.
+
+        Returns the error that this rank must show, "" if another rank shows one, or `None` if all ranks are well.
+        `looks` is the number of looks so far, this one included; it is also this rank's sign of life.
+        """
         place, store = self._place, self._store
         store.set(f"alive/{place.rank}", str(looks))
         if store.check([FAILED]):
@@ -510,7 +518,10 @@ class GradientSum:
                     parameter.register_post_accumulate_grad_hook(self._noting(number))  # type: ignore[no-untyped-call]
 
     def begin(self) -> None:
-        """To be called before the last backward pass of an update."""
+        """Have each bucket sent as soon as the next backward pass has computed its gradients.
+
+        To be called before the last backward pass of an update. After `begin_again`, nothing is sent before `finish`.
+        """
         self._is_last = not self._is_again
         self._waiting = [set(bucket) for bucket in self._buckets]
 
@@ -543,10 +554,10 @@ class GradientSum:
         self._sent.append((flat, work))
 
     def finish(self, sums: Tensor, mean: float) -> tuple[Tensor, float]:
-        """Replace the gradients by their sums over the ranks.
+        """Replace the gradients by their sums over the ranks; sum and average two more values.
 
-        Returns the sums of `sums`, a vector, over the ranks, in fp64, and the mean of `mean`. A parameter that has no
-        gradient in any rank has none afterwards.
+        Returns the vector `sums`, summed over the ranks in fp64, and the number `mean`, averaged over the ranks. Sends
+        the buckets that were not sent before. A parameter that has no gradient in any rank has none afterwards.
         """
         self._is_last = self._is_again = False
         while len(self._sent) < len(self._buckets):

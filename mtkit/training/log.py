@@ -115,7 +115,7 @@ class Log:
 
 
 class NoLog(Log):
-    """The log of a process that writes none, since another one does."""
+    """A log that writes nothing, for a process whose training is logged by another process."""
 
     def __init__(self) -> None:
         self.length = 0

@@ -54,11 +54,12 @@ def label_smoothed_cross_entropy(
 def consistent_cross_entropy(
     features: Tensor, output: Output, labels: Tensor, smoothing: float, shares: Shares, places: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns four sums over target tokens: total loss, cross-entropy, negative log-likelihood and consistency loss.
+    """Returns four losses, each summed over the target tokens, in nats.
 
-    All four are in nats. `features` is (P, R, T, D), the features of P forward passes; `labels` is (R, T). The total is
-    cross-entropy + `shares.weight` x consistency loss. `places` is `Batch.places`; without it, the places of labels are
-    looked for, and a GPU keeps the CPU waiting.
+    They are the total loss, the cross-entropy, the negative log-likelihood and the consistency loss; the total is
+    cross-entropy + `shares.weight` x consistency loss. `features` is (P, R, T, D), the features of P forward passes;
+    `labels` is (R, T). `places` is `Batch.places`: the indices, in the flattened `labels`, of all labels but padding.
+    Without it, they are computed here, and the CPU has to wait for a GPU.
 
     Cross-entropy and negative log-likelihood are as in `label_smoothed_cross_entropy`, summed over the passes with the
     weights in `shares.cross_entropy`. The consistency loss of two passes is the sum of their KL divergences in both

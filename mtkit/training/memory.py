@@ -137,7 +137,7 @@ MARGIN = {"cpu": 0.5, "cuda": 0.15, "mps": 0.15}
 
 @dataclass(frozen=True)
 class FoundBatch:
-    """What stands for training.batch_tokens auto, and the memory that it takes."""
+    """The number that takes the place of "auto" in training.batch_tokens, and its memory."""
 
     tokens: int  # the number that takes the place of "auto"
     bytes_needed: float  # 0 if the system does not tell
@@ -155,12 +155,13 @@ class FoundBatch:
 def find_batch_tokens(
     model: TranslationModel, feed: Feed, precision: str, stop: Stop, ranks: Ranks = ALONE
 ) -> FoundBatch:
-    """Returns the largest batch_tokens that fits into memory, of those by which equal batches make up update_tokens.
+    """Returns the largest batch_tokens that fits into memory, and the memory that it takes.
 
-    Sizes from LEAST_BATCH_TOKENS to MOST_BATCH_TOKENS, each about twice the one before, are tried on a copy of `model`:
-    one update with the largest batches of the plan, until a size needs memory that MARGIN wants to be free. All ranks
-    return what fits in each of them; `model` and `feed` stay unchanged. Raises MtkitError if there is no memory for the
-    smallest size.
+    Only sizes are tried of which equal batches make up update_tokens: from LEAST_BATCH_TOKENS to MOST_BATCH_TOKENS,
+    each about twice the one before. With each size, an update with the largest batches of the plan is made on a copy of
+    `model`. A size fits if the fraction MARGIN of the memory stays free; the smallest one fits if memory does not run
+    out. On a CPU, a size that is expected not to fit is not tried. All ranks return the same size, which fits in each
+    of them. `model` and `feed` stay unchanged. Raises MtkitError if memory runs out with the smallest size.
     """
     settings, device = feed.config.training, model.device
     at_hand = memory_at_hand(device, ranks.local_count)
@@ -193,9 +194,10 @@ def find_batch_tokens(
 
 
 def _sizes(share: int, longest: int, most: int) -> Iterator[int]:
-    """Yields sizes of batches that make up `share`, the part of one rank in an update, in ascending order.
+    """Yields sizes of batches, in tokens, smallest first; equal batches of a size make up `share`.
 
-    They are about LEAST_BATCH_TOKENS, twice that, and so on up to `most`, but not below `longest`, that of a pair.
+    `share` is the part of one rank in an update, in tokens. The sizes are about LEAST_BATCH_TOKENS, twice that, and so
+    on up to `most`, but not below `longest`, the size of the longest pair.
     """
     parts, fewest = share // max(LEAST_BATCH_TOKENS, longest), max(1, math.ceil(share / most))
     while parts > fewest:
@@ -211,9 +213,11 @@ def with_batch_tokens(feed: Feed, size: int) -> Feed:
 
 
 def _peak(updater: Updater, feed: Feed, is_first: bool) -> float:
-    """Returns the peak of memory in an update, in bytes: infinity if memory runs out, 0 if the system does not tell.
+    """Returns the peak of memory in an update, in bytes.
 
-    Each of the largest batches comes when the gradients of an earlier one are there, and the state of the optimizer.
+    Returns infinity if memory runs out, and 0 if the system does not tell. The update has the largest batches, and the
+    first of them twice, so that each comes when the gradients of an earlier one are in memory. With `is_first`, an
+    update before this one gives the optimizer its state, which is in memory, too.
     """
     device, batches = updater.state.model.device, largest_batches(feed)
     try:

@@ -341,9 +341,10 @@ def write_facts(
 
 
 def facts_of(corpus: Corpus, started_from: str | None) -> dict[str, Any]:
-    """Returns the facts of the training data, without the limit of lengths if training started from another model.
+    """Returns the facts of the training data, which run.json and the bundle hold.
 
-    Such a model also translates text like that of the model it started from, whose sentences may be longer.
+    The limit of the lengths of translations is left out if training started from another model. The new model then also
+    translates text like that of the other model, in which sentences may be longer.
     """
     facts = corpus.facts()
     if started_from is not None:

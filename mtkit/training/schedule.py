@@ -330,17 +330,23 @@ def make_plan(config: TrainingConfig, pace: Pace, spent: float) -> Plan:
 
 
 def reviews_due(plan: Plan, step: int, seconds: float) -> int:
-    """Returns how many of REVIEWS are due after `step` and `seconds` of training; `plan.reviews` of them are done."""
+    """Returns how many reviews of the plan are due so far, including those that are done.
+
+    A review compares the plan with the present speed. One is due after each of the fractions REVIEWS of `max_steps` or
+    of `max_minutes`, whichever passes first. `step` and `seconds` are the steps and the time of training so far;
+    `plan.reviews` reviews are done.
+    """
     done = max(step / plan.max_steps, seconds / (60 * plan.max_minutes))
     return max(plan.reviews, sum(done >= review for review in REVIEWS))
 
 
 def reviewed_plan(config: TrainingConfig, plan: Plan, update: float, step: int, seconds: float) -> Plan:
-    """Returns the plan for the rest of a run, for the reviews due; if the old numbers fit, only `reviews` changes.
+    """Returns the plan for the rest of a run, after the reviews that `reviews_due` counts.
 
-    `config` has the settings as given, with "auto". `update` is the present number of seconds of one update, and
-    `seconds` the time that training has taken up to `step`. A decay of the learning rate that has begun (schedule wsd)
-    is not planned again, nor is a warm-up that is over.
+    A review compares the plan with the present speed. If the old numbers fit, only `reviews` changes. `config` has the
+    settings as given, with "auto". `update` is the present number of seconds of one update, and `seconds` the time that
+    training has taken up to `step`. A decay of the learning rate that has begun (schedule wsd) is not planned again,
+    nor is a warm-up that is over.
     """
     plan = replace(plan, reviews=reviews_due(plan, step, seconds))
     if config.schedule == "wsd" and step >= decay_start(plan.settings(config)):

@@ -185,7 +185,7 @@ class Trainer:
         self.config = self.given.model_copy(update={"training": training})
 
     def _use_batch_tokens(self, tokens: int) -> None:
-        """Let `tokens` stand for training.batch_tokens auto from now on."""
+        """Put `tokens` in place of "auto" in training.batch_tokens from now on."""
         self.batch_tokens = tokens
         self._settle(self.settings)
 

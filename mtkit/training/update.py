@@ -145,7 +145,11 @@ class Updater:
         return None  # not in the except block: until that ends, the error keeps the tensors of the passes in memory
 
     def _passes(self, batches: Sequence[Batch], step: int, tokens: int) -> tuple[Tensor, float]:
-        """Computes the gradient of loss / `tokens`; returns the sum of `BatchLoss.sums` and the padding."""
+        """Computes the gradient of loss / `tokens`; returns the losses and the padding.
+
+        The losses are `BatchLoss.sums`, summed over the batches. The padding is the fraction of positions that are
+        padding, the mean over the batches.
+        """
         state, settings = self.state, self.settings
         sums = []
         for number, batch in enumerate(batches):

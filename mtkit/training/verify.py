@@ -122,7 +122,11 @@ def _checkpoint(checkpoints: Path, step: int) -> Report:
 
 
 def _faults(path: Path, checksum: str) -> Iterator[str]:
-    """Yields a message if a file of a checkpoint is missing, is unreadable, or has a checksum other than `checksum`."""
+    """Yields a message if a file of a checkpoint is missing, unreadable or damaged.
+
+    A file is damaged if its checksum is not `checksum`. The state of the optimizer may be missing, except in the newest
+    checkpoint, since training deletes it.
+    """
     remedy = f"delete {path.parent} to go on from another checkpoint, or copy it again"
     try:
         found = file_checksum(path)

@@ -306,10 +306,11 @@ class AlignmentScores:
 
 
 def alignment_scores(found: Sequence[Links], gold: Sequence[Gold]) -> AlignmentScores:
-    """Returns the alignment error rate, precision and recall of `found`, summed over all pairs (Och & Ney 2003).
+    """Returns the alignment error rate, precision and recall of `found`, from 0 to 100.
 
-    With links A, sure links S and possible links P, which include S: the error rate is
-    1 - (|A and S| + |A and P|) / (|A| + |S|), precision |A and P| / |A|, recall |A and S| / |S|.
+    The links of all pairs are counted together (Och & Ney 2003). With links A, sure links S and possible links P, which
+    include S, the error rate is 100 (1 - (|A and S| + |A and P|) / (|A| + |S|)), precision is 100 |A and P| / |A|, and
+    recall is 100 |A and S| / |S|.
     """
     num_found = sum(len(links) for links in found)
     num_sure = sum(len(each.sure) for each in gold)

@@ -230,7 +230,11 @@ def _mask_predicted(
 
 
 def _whole_rows(tokens: Tensor, lengths: Tensor, masked: Tensor, end: int) -> Rows:
-    """Returns rows (N, T + 1) for the decoder of a masked model: the tokens (N, T) with their end marks."""
+    """Returns rows (N, T + 1) for the decoder of a masked model: tokens with their end marks.
+
+    `tokens` is (N, T), and `lengths` (N,) counts no end marks. `masked` (N, T) is `True` for tokens that the decoder
+    must not see; it becomes `Rows.cut`.
+    """
     positions = torch.arange(tokens.shape[1] + 1, device=tokens.device)
     real = positions <= lengths[:, None]
     ids = F.pad(tokens, (0, 1)).scatter(1, lengths[:, None], end)
@@ -364,9 +368,10 @@ def elect(texts: Sequence[str], utility: Callable[[Sequence[str]], list[list[flo
 def likeliest_next(
     model: Model, sources: Sequence[Sequence[int]], prefixes: Sequence[Sequence[int]], count: int
 ) -> list[list[tuple[int, float]]]:
-    """Returns the `count` likeliest tokens after each prefix of a target, with their probabilities, likeliest first.
+    """Returns the `count` likeliest next tokens after each prefix of a target, likeliest first.
 
-    The end mark is one of the tokens. There are fewer if the vocabulary is smaller.
+    Each token comes with its probability. The end mark counts as a token, so it may be one of them. There are fewer
+    than `count` if the vocabulary is smaller.
     """
     batch = padded_batch(ragged(sources), ragged(prefixes), model.boundaries).to(model.device)
     features, _ = model.decode(batch.target, model.encode(batch.source))  # (R, T, D)

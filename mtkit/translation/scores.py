@@ -312,7 +312,11 @@ def bleu_statistics(
 
 
 def bleu_of(sums: "Statistics") -> NDArray[np.float64]:
-    """Returns the BLEU (B,) of sums (B, K) of statistics of lines, as `corpus_scores` has it."""
+    """Returns the BLEU (B,), from 0 to 100, of B sums of statistics of lines.
+
+    `sums` is (B, K); each row is a sum of rows that `bleu_statistics` returned. The scores are those that
+    `corpus_scores` computes for the same lines.
+    """
     metric = bleu("")  # the tokenizer has done its part already
     return np.array([metric._compute_score_from_stats([round(x) for x in row]).score for row in sums.tolist()])
 

@@ -331,9 +331,10 @@ class Translator:
         return self._generated(prefixes, num_best, at_once, done or _nothing)
 
     def next_tokens(self, prefixes: Sequence[str], count: int) -> list[list[tuple[str, float]]]:
-        """Return the `count` likeliest next pieces of each prefix with their probabilities, likeliest first.
+        """Return the `count` likeliest next pieces of each prefix, likeliest first.
 
-        One of the pieces is the end mark. The model must be a language model. Raises the errors of `generate_lines`.
+        Each piece comes with its probability. The end mark counts as a piece, so it may be one of them. The model must
+        be a language model. Raises the errors of `generate_lines`.
         """
         self.require_task("language_model")
         require_list(prefixes, "prefixes")
@@ -708,9 +709,10 @@ class Translator:
     def _source_units(
         self, text: str, tokens: Sequence[int], num_tags: int = 0, first_unit: int = 0
     ) -> list[int] | None:
-        """Returns the unit of each source token, as in Side, of which the first `num_tags` are tags.
+        """Returns the unit of each source token, as in Side; `None` without alignments.
 
-        `text` is a line, or a part of a line that begins at its unit `first_unit`. Returns `None` without alignments.
+        `text` is a line, or a part of a line that begins at its unit `first_unit`. The first `num_tags` tokens are
+        tags, which have the unit -1.
         """
         if self._aligner is None:
             return None
@@ -719,9 +721,10 @@ class Translator:
         return [-1] * num_tags + [unit + first_unit for unit in units[num_tags:]]
 
     def _num_units(self, text: str, tokens: Sequence[int], continues: bool = False) -> int:
-        """Returns by how many units a part of a line moves the beginning of the next part.
+        """Returns how many units lie between the beginnings of a part and of the next part.
 
-        With `continues`, the next part begins within the last word of this one.
+        Units are words of `text` or, if pieces are aligned, `tokens`. With `continues`, the next part begins within the
+        last word of this one, which is then not counted.
         """
         if self._aligner is None or self._aligner.settings.units == "pieces":
             return len(tokens)
@@ -800,7 +803,10 @@ class Translator:
                 )
 
     def _encoded(self, window: Sequence[tuple[str, str]], number: int) -> tuple[list[list[int]], list[list[int]]]:
-        """Returns the tokens of both sides; `number` lines precede. Raises DataError if a line is too long."""
+        """Returns the source tokens and the target tokens of the pairs in a window.
+
+        `number` lines come before the window; errors count lines from there. Raises DataError if a line is too long.
+        """
         reads_source = self.model.reads_source
         sources = self.tokenizer.encode_source([source if reads_source else "" for source, _ in window])
         targets = self._target_speller.encode_target([target for _, target in window])
@@ -919,7 +925,11 @@ class _Aligner:
     heads: Heads
 
     def units(self, pieces: Sequence[str], text: str, normalize: Callable[[str], str]) -> list[int]:
-        """Returns the unit of each piece of `text`, before or after normalisation by `normalize`."""
+        """Returns the unit of each of the `pieces` of a line: its index, or that of its word.
+
+        Words are those of `text`, separated by white space. `text` is the line either before or after normalisation;
+        `normalize` is the function that normalises it.
+        """
         if self.settings.units == "pieces":
             return list(range(len(pieces)))
         return raw_words(word_of_each_piece(pieces), text, normalize)
@@ -945,7 +955,10 @@ def _line(parts: list[list[Translation]], separators: list[str], units: str) -> 
 
 
 def _joined_links(parts: Sequence[Translation], separators: Sequence[str], units: str) -> Links | None:
-    """Returns the links of a line that was translated in parts, whose source units are those of the line already."""
+    """Returns the links of a line that was translated in parts; `None` without alignments.
+
+    The source units in the links of `parts` are those of the whole line already; only target units are shifted.
+    """
     links: list[tuple[int, int]] = []
     num_pieces = 0
     for end, part in enumerate(parts, start=1):

@@ -62,7 +62,10 @@ Pair = tuple[str, str]  # a line, and the text that its translation must begin w
 
 @dataclass(frozen=True)
 class Opening:
-    """The arguments of `load` and `align_with`; a worker that shares no memory with the main process opens by them."""
+    """The arguments of `load` and `align_with` by which a worker opens a model of its own.
+
+    Only workers that share no memory with the main process need them.
+    """
 
     path: Path
     overrides: tuple[str, ...] = ()
@@ -81,11 +84,12 @@ class Opening:
 
 @contextmanager
 def with_workers(translator: Translator, opening: Opening, num_workers: int | None) -> Iterator[Translator]:
-    """Context manager that gives a Translator that translates as `translator` does, in `num_workers` worker processes.
+    """Context manager that gives a Translator that uses `num_workers` worker processes.
 
-    `translator` was opened by `opening`. If `num_workers` is `None`, their number is chosen for this machine (see
-    `worker_devices`). If one process is enough, gives `translator` itself; so also if another engine than PyTorch
-    searches, since it has workers of its own. No worker is left when the block ends.
+    It translates as `translator` does, which was opened with the arguments in `opening`. If `num_workers` is `None`,
+    their number is chosen for this machine (see `worker_devices`). If one process is enough, gives `translator` itself;
+    so also if another engine than PyTorch searches, since it has workers of its own. With such an engine, raises
+    MtkitError if `num_workers` is more than 1. No worker is left when the block ends.
     """
     devices = worker_devices(translator.model.device, num_workers)
     if translator.engine is not None and (num_workers or 1) > 1:
