@@ -180,7 +180,7 @@ def find_batch_tokens(
             break
         found = _peak(updater, with_batch_tokens(feed, size), is_first=not tried) - unneeded
         found = max(ranks.gather(found))
-        if tried and found > limit:
+        if tried and (found > limit or found == math.inf):
             break
         if found == math.inf:
             raise MtkitError(

@@ -102,6 +102,17 @@ def test_the_largest_size_that_memory_lasts_for_is_divided_evenly(
     assert all(map(torch.equal, weights, trainer.model.parameters()))
 
 
+def test_where_the_system_does_not_tell_its_memory_the_largest_size_that_did_not_run_out_is_taken(
+    make: Make, limit: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_of(make(batch_tokens="auto", accumulate=1, update_tokens=768))
+    trainer.log.close()
+    monkeypatch.setattr(module, "memory_at_hand", lambda device, num_processes: None)
+    limit["tokens"] = 150
+    found = find_batch_tokens(trainer.model, trainer.feed, "fp32", Stop())
+    assert (found.tokens, found.bytes_at_hand) == (96, None)
+
+
 def test_a_part_of_the_memory_stays_free_and_nothing_larger_is_tried_on_a_cpu(
     make: Make, limit: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
