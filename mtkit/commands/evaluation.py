@@ -398,6 +398,9 @@ def bench_train(
     random: Annotated[
         bool, typer.Option("--random", help="Train on sentences of made-up lengths, not on data.train.")
     ] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Also print which operators of PyTorch take the time.")
+    ] = False,
     json: JsonFileOption = None,
     quiet: QuietOption = False,
 ) -> None:
@@ -413,7 +416,7 @@ def bench_train(
 
     loaded = load_config(config, settings or [])
     check_json(json)
-    record = bench_training(loaded, limit, random)
+    record = bench_training(loaded, limit, random, profile)
     print(training_text(record), end="")
     write_json(json, record)
 

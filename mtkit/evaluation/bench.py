@@ -825,13 +825,14 @@ class Sums:
         self.flops += flops(batch.source_tokens, batch.target_tokens, batch.num_pairs)
 
 
-def bench_training(config: Config, minutes: float = 0.5, made_up: bool = False) -> Record:
+def bench_training(config: Config, minutes: float = 0.5, made_up: bool = False, profiles: bool = False) -> Record:
     """Measure how fast these settings train; returns the record.
 
     A new model is trained, with the learning rate RATE, on the data of the run; if the run has no data of these
     settings, the tokenizer and the data are made in a temporary folder. With `made_up`, sentences of made-up lengths
     are used. The run itself is only read. The first updates warm up; then updates are measured for `minutes` minutes.
-    Raises MtkitError if the settings or the data are wrong, or memory runs out.
+    With `profiles`, PROFILED more updates show which operators take the time. Raises MtkitError if the settings or the
+    data are wrong, or memory runs out.
     """
     config = with_patterns_expanded(carried_over(config))
     if made_up and config.training.samples_subwords:
@@ -842,14 +843,14 @@ def bench_training(config: Config, minutes: float = 0.5, made_up: bool = False) 
     device = pick_device(config.device)
     with _data(config, made_up) as data:
         try:
-            return _bench_training(data, device, minutes)
+            return _bench_training(data, device, minutes, profiles)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
     raise MtkitError(f"out of memory; lower training.batch_tokens, which is {config.training.told_batch_tokens}")
 
 
-def _bench_training(data: _Data, device: torch.device, minutes: float) -> Record:
+def _bench_training(data: _Data, device: torch.device, minutes: float, profiles: bool) -> Record:
     config = data.config
     precision = pick_precision(config.training.precision, device, config.model.d_model)
     peak = matrix_peak(device, precision)
@@ -866,7 +867,8 @@ def _bench_training(data: _Data, device: torch.device, minutes: float) -> Record
         split_seconds = 60 * minutes * SPLIT_SHARE if device.type != "cpu" else 0.0
         sums = trial.run(stream, meter, seconds=60 * minutes - split_seconds)
         split = trial.run(stream, meter, seconds=split_seconds, waiting=True) if split_seconds else sums
-    memory = peak_memory(device)
+        memory = peak_memory(device)
+        operators = profiled(lambda: trial.run(stream, meter, PROFILED), device) if profiles else []
     peak = max(peak, matrix_peak(device, precision))
     return {
         **machine_facts(device),
@@ -889,6 +891,10 @@ def _bench_training(data: _Data, device: torch.device, minutes: float) -> Record
         "first_update_seconds": first,
         "peak_bytes": memory,
         "matrix_peak_flops_per_second": peak,
+        "operators": [
+            {"name": name, "milliseconds": 1000 * seconds / PROFILED, "calls": calls / PROFILED}
+            for name, seconds, calls in operators
+        ],
         "model_flops_per_update": sums.flops / sums.updates or None,
         "model_flops_per_second": sums.flops / sums.seconds or None,
         "share_of_peak": sums.flops / sums.seconds / peak or None,
@@ -920,6 +926,29 @@ def new_trial(
     optimizer = make_optimizer(model, settings, device)
     state = TrainState(model, optimizer, Progress(precision=precision), make_average(model, optimizer, settings))
     return Trial(Updater(state, settings, LossScaler(device, precision, FIRST_SCALE, 0)), sizes[1], feed)
+
+
+PROFILED = 5  # updates whose operators are timed; timing them takes time itself, so they are not measured otherwise
+PRODUCTS = frozenset({"aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm", "aten::baddbmm_"})
+SHOWN, LONGEST_NAME = 15, 60  # operators in the table, and characters of their names
+
+
+def profiled(work: Callable[[], object], device: torch.device) -> list[tuple[str, float, int]]:
+    """Returns the operators that `work` calls, each with its seconds and its number of calls.
+
+    The seconds are those on the GPU if `device` is a CUDA device, else those on the CPU, without the seconds of other
+    operators that the operator calls. The operator with the most seconds comes first.
+    """
+    activity = torch.profiler.ProfilerActivity
+    on_gpu = device.type == "cuda"
+    with torch.profiler.profile(activities=[activity.CPU, *([activity.CUDA] if on_gpu else [])]) as profile:
+        work()
+        synchronize(device)
+    found = [
+        (event.key, 1e-6 * (event.self_device_time_total if on_gpu else event.self_cpu_time_total), event.count)
+        for event in profile.key_averages()
+    ]
+    return sorted((each for each in found if each[1] > 0), key=lambda each: -each[1])
 
 
 class Trial:
@@ -1004,10 +1033,26 @@ def training_text(record: Record) -> str:
         "model FLOPs": flops,
     }
     width = max(map(len, rows))
+    operators = f"\n{_operators_text(record['operators'])}" if record["operators"] else ""
     return (
         f"{machine_text(record)}{record['architecture']}, {record['parameters']:,} parameters, "
         f"{record['precision']}; {batches} of {record['batch_tokens']:,} tokens an update\n"
         f"{record['data']}: {counted(record['pairs'], 'pair')}\n\n"
         + "".join(f"{name:{width}}  {value}\n" for name, value in rows.items())
-        + f"\nTokens include end marks, and no padding. The first {WARM_UP} updates warmed up.\n"
+        + f"{operators}\nTokens include end marks, and no padding. The first {WARM_UP} updates warmed up.\n"
     )
+
+
+def _operators_text(operators: Sequence[Record]) -> str:
+    """Returns a table of the operators that take most of an update's time, and of all matrix products together."""
+    total = sum(each["milliseconds"] for each in operators)
+    products = [each for each in operators if each["name"] in PRODUCTS]
+    table = [["operator", "ms an update", "share", "calls"]]
+    for name, those in (
+        ("matrix products", products),
+        *((each["name"][:LONGEST_NAME], [each]) for each in operators[:SHOWN]),
+        ("other", operators[SHOWN:]),
+    ):
+        milliseconds, calls = (sum(each[key] for each in those) for key in ("milliseconds", "calls"))
+        table.append([name, f"{milliseconds:,.1f}", f"{100 * milliseconds / total:.1f} %", f"{calls:,.0f}"])
+    return aligned(table)

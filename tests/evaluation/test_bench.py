@@ -443,7 +443,24 @@ def test_without_data_the_stages_are_done_elsewhere(tiny_config: Config) -> None
     assert record["updates"] >= bench.LEAST
     assert record["data"].startswith("data.train")
     assert record["pairs"] == 1500
+    assert record["operators"] == []
     assert not tiny_config.run_path.exists()
+
+
+def test_a_profile_of_training_shows_each_operator_once_and_all_products(make: Callable[..., Config]) -> None:
+    config = make()
+    record = bench_training(config, minutes=1e-6, profiles=True)
+    operators = {each["name"]: each for each in record["operators"]}
+    assert len(operators) == len(record["operators"])
+    layers = config.model.encoder_layers + config.model.decoder_layers
+    batches = config.training.batches_per_update()
+    assert operators["aten::native_layer_norm"]["calls"] >= 2 * layers * batches
+    assert operators["aten::_fused_adam_"]["calls"] == 1
+    products = sum(each["milliseconds"] for name, each in operators.items() if name in bench.PRODUCTS)
+    total = sum(each["milliseconds"] for each in operators.values())
+    assert 0 < products < total
+    row = f"matrix products {products:,.1f} {100 * products / total:.1f} % "
+    assert row in " ".join(training_text(record).split())
 
 
 def test_made_up_sentences_need_no_text(make_config: Callable[..., Config], monkeypatch: Any) -> None:
