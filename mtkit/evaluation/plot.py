@@ -3,7 +3,7 @@
 import json
 import warnings
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -18,7 +18,7 @@ from mtkit.config.model_settings import TransformerConfig
 from mtkit.config.settings import Config
 from mtkit.config.training_settings import TrainingConfig, settled
 from mtkit.data.batches import padded_batch, ragged
-from mtkit.errors import DataError, MtkitError, say, whole_number
+from mtkit.errors import DataError, MtkitError, say, shown, whole_number
 from mtkit.files import write_file
 from mtkit.models.layers import SinusoidalPositions
 from mtkit.training.schedule import decay_start, learning_rate, with_shares
@@ -405,7 +405,7 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     """Read all events in the log.jsonl of a run directory, in order; an incomplete last line is ignored.
 
     If training has only just begun and the run directory has no log yet, raises CheckpointError. Raises DataError if
-    `run` is not a run directory, or if the log is damaged.
+    `run` is not a run directory, or if the log is damaged: all that WANTED lists is checked here, and only here.
     """
     path = run / "log.jsonl"
     try:
@@ -418,14 +418,73 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
             event = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):  # RecursionError: nested too deeply
             raise DataError(f"{path}:{number}: not a line of JSON; the log is damaged") from None
         if not isinstance(event, dict):
             raise DataError(f"{path}:{number}: not an object of JSON; the log is damaged")
+        if fault := _fault_of_event(event):
+            raise DataError(f"{path}:{number}: {fault}; the log is damaged")
         # Version 0.1.0 logged the validation loss without label smoothing as `loss`.
         is_old = event.get("event") in ("train", "validation") and "loss" in event
         events.append({"nll": event["loss"], **event} if is_old else event)
     return events
+
+
+LARGEST = 1e100  # of a number in a log; the largest of fp32 is 3e38
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST  # NaN is not
+
+
+def _is_figure(value: Any) -> bool:
+    return value is None or _is_number(value)  # Log writes null for infinities and NaN
+
+
+def _is_step(value: Any) -> bool:
+    return isinstance(value, int) and _is_number(value) and value >= 0
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_list_of(check: Callable[[Any], bool], value: Any) -> bool:
+    return isinstance(value, list) and all(map(check, value))
+
+
+# What is wanted of the values of an event that are drawn or shown, by key: in words, and as a check.
+FIGURES = ("loss", "nll", "bleu", "chrf", "lr", "gradient_norm", "tokens_per_second")
+WANTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "event": ("text", _is_text),
+    "step": ("a whole number", _is_step),
+    "steps": ("a list of whole numbers", lambda value: value != [] and _is_list_of(_is_step, value)),
+    "minutes": (f"a number up to {LARGEST:g}", _is_number),
+    "settings": ("an object", lambda value: isinstance(value, dict)),
+    "command": ("a list of words", lambda value: _is_list_of(_is_text, value)),
+    **dict.fromkeys(("source", "hypothesis", "reference"), ("text", _is_text)),
+    **dict.fromkeys(FIGURES, (f"a number up to {LARGEST:g}, or null", _is_figure)),
+}
+# The keys that an event must have, besides its kind, by this kind; other kinds may have any.
+NEEDED = {
+    "train": ("step",),
+    "validation": ("step",),
+    "sample": ("step", "source", "hypothesis", "reference"),
+    "change": ("step", "settings"),
+    "average": ("steps",),
+}
+
+
+def _fault_of_event(event: dict[str, Any]) -> str | None:
+    """Returns in words the first value of an event that is missing or not what WANTED says; `None` if all is well."""
+    kind = event.get("event")
+    for key in ("event", *(NEEDED.get(kind, ()) if isinstance(kind, str) else ())):
+        if key not in event:
+            return f"found no {key}, wants {WANTED[key][0]}"
+    for key, value in event.items():
+        if key in WANTED and not WANTED[key][1](value):
+            return f"{key}: found {shown(value)}, wants {WANTED[key][0]}"
+    return None
 
 
 def read_history(run: Path) -> History:

@@ -32,6 +32,7 @@ from mtkit.evaluation.plot import (
     plot_attention,
     position_table,
     read_history,
+    read_log,
     schedule_of,
     schedule_points,
     series,
@@ -164,7 +165,7 @@ EVENTS: list[dict[str, object]] = [
     {"event": "train", "step": 20, "nll": 4.0, "lr": 0.1, "minutes": 1.0},
     {"event": "train", "step": 40, "nll": None, "lr": 0.2, "minutes": 3.0},
     {"event": "validation", "step": 45, "loss": 3.5, "bleu": 10.0},
-    {"event": "sample", "step": 45},
+    {"event": "sample", "step": 45, "source": "a", "hypothesis": "b", "reference": "b"},
     {"event": "train", "step": 60, "nll": 2.0, "lr": 0.3, "minutes": 4.0},
     {"event": "validation", "step": 60, "loss": 2.5},
 ]
@@ -205,6 +206,35 @@ def test_logs_without_figures_or_times_are_told(tmp_path: Path) -> None:
     old = History("old", [{"event": "train", "step": 20, "nll": 4.0}])
     with pytest.raises(DataError, match="old: its log has no times, since an older mtkit wrote it; use --by step"):
         series(old, "train", "nll", "minutes")
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (
+            '{"event": "train", "step": 20, "nll": "low"}',
+            r"nll: found str 'low', wants a number up to 1e\+100, or null",
+        ),
+        ('{"event": "train", "step": 20, "lr": true}', r"lr: found bool True, wants a number up to 1e\+100, or null"),
+        ('{"event": "train", "step": 20, "loss": NaN}', "loss: found float nan, wants a number"),
+        ('{"event": "train", "step": 20, "minutes": 1e999}', "minutes: found float inf, wants a number"),
+        (f'{{"event": "train", "step": 20, "nll": 1{"0" * 400}}}', "nll: found int 1000000"),
+        ('{"event": "train", "step": 2.5, "nll": 1}', "step: found float 2.5, wants a whole number"),
+        ('{"event": "train", "step": -1, "nll": 1}', "step: found int -1, wants a whole number"),
+        ('{"event": "validation", "bleu": 1}', "found no step, wants a whole number"),
+        ('{"event": "sample", "step": 1, "source": "a", "hypothesis": "b"}', "found no reference, wants text"),
+        ('{"event": "change", "step": 1, "settings": [1]}', r"settings: found list \[1\], wants an object"),
+        ('{"event": "average", "steps": []}', r"steps: found list \[\], wants a list of whole numbers"),
+        ('{"event": "start", "command": ["mtkit", 1]}', r"command: found list \['mtkit', 1\], wants a list of words"),
+        ('{"step": 1}', "found no event, wants text"),
+        ('{"event": 5}', "event: found int 5, wants text"),
+        ("[" * 100_000, "not a line of JSON"),
+    ],
+)
+def test_a_value_that_is_not_what_a_log_holds_is_told_with_its_line(tmp_path: Path, line: str, told: str) -> None:
+    run = write_log(tmp_path / "run", EVENTS[:1], f"{line}\n")
+    with pytest.raises(DataError, match=rf"run/log\.jsonl:2: {told}[^\n]*; the log is damaged$"):
+        read_log(run)
 
 
 def test_a_run_is_drawn_from_what_it_logs(plot: Plot, tiny_run: Path, tmp_path: Path) -> None:
