@@ -39,7 +39,7 @@ def doctor(
     from mtkit.report.page import require_page, write_page
 
     if output is not None:
-        require_page(output)
+        require_page(output, "doctor")
     diagnosis = _examination(text, languages).run()
     print(json_text(diagnosis.as_json(), indent=2) + "\n" if json else as_text(diagnosis), end="")
     if output is not None:

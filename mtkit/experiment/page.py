@@ -66,7 +66,7 @@ td a { white-space: nowrap; } .stacks a { white-space: normal; } li { max-width:
 
 def write_report(cards: Sequence[Card], lab: Lab, folder: Path, output: Path) -> None:
     """Write the page on the cards to `output`, an .html file."""
-    require_page(output)
+    require_page(output, "experiment report")
     write_page(output, report_page(cards, lab, folder))
 
 
@@ -81,6 +81,7 @@ def report_page(cards: Sequence[Card], lab: Lab, folder: Path) -> str:
         _claims(cards, verdicts, lab),
         *sections,
         _runs(cards, lab),
+        command="experiment report",
         style=STYLE,
     )
 

@@ -112,7 +112,7 @@ def puzzle(cards: Sequence[Card], seed: int, results: Path, output: Path, data: 
 
     The run is the base of the first of the cards that has the size toy. Raises MtkitError if none has it.
     """
-    require_page(output)
+    require_page(output, "experiment puzzle")
     fault = FAULTS[fault_of(seed)]
     config = _config(cards, fault, data, results / "puzzles" / f"seed-{seed}")
     run_train(config)
@@ -190,6 +190,7 @@ def _page(config: Config, seed: int) -> str:
             element("pre", f'mtkit experiment puzzle --seed {seed} --answer "no fault"'),
             note("The settings of the run name its fault, so do not look there first."),
         ),
+        command="experiment puzzle",
     )
 
 

@@ -82,6 +82,7 @@ def as_html(diagnosis: Diagnosis) -> str:
         table(("kind", "count", "share", "stops training"), rows, "What was found") if rows else None,
         [note(f"{text.capitalize()}.") for text in diagnosis.notes],
         [_section(diagnosis, name) for name in diagnosis.kinds],
+        command="doctor",
     )
 
 

@@ -48,7 +48,7 @@ def explain(model: Path, sources: Sequence[str], output: Path, overrides: Sequen
     `overrides` are settings such as decoding.beam_size=1. Raises MtkitError if the model does not search by beam or
     greedy search; DataError if a source is blank or too long.
     """
-    require_page(output)
+    require_page(output, "explain")
     translator = load(model, overrides)
     explained = [explain_sentence(translator, source) for source in sources]
     spoken = spoken_by_checkpoints(model, explained, overrides)
@@ -272,6 +272,7 @@ def explanation(
         contents(titles) if len(titles) > 1 else None,
         *parts,
         data_script("data", data),
+        command="explain",
         style=STYLE,
         script=SCRIPT,
     )

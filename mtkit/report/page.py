@@ -76,14 +76,16 @@ def read_data(page: str, name: str) -> Any:
 # The page and its parts.
 
 
-def page(title: str, *content: Content, style: str = "", script: str = "") -> str:
+def page(title: str, *content: Content, command: str, style: str = "", script: str = "") -> str:
     """Returns a whole page; `style` is CSS of its own, and `script` JavaScript that runs once the page is loaded.
 
-    The page may load nothing: its content security policy forbids it.
+    `command` names the command that makes the page, such as "report"; `require_page` knows the page by it. The page may
+    load nothing: its content security policy forbids it.
     """
     policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
     head = joined(
         element("meta", charset="utf-8"),
+        _generator(command),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("meta", http_equiv="Content-Security-Policy", content=policy),
         element("meta", name="color-scheme", content="light dark"),
@@ -95,8 +97,19 @@ def page(title: str, *content: Content, style: str = "", script: str = "") -> st
     return f'<!DOCTYPE html>\n<html lang="en">{element("head", head)}{element("body", body, scripts)}</html>\n'
 
 
-def require_page(path: Path) -> None:
-    """Raises MtkitError if no page can be written to `path`; called before any work is done."""
+def _generator(command: str) -> Html:
+    """Returns the element near the beginning of a page by which mtkit knows it again."""
+    return element("meta", name="generator", content=f"mtkit {command}")
+
+
+HEAD_BYTES = 1000  # of a page, which hold the element that _generator returns
+
+
+def require_page(path: Path, command: str) -> None:
+    """Raises MtkitError if `command` can write no page to `path`; called before any work is done.
+
+    What is at `path` is replaced only if it is a page of the same command, or empty.
+    """
     if path.suffix.lower() != ".html":
         raise MtkitError(f"--output: found {path}, wants a file that ends in .html")
     if path.is_dir():
@@ -104,6 +117,14 @@ def require_page(path: Path) -> None:
     if not path.parent.is_dir():
         raise MtkitError(f"--output: {path.parent}: no such directory")
     require_writable(followed(path).parent, f"--output: {path}")
+    if path.exists() and not (path.is_file() and _may_be_replaced(path, command)):
+        raise MtkitError(f"--output: {path}: is there already and is no page of mtkit {command}; name a new file")
+
+
+def _may_be_replaced(path: Path, command: str) -> bool:
+    with path.open("rb") as file:
+        head = file.read(HEAD_BYTES)
+    return not head or _generator(command).encode() in head
 
 
 def write_page(path: Path, text: str) -> None:

@@ -52,7 +52,7 @@ def report(models: Sequence[Path], output: Path, overrides: Sequence[str] = ()) 
     The test sets are those in the settings of the first model. Raises MtkitError if a model or a log is damaged or
     missing.
     """
-    require_page(output)
+    require_page(output, "report")
     if len(models) > len(KEYS):
         raise MtkitError(f"found {len(models)} models, wants at most {len(KEYS)}")
     systems = [Reported.open(key, path, overrides) for key, path in zip(KEYS, models, strict=False)]
@@ -202,7 +202,7 @@ def report_page(systems: Sequence[Reported]) -> str:
     names = [str(system.bundle.config.name) for system in systems]
     title = f"Report on {' and '.join(dict.fromkeys(names))}"
     links = [(title.lower().replace(" ", "-"), title) for title, content in parts if any(content)]
-    return page(title, contents(links), *sections)
+    return page(title, contents(links), *sections, command="report")
 
 
 def _systems(systems: Sequence[Reported]) -> Html:

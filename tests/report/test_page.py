@@ -24,6 +24,7 @@ from mtkit.report.page import (
     ticks,
     weight_map,
     weighted_words,
+    write_page,
 )
 from tests.report.reading import Reader
 
@@ -49,6 +50,7 @@ def test_any_text_is_shown_as_it_is_and_adds_no_element():
                 weight_map(first, texts, texts, [[0.5] * len(texts)] * len(texts)),
                 weighted_words(texts, [0.5] * len(texts)),
                 data_script("data", texts),
+                command="report",
             )
         )
 
@@ -60,11 +62,12 @@ def test_any_text_is_shown_as_it_is_and_adds_no_element():
 
 def test_data_for_scripts_is_read_back():
     value = {"texts": HOSTILE, "number": 0.1, "none": None, "nan": math.nan}
-    assert read_data(page("title", data_script("data", value)), "data") == {**value, "nan": None}
+    assert read_data(page("title", data_script("data", value), command="explain"), "data") == {**value, "nan": None}
 
 
 def test_a_page_loads_nothing():
-    reader = Reader(page("title", line_chart("chart", [Curve("a", [(1, 2)])], "x"), script="let a = 1;"))
+    chart = line_chart("chart", [Curve("a", [(1, 2)])], "x")
+    reader = Reader(page("title", chart, command="report", script="let a = 1;"))
     assert not [attributes for _, attributes in reader.tags if {"src", "href"} & attributes.keys()]
     policies = [attributes["content"] for _, attributes in reader.tags if "http-equiv" in attributes]
     assert policies[0].startswith("default-src 'none'")
@@ -118,8 +121,27 @@ def test_the_area_of_a_square_is_its_weight():
 
 
 def test_a_page_that_cannot_be_written_is_refused_before_any_work(tmp_path):
-    require_page(tmp_path / "a.html")
+    require_page(tmp_path / "a.html", "report")
     with pytest.raises(MtkitError, match=r"--output: found \S+a\.pdf, wants a file that ends in \.html"):
-        require_page(tmp_path / "a.pdf")
+        require_page(tmp_path / "a.pdf", "report")
     with pytest.raises(MtkitError, match="no such directory"):
-        require_page(tmp_path / "none" / "a.html")
+        require_page(tmp_path / "none" / "a.html", "report")
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_only_a_page_of_the_same_command_is_replaced(tmp_path, link):
+    file = tmp_path / "a.html"
+    if link:
+        file.symlink_to(tmp_path / "there.html")
+    require_page(file, "doctor")
+    for title in ("one", HOSTILE[0] * 1000):
+        write_page(file, page(title, "text", command="doctor"))
+        require_page(file, "doctor")
+        with pytest.raises(MtkitError, match=r"--output: \S+a\.html: is there already and is no page of mtkit report"):
+            require_page(file, "report")
+    file.write_bytes(b"")
+    require_page(file, "report")
+    for text in ("my notes", page('mtkit report <meta name="generator" content="mtkit report">', command="explain")):
+        file.write_text(text, "utf-8")
+        with pytest.raises(MtkitError, match="name a new file"):
+            require_page(file, "report")
