@@ -108,7 +108,9 @@ class Updater:
 
         If memory runs out in a forward or backward pass, and the object was made with `splits=True`, the gradient is
         computed anew from the two halves of each batch, if need be from the halves of these, down to single rows; a
-        warning says so. Other ranks wait meanwhile. Otherwise, the error of PyTorch is raised.
+        warning says so. Other ranks wait meanwhile. Dropout then draws other numbers, since it draws them for a whole
+        batch at once; gradients that this rank had sent to the others by then are still of the first draw. The gradient
+        has the same expected value all the same. Otherwise, the error of PyTorch is raised.
         """
         state = self.state
         for group in state.optimizer.param_groups:
