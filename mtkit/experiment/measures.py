@@ -34,7 +34,7 @@ from mtkit.text.parallel import tagged
 from mtkit.translation.alignments import AlignmentSettings, Links, diagonal, read_gold
 from mtkit.translation.decode import batches_by_length
 from mtkit.translation.scores import bleu_of, bleu_statistics
-from mtkit.translation.translator import CUT_OFF, Translator, load_bundle
+from mtkit.translation.translator import CUT_OFF, OUT_OF_POSITIONS, Translator, load_bundle
 
 Statistics = NDArray[np.float64]  # (N, K)
 Sums = NDArray[np.float64]  # (B, K)
@@ -217,7 +217,7 @@ def _translation_rows(subject: Subject, sources: Sequence[str], references: Sequ
         row[EXACT] = text.strip() in [line.strip() for line in right]
         row[REPEATED] = sum(one == other for one, other in pairwise(words))
         row[WORDS], row[REFERENCE_WORDS] = len(words), len(right[0].split())
-        row[EMPTY], row[CUT], row[SCORE] = not words, CUT_OFF in noted, score
+        row[EMPTY], row[CUT], row[SCORE] = not words, not {CUT_OFF, OUT_OF_POSITIONS}.isdisjoint(noted), score
     return {"rows": rows.tolist(), "texts": texts}
 
 

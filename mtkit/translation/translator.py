@@ -88,6 +88,10 @@ CUT_OFF = (
     "has a translation that reached the maximum length, and may be cut off there; decoding.max_length_ratio and "
     "max_length_extra set the limit"
 )
+OUT_OF_POSITIONS = (
+    "has a translation that fills all positions of the model, or of its language model, and may be cut off there; "
+    "divide the line, or train with more positions (model.max_positions)"
+)
 CUT_SHORT = (
     "has a translation that may not be the best: the exact search was ended after decoding.search_steps prefixes; "
     "raise that, or shorten the line"
@@ -601,13 +605,18 @@ class Translator:
                 if tokens:
                     prefix = []
 
-    def _check_prefix(self, text: str, tokens: list[int]) -> None:
+    @property
+    def _num_positions(self) -> int | None:
+        """The most target tokens, without the end mark, that the models can take; `None` if there is no limit."""
         models = [self.model, *([self.fusion.language_model] if self.fusion and self.fusion.weight else [])]
-        limit = min((each.limits.target for each in models if each.limits.target is not None), default=None)
-        if limit is not None and len(tokens) >= limit:
+        return min((each.limits.target - 1 for each in models if each.limits.target is not None), default=None)
+
+    def _check_prefix(self, text: str, tokens: list[int]) -> None:
+        limit = self._num_positions
+        if limit is not None and len(tokens) > limit:
             raise DataError(
                 f"prefix '{text[:LONGEST_SHOWN]}' has {counted(len(tokens), 'token')}, and the model can take "
-                f"{limit - 1:,}; shorten it"
+                f"{limit:,}; shorten it"
             )
 
     def _source_tokens(self, text: str) -> list[int]:
@@ -666,9 +675,12 @@ class Translator:
                 yield NOT_A_NUMBER if math.isnan(hypothesis.log_prob) else NOTHING_FOUND
         if any(hypothesis.cut_short for hypothesis in hypotheses):
             yield CUT_SHORT
-        if self._tells_cut_off and part.tokens and not self.config.decoding.draws:
+        if part.tokens and not self.config.decoding.draws:
             longest = max(self.config.decoding.max_length(len(part.tokens)), len(part.prefix))
-            if len(hypotheses[0].tokens) >= longest:
+            positions, length = self._num_positions, len(hypotheses[0].tokens)
+            if positions is not None and positions <= min(length, longest):
+                yield OUT_OF_POSITIONS
+            elif self._tells_cut_off and length >= longest:
                 yield CUT_OFF
 
     def _unknown_texts(self, parts: list[_Part], found: list[list[Hypothesis]]) -> list[list[str]]:

@@ -26,8 +26,8 @@ from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.tokenizer_training import train_tokenizer
 from mtkit.text.vocabulary import BEGIN, END, NUM_SPECIAL, PAD, START_TOKENS, UNKNOWN
 from mtkit.translation import translator as translator_module
-from mtkit.translation.decode import next_log_probs
-from mtkit.translation.translator import CUT_OFF, Translator
+from mtkit.translation.decode import Fusion, next_log_probs
+from mtkit.translation.translator import CUT_OFF, OUT_OF_POSITIONS, Translator
 from tests.forked import answer_of
 
 WORDS = [
@@ -518,3 +518,23 @@ def test_a_translation_that_reaches_the_limit_is_told(tokenizer: Tokenizer, tmp_
         assert line.notes == notes
         [line] = mtkit.load(path, ["decoding.max_length_ratio=1", "decoding.max_length_extra=2"]).translate_lines(["a"])
         assert line.notes == ()  # the user has chosen the limit
+
+
+@pytest.mark.parametrize("beam_size", [1, 4])
+def test_a_translation_that_fills_all_positions_is_told_whoever_chose_the_limit(
+    tokenizer: Tokenizer, beam_size: int
+) -> None:
+    piece, end = tokenizer.encode_target(["one"])[0][0], tokenizer.specials.target.end
+    learned = {"positions": "learned", "max_positions": 9}
+    endless = stubborn_translator(tokenizer, settings(learned, 8, beam_size=beam_size), {piece: 20.0})
+    [long, short] = endless.translate_lines(["the cat sees a dog", "a"])
+    assert (long.notes, short.notes) == ((OUT_OF_POSITIONS,), ())  # the limit of 5 more tokens than the source
+    [line] = stubborn_translator(tokenizer, settings(learned, 8), {end: 20.0}).translate_lines(["the cat sees a dog"])
+    assert line.notes == ()
+    free = stubborn_translator(tokenizer, settings(beam_size=beam_size), {piece: 20.0})
+    assert [line.notes for line in free.translate_lines(["the cat sees a dog"])] == [()]
+    only = TransformerConfig(**{**SMALL, **learned, "encoder_layers": 0})
+    language_model = new_model(only, tokenizer.target_vocab_size, tokenizer.target_vocab_size, 1).eval()
+    for weight, notes in ((0.5, (OUT_OF_POSITIONS,)), (0.0, ())):
+        free.fusion = Fusion(language_model, weight)
+        assert [line.notes for line in free.translate_lines(["the cat sees a dog"])] == [notes]
