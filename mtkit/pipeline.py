@@ -159,21 +159,27 @@ def _follow(config: Config, ranks: Ranks, fresh: bool, change: bool, end_in: int
     ranks.part()
 
 
-def run_race(config: Config, begun: float, fresh: bool = False, test: bool = False) -> dict[str, Any]:
+def run_race(
+    config: Config, begun: float, fresh: bool = False, test: bool = False, ranks: Ranks = ALONE
+) -> dict[str, Any]:
     """`mtkit race`: train until a validation reaches training.target_score; returns the content of race.json.
 
-    `begun` is the time at which the command started, by time.monotonic(). With `test`, the model is then evaluated on
+    `begun` is the time at which the command started, by time.monotonic(); `ranks` is as in `run_train`, and all ranks
+    but rank 0 return {}. With `test`, the model is then evaluated on
     the test sets, and the scores are added to race.json. If training has already ended with these settings, training is
     not repeated, and nothing else in race.json changes. Raises CheckpointError if the run began without this target,
     since a validation might have reached the target long ago.
     """
     config = with_patterns_expanded(carried_over(config))
     run = config.run_path
+    if not ranks.is_first:
+        _follow(config, ranks, fresh, change=False)
+        return {}
     with _opened(config):
         config = config if fresh else keep_normalization(config)
         if not fresh:
             _require_race(config)
-        has_trained = _train(config, fresh, change=False)
+        has_trained = _train(config, fresh, change=False, ranks=ranks)
         is_noted = not has_trained and (run / RACE).exists()
         record = read_race(run) if is_noted else write_race(config, time.monotonic() - begun)
         if test:

@@ -170,7 +170,7 @@ def train(
         run_train(found, fresh, change, updates, ranks)
 
 
-def _again(config: Path, settings: list[str] | None, fresh: bool, change: bool) -> list[str]:
+def _again(config: Path, settings: list[str] | None, fresh: bool, change: bool = False) -> list[str]:
     """Returns the arguments with which a command was called, for the other processes of a training."""
     flags = {"--fresh": fresh, "--change": change}
     return [str(config), *(settings or []), *(name for name, is_given in flags.items() if is_given)]
@@ -217,6 +217,7 @@ def race(
     ] = None,
     fresh: FreshOption = False,
     test: Annotated[bool, typer.Option("--test", help="Then also evaluate on the test sets.")] = False,
+    devices: DevicesOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Train to a target score and record the time.
@@ -226,15 +227,20 @@ def race(
     The exit code is 1 if a limit of the settings ends training before the score is reached.
     """
     begun = time.monotonic()
+    number = None if devices is None else count("--devices", devices)
     from mtkit.config.load import load_config
     from mtkit.pipeline import run_race
+    from mtkit.training.distributed import started
     from mtkit.training.records import race_text
 
     given = [] if target is None else [f"training.target_score={target}"]
     found = load_config(config, [*(settings or []), *given])
     if found.training.target_score is None:
         raise UsageError("--target SCORE is missing: the validation score at which training ends")
-    record = run_race(found, begun, fresh, test)
+    with started(found.device, number, ["race", *_again(config, [*(settings or []), *given], fresh)]) as ranks:
+        record = run_race(found, begun, fresh, test, ranks)
+    if not ranks.is_first:
+        return
     if not record["reached"]:
         limits = "raise the limits of training (max_steps, max_minutes, patience)"
         raise MtkitError(f"{found.run_path}: {race_text(record, found.run_path)}; {limits}")

@@ -504,6 +504,7 @@ def write_race(config: Config, command_seconds: float) -> dict[str, Any]:
         "target_tokens": progress.target_tokens,
         "processor": processor(),
         "cores": available_cores(),
+        "devices": facts.get("devices", 1),
         **{name: facts[name] for name in ("device", "threads", "precision", "parameters", "machine")},
         **{name: facts[name] for name in ("mtkit", "torch", "python", "command")},
         "date": datetime.now(UTC).date().isoformat(),

@@ -344,7 +344,7 @@ def start(command: Sequence[str], stdin: int, env: dict[str, str], start_new_ses
 
 def test_devices_starts_the_ranks_on_this_machine(recipe, monkeypatch):
     monkeypatch.setattr(distributed.subprocess, "Popen", start)
-    config = recipe(max_steps=4, batch_tokens="auto", update_tokens=192)
+    config = recipe(max_steps=4, batch_tokens="auto", update_tokens=192, select_by="loss", target_score=100)
     for name in NAMES:
         monkeypatch.delenv(name, raising=False)
     path, messages = config.run_path.with_suffix(".yaml"), config.run_path.with_suffix(".stderr")
@@ -361,8 +361,10 @@ def test_devices_starts_the_ranks_on_this_machine(recipe, monkeypatch):
 
     # There is nothing to train now, so that all ranks end at once.
     with messages.open("wb") as stderr:
-        assert Forked([*MTKIT, "train", str(path), "--devices", "2"], stderr=stderr).wait(LONGEST_WAIT) == 0
-    assert messages.read_text("utf-8").splitlines() == [f"training: {config.run_path / 'model'} is up to date"]
+        for command in (["train", str(path)], ["race", str(path), "--target", "100"]):
+            assert Forked([*MTKIT, *command, "--devices", "2"], stderr=stderr).wait(LONGEST_WAIT) == 0
+    assert messages.read_text("utf-8").splitlines() == [f"training: {config.run_path / 'model'} is up to date"] * 2
+    assert json.loads((config.run_path / "race.json").read_text("utf-8"))["devices"] == 2
 
 
 @pytest.mark.parametrize(
