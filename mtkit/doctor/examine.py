@@ -266,8 +266,10 @@ class Examination:
             self._add_text("slip", first.source, 1, "the lines of the two sides do not seem to belong together at all")
         self._count_held_out()
         files = tuple(path for part in self.parts for path in part.files)
-        if not total and not self._found:
-            raise DataError(f"{' and '.join(map(str, dict.fromkeys(files)))}: no pairs found")
+        if not total and self._found.keys() <= {"lacking side"}:
+            lacking = sum(found.count for found in self._found.values())
+            units = f", and {counted(lacking, 'unit')} without one of the languages" if lacking else ""
+            raise DataError(f"{' and '.join(map(str, dict.fromkeys(files)))}: no pairs found{units}")
         return Diagnosis(total, self.held_out.num_pairs, files, self._found, tuple(self._notes))
 
     # What is usual, learnt from a sample.

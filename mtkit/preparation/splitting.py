@@ -347,11 +347,16 @@ class Split:
         """Returns the numbers in words."""
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.items() if count)
         lost = f", {sum(self.dropped.values()):,} of them left out ({reasons})" if reasons else ""
-        lacking = f", and {counted(self.num_lacking, 'unit')} without one of the languages" if self.num_lacking else ""
+        lacking = _lacking(self.num_lacking)
         return (
             f"{counted(self.num_read, 'pair')}{lost}{lacking}: {self.sizes['train']:,} for training, "
             f"{self.sizes['valid']:,} for validation, {self.sizes['test']:,} for testing"
         )
+
+
+def _lacking(count: int) -> str:
+    """Returns words on units of TMX that lack one of the languages, to follow a number of pairs."""
+    return f", and {counted(count, 'unit')} without one of the languages" if count else ""
 
 
 def held_out_size(num_pairs: int) -> int:
@@ -370,7 +375,7 @@ def split_pairs(inputs: Sequence[Input], languages: Languages | None, folder: Pa
     if len(kept) < FEWEST_PAIRS:
         raise DataError(
             f"{' and '.join(each.name for each in inputs)}: {counted(len(kept), 'usable pair')} of "
-            f"{len(read.is_kept):,}; a training wants {FEWEST_PAIRS} or more"
+            f"{len(read.is_kept):,}{_lacking(read.num_lacking)}; a training wants {FEWEST_PAIRS} or more"
         )
     if not read.may_be_held_out[kept].any():
         raise DataError(
@@ -419,7 +424,7 @@ class _Reading:
                 for place, side in enumerate(self.sides):
                     side.add([pair[place] for pair, _ in chunk])
         if not kept:
-            raise DataError(f"{' and '.join(each.name for each in inputs)}: holds no pairs")
+            raise DataError(f"{' and '.join(each.name for each in inputs)}: holds no pairs{_lacking(self.num_lacking)}")
         self.is_kept = np.concatenate(kept)
         self.may_be_held_out = np.concatenate(differs)  # a copy of the source tells nothing of translation
         places = np.flatnonzero(self.is_kept)

@@ -281,6 +281,10 @@ def test_units_of_a_memory_that_lack_a_language_are_counted(pairs, tmp_path, qui
     assert "skipped: 2 units without one of the languages" in capsys.readouterr().out
     record = json.loads((tmp_path / "new" / "cleaned.json").read_text("utf-8"))
     assert (record["pairs_read"], record["units_without_a_side"]) == (38, 2)
+    for command in (["doctor"], ["clean", "-o", str(tmp_path / "nothing")]):
+        assert _run([*command, str(file), "--languages", "fr-de"]) == 1
+        assert "memory.tmx: no pairs found, and 40 units without one of the languages\n" in capsys.readouterr().err
+    assert not (tmp_path / "nothing").exists()
 
 
 def test_a_page_that_cannot_be_written_is_refused_before_the_text_is_read(tmp_path, capsys):

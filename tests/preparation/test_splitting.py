@@ -168,6 +168,10 @@ def test_what_cannot_be_used_is_counted_or_refused(tmp_path: Path) -> None:
     found, _ = split(tmp_path / "units", memory)
     assert (found.num_read, found.num_lacking) == (NUM_PAIRS, 2)
     assert f"{NUM_PAIRS} pairs, and 2 units without one of the languages: " in found.told()
+    apart = unit + unit.replace('"fr"', '"en"')
+    memory.write_text(f'<tmx version="1.4"><header srclang="fr"/><body>{apart}</body></tmx>', "utf-8")
+    with pytest.raises(DataError, match=r"\.tmx: holds no pairs, and 2 units without one of the languages$"):
+        split(tmp_path / "no pairs", memory)
     with pytest.raises(DataError, match="60 usable pairs of 61; a training wants 400"):
         split(tmp_path / "few", *write(tmp_path / "few-in", "table", PAIRS[:60]))
     with pytest.raises(DataError, match="nearly all sentences occur again and again"):
