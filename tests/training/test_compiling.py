@@ -13,9 +13,10 @@ from torch import Tensor
 from mtkit.config.settings import Config
 from mtkit.config.training_settings import TrainingConfig
 from mtkit.data.batches import Batch, micro_batches
+from mtkit.files import Stop
 from mtkit.training import compiling
 from mtkit.training.compiling import CompiledCall, is_compiled
-from mtkit.training.train import Trainer
+from mtkit.training.train import Trainer, measure_pace
 from tests.runs import RECURRENT, Killed, at_step, doing, kill, outcome, trained, trainer_of
 
 
@@ -71,11 +72,13 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     return recorder
 
 
-def gradient(config: Config, batches: list[Batch], setting: str) -> Tensor:
-    """The gradient of the first update of a run."""
+def gradient(config: Config, batches: list[Batch], setting: str, measures: bool = False) -> Tensor:
+    """The gradient of the first update of a run; with `measures`, its speed is measured before."""
     training = config.training.model_copy(update={"compile": setting})
     trainer = trainer_of(config.model_copy(update={"training": training}))
     trainer.log.close()
+    if measures:
+        measure_pace(trainer.model, trainer.feed, trainer.validation, trainer.tokenizer, trainer.state.progress, Stop())
     found: list[Tensor] = []
     trainer.state.optimizer.register_step_pre_hook(
         lambda *_: found.extend(p.grad.flatten() for p in trainer.model.parameters())  # type: ignore[union-attr]
@@ -128,18 +131,18 @@ def test_a_killed_run_with_compiled_layers_resumes_to_the_bit(make, recorder):
     assert recorder.calls > calls
 
 
-def test_where_layers_cannot_be_compiled_training_goes_on_without(make, monkeypatch, capsys):
+def test_where_layers_cannot_be_compiled_training_goes_on_without_and_tells_it_once(make, monkeypatch, capsys):
     def fail(*_: Any) -> None:
         raise RuntimeError("no compiler was found\nand more lines of that kind")
 
     monkeypatch.setattr(compiling, "BACKEND", fail)
-    config = make(precision="fp32")
+    config = make(precision="fp32", max_minutes=0.001)
     trainer = trainer_of(config)
     trainer.log.close()
     batches = [batch for _, (batch,) in islice(micro_batches(trainer.corpus, config.training, 0), 2)]
     wanted = gradient(config, batches, "off")
     capsys.readouterr()
-    assert torch.equal(gradient(config, batches, "on"), wanted)
+    assert torch.equal(gradient(config, batches, "on", measures=True), wanted)
     (warning,) = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert warning.startswith("mtkit: warning: training goes on without compiled layers (training.compile)")
     assert "no compiler was found" in warning
