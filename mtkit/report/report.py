@@ -39,7 +39,7 @@ from mtkit.report.page import (
 )
 from mtkit.text.lines import read_lines
 from mtkit.translation.scores import NUM_RESAMPLES, SignificanceTest, corpus_scores, sentence_scores
-from mtkit.translation.translator import Translator, load
+from mtkit.translation.translator import Translator, load_bundle
 
 NUM_SENTENCES = 5  # shown of the best, of the worst, and of those that differ most between two systems
 SAME = 1e-6  # scores that differ by at most this are equal: scores.json is written with all digits
@@ -96,7 +96,7 @@ class Reported:
     @cached_property
     def translator(self) -> Translator:
         """The model, opened for translation when it is first needed."""
-        return load(self.path, self.overrides)
+        return load_bundle(self.bundle, self.overrides)
 
     @property
     def training(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from mtkit.cli import main
 from mtkit.config.settings import config_text
 from mtkit.errors import MtkitError
 from mtkit.report.page import number
-from mtkit.report.report import PANELS, report
+from mtkit.report.report import PANELS, Reported, report
 from tests.conftest import write_lines
 from tests.report.reading import Reader
 
@@ -116,6 +116,14 @@ def test_without_the_test_set_the_stored_scores_are_shown(run, tmp_path):
     shown = [[row[1], row[2]] for row in page.tables["toy, stored scores"][1:]]
     assert shown == [[score["metric"], f"{score['score']:.2f}"] for score in scores]
     assert not [text for text in page.text if text in ("Training", "Environment and command")]  # a bundle has no log
+
+
+def test_a_report_is_on_one_checkpoint_though_training_deletes_it(run, tmp_path, capsys):
+    unfinished = Path(shutil.copytree(run, tmp_path / "unfinished", ignore=shutil.ignore_patterns("model")))
+    system = Reported.open("A", unfinished, ["device=cpu"])
+    shutil.rmtree(unfinished)
+    assert system.translator.config.decoding.beam_size == 2
+    assert capsys.readouterr().err.count("not finished; using step") == 1
 
 
 def test_systems_of_other_languages_are_refused(run, tmp_path):
