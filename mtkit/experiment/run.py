@@ -377,10 +377,10 @@ def run(cards: Sequence[Card], lab: Lab, minutes: float, begun: float) -> None:
     Raises MtkitError at the end if trainings failed, and StoppedError if a signal stops it.
     """
     lab.results.mkdir(parents=True, exist_ok=True)
+    _warn_of_equals(cards, lab)  # raises an error for text that is not there, before the choice is noted
     write_file(lab.results / LAST, (json_text(asdict(lab.choice)) + "\n").encode())
     clock = Clock(begun + 60 * minutes)
     failed: dict[str, str] = {}
-    _warn_of_equals(cards, lab)
     with only_writer(lab.results):
         try:
             _run_boards(cards, lab, clock, failed)

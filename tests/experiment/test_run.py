@@ -470,6 +470,12 @@ def test_a_new_experiment_is_one_file_and_its_verdict_is_printed(done, tmp_path,
     assert "has results already" in capsys.readouterr().err
 
 
+def test_a_choice_of_text_that_cannot_be_used_is_not_remembered(folder, tmp_path):
+    with pytest.raises(MtkitError, match="nowhere"):
+        run_here(folder, tmp_path / "results", data=str(tmp_path / "nowhere"))
+    assert runner.last_choice(tmp_path / "results") == Choice()
+
+
 def test_wrong_options_are_told(done, capsys):
     for words, told in (
         (["run", str(done.folder.path), "--size", "huge"], "--size: found huge, wants one of toy, small, full"),
