@@ -3,7 +3,7 @@
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import sentencepiece
 
@@ -239,8 +239,7 @@ def without_last_pieces(model: bytes, count: int) -> bytes:
 # The protobuf encoding.
 
 
-@dataclass(frozen=True)
-class _Field:
+class _Field(NamedTuple):  # a model has tens of thousands, and a dataclass takes four times as long to make
     number: int
     value: int | bytes
     encoded: bytes  # the complete encoded field, with its number
@@ -275,6 +274,8 @@ def _read_varint(message: bytes, position: int) -> tuple[int, int]:
 
     A varint has seven bits of the number in each byte, lowest first. Raises ValueError if the varint does not end.
     """
+    if position < len(message) and (first := message[position]) < 0x80:  # as most are, and reading these is fast
+        return first, position + 1
     value = 0
     for shift, byte in enumerate(message[position : position + 10]):
         value |= (byte & 0x7F) << 7 * shift
@@ -303,9 +304,9 @@ def _require_bytes(value: int | bytes) -> bytes:
 
 
 def _decode_piece(value: int | bytes) -> Piece:
-    message = _require_bytes(value)
     text, score = b"", 0.0
-    for field in _fields(message):
+    type_: int | bytes = 1
+    for field in _fields(_require_bytes(value)):
         if field.number == TEXT:
             text = _require_bytes(field.value)
         elif field.number == SCORE:
@@ -313,7 +314,10 @@ def _decode_piece(value: int | bytes) -> Piece:
             if len(encoded) != FIXED_WIDTH[FIXED32]:
                 raise ValueError("a score is no number of 32 bits")
             (score,) = struct.unpack("<f", encoded)
-    type_ = _last_number(message, TYPE, default=1)
+        elif field.number == TYPE:
+            type_ = field.value
+    if not isinstance(type_, int):
+        raise ValueError(f"field {TYPE} is no number")
     if type_ not in PIECE_TYPES:
         raise ValueError(f"piece type {type_} is unknown")
     return Piece(text.decode(), score, PIECE_TYPES[type_])
