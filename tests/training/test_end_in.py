@@ -19,7 +19,8 @@ from mtkit.pipeline import run_train
 from mtkit.preparation.prepare import read_validation
 from mtkit.training.records import is_trained
 from mtkit.training.train import Trainer, train
-from tests.runs import Killed, at_step, doing, events, interrupt, kill, outcome, trained
+from tests.conftest import CorpusFiles, config_with, toy_settings
+from tests.runs import MODEL, TRAINING, Killed, at_step, doing, events, interrupt, kill, outcome, trained
 
 # Stable from step 8 to 15, then nine updates of decay.
 CONSTANT = {"schedule": "constant", "max_steps": 100, "log_every": 1}
@@ -40,15 +41,29 @@ def ended(config: Config, steps: int = STEPS, change: bool = False) -> Path:
     return config.run_path
 
 
-@pytest.fixture(scope="module")
-def stable(prepared: Path, corpus_files: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with a constant rate that was stopped after 15 updates; must not be changed."""
-    from tests.conftest import config_with, toy_settings
-    from tests.runs import MODEL, TRAINING
+def settings_of(corpus_files: CorpusFiles, run: Path, **training: Any) -> Config:
+    """The settings of `make`, for another place."""
+    return config_with(toy_settings(corpus_files, run), model=MODEL, training={**TRAINING, **training})
 
-    run = tmp_path_factory.mktemp("stable") / "run"
-    shutil.copytree(prepared, run)
-    return stopped(config_with(toy_settings(corpus_files, run), model=MODEL, training={**TRAINING, **CONSTANT}))
+
+@pytest.fixture(scope="module")
+def stable(prepared: Path, corpus_files: CorpusFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a constant rate that was stopped after 15 updates; must not be changed."""
+    run = shutil.copytree(prepared, tmp_path_factory.mktemp("stable") / "run")
+    return stopped(settings_of(corpus_files, run, **CONSTANT))
+
+
+@pytest.fixture(scope="module")
+def ended_at_once(stable: Path, corpus_files: CorpusFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run, ended by --end-in 9 without an interruption; must not be changed."""
+    return ended(copied(stable, settings_of(corpus_files, tmp_path_factory.mktemp("ended") / "run", **CONSTANT)))
+
+
+@pytest.fixture(scope="module")
+def with_wsd(prepared: Path, corpus_files: CorpusFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was to end by a decay of nine updates from its first one on; must not be changed."""
+    run = shutil.copytree(prepared, tmp_path_factory.mktemp("wsd") / "run")
+    return trained(settings_of(corpus_files, run, **WSD))
 
 
 def copied(stable: Path, config: Config) -> Config:
@@ -67,12 +82,13 @@ def rates(run: Path) -> list[float]:
     return [event["lr"] for event in events(run, "train")]
 
 
-@pytest.mark.parametrize("begun", [{"schedule": "constant"}, {"schedule": "wsd", "max_steps": 50, "decay_steps": 30}])
-def test_a_run_that_is_ended_is_that_with_wsd_that_was_to_end_so(make, begun):
-    wanted = trained(make("wanted", **WSD))
-    config = make(**{**CONSTANT, **begun})
-    stopped(config)
-    run = ended(config)
+@pytest.mark.parametrize("begun", ["constant", "wsd"])
+def test_a_run_that_is_ended_is_that_with_wsd_that_was_to_end_so(make, ended_at_once, with_wsd, begun):
+    run, wanted = ended_at_once, with_wsd
+    if begun == "wsd":
+        config = make(**{**CONSTANT, "schedule": "wsd", "max_steps": 50, "decay_steps": 30})
+        stopped(config)
+        run = ended(config)
     for name in ("weights.safetensors", "optimizer.safetensors"):
         files = [each / "checkpoints" / "step-00000024" / name for each in (run, wanted)]
         assert files[0].read_bytes() == files[1].read_bytes()
@@ -81,8 +97,8 @@ def test_a_run_that_is_ended_is_that_with_wsd_that_was_to_end_so(make, begun):
     assert events(run, "validation") == events(wanted, "validation")
 
 
-def test_a_decay_that_was_interrupted_goes_on_with_and_without_the_option(make, stable):
-    wanted = outcome(ended(copied(stable, make("wanted", **CONSTANT))))
+def test_a_decay_that_was_interrupted_goes_on_with_and_without_the_option(make, stable, ended_at_once):
+    wanted = outcome(ended_at_once)
     config = copied(stable, make(**CONSTANT))
     with doing(kill, Trainer, "_save", at_step(START)), pytest.raises(Killed):  # before anything is saved of it
         ended(config)
@@ -129,9 +145,9 @@ def test_a_run_that_was_ended_is_finished_and_says_how(make, stable, capsys):
     }
 
 
-def test_a_run_that_finished_at_its_full_rate_can_still_be_ended(make, stable):
-    wanted = read_weights(ended(copied(stable, make("wanted", **CONSTANT))) / "checkpoints", END)
-    config = without_text(make(**{**CONSTANT, "max_steps": START}))
+def test_a_run_that_finished_at_its_full_rate_can_still_be_ended(make, stable, ended_at_once):
+    wanted = read_weights(ended_at_once / "checkpoints", END)
+    config = without_text(copied(stable, make(**{**CONSTANT, "max_steps": START})))
     run = trained(config)
     assert open_bundle(run).description["training"]["steps"] == START
     run_train(config, end_in=STEPS)
@@ -150,7 +166,7 @@ def test_minutes_and_patience_do_not_cut_the_decay_short(make, stable, capsys):
     assert is_trained(config)
 
 
-def test_a_run_in_minutes_can_be_ended_too(make, stable):
+def test_a_run_in_minutes_can_be_ended_too(make, ended_at_once):
     auto = dict.fromkeys(("max_steps", "warmup_steps", "validate_every", "save_every"), "auto")
     config = make(**{**CONSTANT, **auto, "max_minutes": 10.0, "warmup_steps": 8})
     stopped(config)
@@ -159,7 +175,7 @@ def test_a_run_in_minutes_can_be_ended_too(make, stable):
     run = trained(config)
     assert is_trained(config)
     assert read_progress(run / "checkpoints", END)[0].ending == {"start": 15, "steps": 9}
-    assert rates(run)[-9:] == rates(ended(copied(stable, make("other", **CONSTANT))))[-9:]
+    assert rates(run)[-9:] == rates(ended_at_once)[-9:]
 
 
 def test_the_average_of_the_weights_goes_on_through_the_decay(make):
