@@ -279,7 +279,7 @@ def test_once_wsd_falls_its_place_must_be_asked_for(make, before, after, step):
     stopped_at(make(**WSD, **before), step)
     with pytest.raises(CheckpointError, match=r"training\.(max|decay)_steps was .*--change"):
         trained(make(**WSD, **after))
-    trained(make(**WSD, **after), change=True)
+    stopped_at(make(**WSD, **after), step + 1, change=True)
 
 
 @pytest.mark.parametrize("schedules", [("constant", "wsd"), ("wsd", "constant")])
@@ -288,14 +288,14 @@ def test_to_and_from_wsd_is_asked_for(make, schedules):
     stopped_at(make(**first), 10)
     with pytest.raises(CheckpointError, match=r"training\.schedule was (\w+), is (?!\1)\w+.*--change"):
         trained(make(**second))
-    trained(make(**second), change=True)
+    stopped_at(make(**second), 11, change=True)
 
 
 def test_where_validations_lower_the_rate_how_they_measure_is_not_free(make):
     stopped_at(make(schedule="plateau"), 10)
     with pytest.raises(CheckpointError, match=r"validate_every was 8, is 3.*--change"):
         trained(make(schedule="plateau", validate_every=3))
-    trained(make(schedule="plateau", save_every=5))
+    stopped_at(make(schedule="plateau", save_every=5), 11)
 
 
 def test_checkpoints_of_another_rhythm_are_averaged_all_the_same(make):
@@ -372,6 +372,6 @@ def test_a_run_that_was_not_changed_has_nothing_in_its_checkpoints_that_earlier_
     stopped_at(config, 6)
     path = config.run_path / "checkpoints" / "step-00000006" / "progress.json"
     assert "changes" not in json.loads(path.read_text())["progress"]
-    trained(make(learning_rate=0.02), change=True)
-    path = config.run_path / "checkpoints" / "step-00000024" / "progress.json"
+    stopped_at(make(learning_rate=0.02), 7, change=True)
+    path = config.run_path / "checkpoints" / "step-00000007" / "progress.json"
     assert len(json.loads(path.read_text())["progress"]["changes"]) == 1
