@@ -1,6 +1,7 @@
 """Training ends at the validation that reaches target_score, and a race records how long that took."""
 
 import json
+import shutil
 import time
 from itertools import islice
 from pathlib import Path
@@ -18,6 +19,7 @@ from mtkit.errors import CheckpointError, StoppedError
 from mtkit.pipeline import run_race, run_train
 from mtkit.training.records import race_text
 from mtkit.training.train import Trainer
+from tests.conftest import config_with, toy_settings
 from tests.runs import MODEL, TRAINING, at_step, doing, events, interrupt, outcome, trained
 
 TINY = {**TRAINING, "accumulate": 1, "max_steps": 12, "validate_every": 4, "select_by": "loss"}
@@ -39,14 +41,23 @@ def racing(make_config, tmp_path):
     return made
 
 
+VALIDATED: dict[str, Any] = {"validate_every": 4, "learning_rate": 0.03, "max_steps": 32}
+
+
+@pytest.fixture(scope="module")
+def validations(prepared, corpus_files, tmp_path_factory) -> list[dict[str, Any]]:
+    """What a run without a target logs at its eight validations, whatever it is selected by."""
+    run = shutil.copytree(prepared, tmp_path_factory.mktemp("whole") / "run")
+    settings = toy_settings(corpus_files, run)
+    return events(trained(config_with(settings, model=MODEL, training={**TRAINING, **VALIDATED})), "validation")
+
+
 @pytest.mark.parametrize("metric", ["loss", "bleu", "chrf"])
-def test_training_ends_at_the_first_validation_that_reaches_the_target(make, metric):
-    settings: dict[str, Any] = {"select_by": metric, "validate_every": 4, "learning_rate": 0.03, "max_steps": 32}
-    whole = trained(make("whole", **settings))
+def test_training_ends_at_the_first_validation_that_reaches_the_target(make, validations, metric):
     name, sign = ("nll", -1) if metric == "loss" else (metric, 1)
-    scores = {event["step"]: event[name] for event in events(whole, "validation")}
+    scores = {event["step"]: event[name] for event in validations}
     target = sorted(scores.values(), key=lambda score: sign * score)[len(scores) // 2]
-    run = trained(make("run", **settings, target_score=target))
+    run = trained(make("run", **VALIDATED, select_by=metric, target_score=target))
     steps = [event["step"] for event in events(run, "validation")]
     assert steps == list(scores)[: len(steps)]
     assert [sign * scores[step] >= sign * target for step in steps] == [False] * (len(steps) - 1) + [True]
