@@ -196,7 +196,7 @@ def test_a_header_that_is_right_is_read() -> None:
         "name: !!bool maybe\n",
         "name: !!timestamp tomorrow\n",
         "name: !!binary '*'\n",
-        "name: " + "[" * 9999,
+        "name: " + "[" * 1999,
         "name: " + "{a: " * 9999,
         "- " * 9999,
         "name: &a [*a]\n",
