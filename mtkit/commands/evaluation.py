@@ -357,6 +357,9 @@ def bench_translate(
     lines: Annotated[str, typer.Option(metavar="N", help="Translate only this many lines, the first.")] = "1000",
     rounds: Annotated[str, typer.Option(metavar="N", help="Rounds in which all take turns.")] = "5",
     minutes: Annotated[str, typer.Option(metavar="X", help="Begin no further round after this time.")] = "10",
+    latency: Annotated[
+        bool, typer.Option("--latency", help="Measure how long a single line takes, one line at a time.")
+    ] = False,
     length_penalty: LengthPenaltyOption = None,
     decoding: SetOption = None,
     batch_tokens: BatchTokensOption = None,
@@ -368,7 +371,8 @@ def bench_translate(
 
     Every combination of beam size, precision, engine and number of workers is measured, in turn: tokens per second
     from text to text and from ids to ids (median, smallest and largest), rows that the decoder computed for each
-    token, start-up time and memory. A line says why a combination is impossible.
+    token, start-up time and memory. With --latency, it is the milliseconds that a single line takes. A line says why a
+    combination is impossible.
     """
     sizes = None if beam_size is None else [count("--beam-size", size) for size in _items("--beam-size", beam_size)]
     precisions = [choice("--precision", name, PRECISIONS) for name in _items("--precision", precision)]
@@ -377,6 +381,9 @@ def bench_translate(
     limits = count("--lines", lines), count("--rounds", rounds), minutes_above_0(minutes)
     if any(setting.partition("=")[0] == "beam_size" for setting in decoding or []):
         raise UsageError("--set beam_size: say --beam-size, which may name several")
+    if latency and (reference is not None or workers != "1"):
+        name = "--workers" if reference is None else "--reference"
+        raise UsageError(f"--latency: one process translates, and nothing is scored; leave out {name}")
     overrides = [
         *set_settings(decoding),
         *decoding_settings(None, length_penalty, batch_tokens, device),
@@ -385,8 +392,13 @@ def bench_translate(
 
     measures.check_json(json)
     ways = measures.variants(sizes or measures.default_beam_sizes(model), precisions, engines, processes)
-    record = measures.bench_translation(model, file, ways, overrides, reference, *limits)
-    print(measures.translation_text(record), end="")
+    if latency:
+        record = measures.bench_latency(model, file, ways, overrides, *limits)
+        text = measures.latency_text(record)
+    else:
+        record = measures.bench_translation(model, file, ways, overrides, reference, *limits)
+        text = measures.translation_text(record)
+    print(text, end="")
     measures.write_json(json, record)
 
 

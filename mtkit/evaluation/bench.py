@@ -1,20 +1,22 @@
 """`mtkit bench`: measures how fast a model translates, and how fast a configuration trains, on this machine.
 
-`bench_translation` and `bench_training` return records, which `--json` writes; `translation_text` and `training_text`
-show the records as tables. Rates count tokens without padding.
+`bench_translation`, `bench_latency` and `bench_training` return records, which `--json` writes; `translation_text`,
+`latency_text` and `training_text` show the records as tables. Rates count tokens without padding.
 """
 
 import json
 import math
 import os
 import platform
+import random
 import statistics
 import subprocess
 import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
@@ -333,21 +335,31 @@ def bench_translation(
             for one in measured:
                 results[one.variant] = _result(one, lines, references, _fresh(model, one, overrides, lines))
                 meter.add(len(lines))
-    first = measured[0].translator
     return {
-        **machine_facts(first.model.device),
+        **_facts(model, measured[0].translator, source, lines),
+        "rounds": len(measured[0].text_seconds),
+        "variants": _in_order(wanted, results, faults),
+    }
+
+
+def _facts(model: Path, translator: Translator, source: Path, lines: Sequence[str]) -> Record:
+    """Returns the part of a record that says what translates, on which machine, and which text."""
+    return {
+        **machine_facts(translator.model.device),
         "model": str(model),
-        "architecture": first.config.model.architecture,
-        "parameters": _num_parameters(first),
-        "decoding": first.config.decoding.model_dump(mode="json", exclude={"beam_size"}),
+        "architecture": translator.config.model.architecture,
+        "parameters": _num_parameters(translator),
+        "decoding": translator.config.decoding.model_dump(mode="json", exclude={"beam_size"}),
         "file": named(source),
         "lines": len(lines),
-        "rounds": len(measured[0].text_seconds),
-        "variants": [
-            results[variant] if variant in results else {**asdict(variant), "fault": faults[variant]}
-            for variant in wanted
-        ],
     }
+
+
+def _in_order(
+    wanted: Sequence[Variant], results: Mapping[Variant, Record], faults: Mapping[Variant, str]
+) -> list[Record]:
+    """Returns the records of all variants in the order in which they were asked for."""
+    return [results.get(variant) or {**asdict(variant), "fault": faults[variant]} for variant in wanted]
 
 
 def _alone(variant: Variant) -> Variant:
@@ -454,11 +466,10 @@ def _result(measured: _Measured, lines: list[str], references: list[str] | None,
         bleu = {"score": score.score, "signature": score.signature}
     return {
         **asdict(variant),
-        "chosen": {  # what auto meant
-            "precision": translator.precision,
-            "engine": "torch" if translator.engine is None else "ctranslate2",
-            "workers": len(worker_devices(translator.model.device, variant.num_workers)) if measured.has_workers else 1,
-        },
+        "chosen": _chosen(
+            translator,
+            len(worker_devices(translator.model.device, variant.num_workers)) if measured.has_workers else 1,
+        ),
         "fault": None,
         "output_tokens": tokens,
         "text_to_text": _rates(measured.text_seconds, tokens, len(lines)),
@@ -471,6 +482,12 @@ def _result(measured: _Measured, lines: list[str], references: list[str] | None,
     }
 
 
+def _chosen(translator: Translator, num_workers: int) -> Record:
+    """Returns what "auto" meant."""
+    engine = "torch" if translator.engine is None else "ctranslate2"
+    return {"precision": translator.precision, "engine": engine, "workers": num_workers}
+
+
 def _rates(seconds: Sequence[float], tokens: int, num_lines: int) -> Record:
     """Returns tokens and lines per second: the median, smallest and largest over the rounds, and all times."""
     spread = (statistics.median(seconds), max(seconds), min(seconds))
@@ -480,6 +497,78 @@ def _rates(seconds: Sequence[float], tokens: int, num_lines: int) -> Record:
         "lines_per_second": {name: num_lines / one for name, one in zip(names, spread, strict=True)},
         "seconds": list(seconds),
     }
+
+
+# One line at a time, as a chat or a server translates.
+
+WARM_UP_LINES = 20
+
+
+def bench_latency(
+    model: Path,
+    source: Path,
+    wanted: Sequence[Variant],
+    overrides: Sequence[str] = (),
+    num_lines: int = 1000,
+    rounds: int = 5,
+    minutes: float = 10.0,
+) -> Record:
+    """Measure how long a model takes for a single line; returns the record.
+
+    In each round, the variants take turns: each translates the lines one after the other, every line by a call of its
+    own, as in `translator.translate([line])`. The lines are the first `num_lines` of `source` that are not blank, in a
+    random order that is different in each round and the same for all variants. Before the first round, each variant
+    translates some lines untimed. No round begins after `minutes` minutes, but there is at least one. The median and
+    the 99th percentile are those of all calls.
+
+    The records of impossible variants and the errors are those of `bench_translation`.
+    """
+    begun = time.monotonic()
+    lines = [line for line in _read(source, None, num_lines)[0] if line.strip()]
+    translators, faults = _open(model, wanted, overrides)
+    calls: dict[Variant, list[tuple[float, int]]] = {variant: [] for variant in translators}
+    orders = [random.Random(number).sample(lines, len(lines)) for number in range(rounds)]
+    with warnings.catch_warnings(), Meter("translating", "lines", len(lines) * rounds * len(translators)) as meter:
+        warnings.simplefilter("ignore")  # of lines with problems; `mtkit translate` tells them
+        for translator in translators.values():
+            _one_by_one(translator, orders[0][:WARM_UP_LINES])
+        for number, order in enumerate(orders):
+            if number and time.monotonic() - begun >= 60 * minutes:
+                break
+            for variant, translator in translators.items():
+                calls[variant] += _one_by_one(translator, order)
+                meter.add(len(lines))
+    results = {
+        variant: {
+            **asdict(variant),
+            "chosen": _chosen(translator, 1),
+            "fault": None,
+            "latency": {"median": _percentile(calls[variant], 50), "percentile_99": _percentile(calls[variant], 99)},
+        }
+        for variant, translator in translators.items()
+    }
+    first = next(iter(translators))
+    return {
+        **_facts(model, translators[first], source, lines),
+        "rounds": len(calls[first]) // len(lines),
+        "variants": _in_order(wanted, results, faults),
+    }
+
+
+def _one_by_one(translator: Translator, lines: Sequence[str]) -> list[tuple[float, int]]:
+    """Translates each line by a call of its own; returns the seconds of each, and the tokens of its translation."""
+    seconds, texts = [], []
+    for line in lines:
+        begun = time.perf_counter()
+        texts += translator.translate([line])
+        seconds.append(time.perf_counter() - begun)
+    return list(zip(seconds, map(len, translator.tokenizer.encode_target(texts)), strict=True))
+
+
+def _percentile(calls: Sequence[tuple[float, int]], percent: int) -> Record:
+    """Returns the time that `percent` % of the calls did not exceed, and the tokens of the line that took it."""
+    seconds, tokens = sorted(calls)[math.ceil(len(calls) * percent / 100) - 1]
+    return {"milliseconds": 1000 * seconds, "output_tokens": tokens}
 
 
 def _num_parameters(translator: Translator) -> int:
@@ -632,12 +721,40 @@ def translation_text(record: Record) -> str:
         )
     signatures = {found["bleu"]["signature"] for found in record["variants"] if found.get("bleu")}
     return (
-        f"{machine_text(record)}{record['model']}: {record['architecture']}, {record['parameters']:,} parameters\n"
-        f"{record['file']}: {counted(record['lines'], 'line')}; {counted(record['rounds'], 'round')} in turn, after "
-        "one of each as warm-up: median (least-most)\n\n"
+        f"{_facts_text(record)}, after one of each as warm-up: median (least-most)\n\n"
         f"{aligned(speeds)}\n{aligned(costs)}\n{EXPLANATION}"
         + "".join(f"BLEU: {signature}\n" for signature in sorted(signatures))
     )
+
+
+def _facts_text(record: Record) -> str:
+    """Returns as text what translates, on which machine, which text, and in how many rounds, without a line break."""
+    return (
+        f"{machine_text(record)}{record['model']}: {record['architecture']}, {record['parameters']:,} parameters\n"
+        f"{record['file']}: {counted(record['lines'], 'line')}; {counted(record['rounds'], 'round')} in turn"
+    )
+
+
+LATENCY_EXPLANATION = """\
+ms: milliseconds for a line, from text to text; half of the calls, or 99 %, took no longer
+tokens: pieces in the translation that took so long, without the end mark
+ct2: CTranslate2
+"""
+
+
+def latency_text(record: Record) -> str:
+    """Returns the record of `bench_latency` as text: a table and what it measures, in at most 100 columns."""
+    names = [item.name for item in fields(Variant) if item.name != "workers"]
+    rows = [[*(HEADINGS.get(name, name) for name in names), "median ms", "tokens", "99 % ms", "tokens"]]
+    for found in record["variants"]:
+        row = [_value(found, name) for name in names]
+        if found["fault"] is not None:
+            rows.append([*row, found["fault"]])
+            continue
+        for part in found["latency"].values():
+            row += [f"{part['milliseconds']:,.1f}", f"{part['output_tokens']:,}"]
+        rows.append(row)
+    return f"{_facts_text(record)}, one line at a time, in random order\n\n{aligned(rows)}\n{LATENCY_EXPLANATION}"
 
 
 def _value(found: Record, name: str) -> str:

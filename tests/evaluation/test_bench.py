@@ -44,6 +44,7 @@ from mtkit.evaluation.bench import (
 from mtkit.models.registry import new_model
 from mtkit.translation import workers
 from mtkit.translation.scores import corpus_scores
+from mtkit.translation.translator import Translator
 from tests.conftest import CorpusFiles
 from tests.runs import RECURRENT
 
@@ -312,6 +313,56 @@ def test_engines_and_workers_are_measured_and_what_is_impossible_says_why(
     assert max(map(len, lines)) <= 100
     [row] = [line for line in lines if line.split()[:4] == ["1", "fp32", "ct2", "2"]]
     assert impossible["fault"].startswith(" ".join(row.split()[4:]))
+
+
+def test_latency_is_that_of_calls_with_one_line_in_an_order_that_all_variants_share(
+    call: Call, tiny_run: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("text").write_text("one two three\n\nfour\nfive six\nseven\n")
+    Path("model").symlink_to(tiny_run / "model")
+    monkeypatch.setattr(bench, "WARM_UP_LINES", 2)
+    given: dict[int, list[str]] = {1: [], 2: []}
+    translate = Translator.translate
+
+    def noting(translator: Translator, lines: list[str]) -> list[str]:
+        [line] = lines
+        given[translator.config.decoding.beam_size].append(line)
+        return translate(translator, lines)
+
+    monkeypatch.setattr(Translator, "translate", noting)
+    options = ["--latency", "--beam-size", "1,2", "--lines", "4", "--rounds", "3", "--json", "json"]
+    result = call("bench", "translate", "model", "text", *options, "--quiet")
+    assert (result.code, result.error) == (0, "")
+    warm_up, *rounds = given[1][:2], given[1][2:5], given[1][5:8], given[1][8:]
+    assert all(sorted(one) == ["five six", "four", "one two three"] for one in rounds)
+    assert warm_up == rounds[0][:2]
+    assert rounds[0] != rounds[1] or rounds[0] != rounds[2]
+    assert given[1] == given[2]
+
+    record = json.loads(Path("json").read_text("utf-8"))
+    assert (record["lines"], record["rounds"]) == (3, 3)
+    assert max(map(len, result.out.splitlines())) <= 100
+    for found in record["variants"]:
+        median, late = found["latency"]["median"], found["latency"]["percentile_99"]
+        assert 0 < median["milliseconds"] <= late["milliseconds"]
+        [row] = [line.split() for line in result.out.splitlines() if line.split()[:1] == [str(found["beam_size"])]]
+        shown = [(f"{part['milliseconds']:,.1f}", str(part["output_tokens"])) for part in (median, late)]
+        assert row == [str(found["beam_size"]), "fp32", "torch", *shown[0], *shown[1]]
+
+
+def test_a_percentile_is_the_time_that_as_many_calls_did_not_exceed() -> None:
+    calls = [(number / 1000, 2 * number) for number in range(1, 201)]
+    assert bench._percentile(calls[::-1], 50) == {"milliseconds": 100.0, "output_tokens": 200}
+    assert bench._percentile(calls[::-1], 99) == {"milliseconds": 198.0, "output_tokens": 396}
+    assert bench._percentile(calls[:1], 99) == {"milliseconds": 1.0, "output_tokens": 2}
+
+
+@pytest.mark.parametrize("option", [["--workers", "2"], ["--reference", "text"]])
+def test_latency_goes_without_workers_and_references(call: Call, option: list[str]) -> None:
+    result = call("bench", "translate", "model", "text", "--latency", *option)
+    assert (result.code, result.out) == (2, "")
+    assert f"--latency: one process translates, and nothing is scored; leave out {option[0]}" in result.error
 
 
 def test_if_all_is_impossible_the_first_reason_is_the_error(call: Call, tiny_run: Path, tmp_path: Path) -> None:
