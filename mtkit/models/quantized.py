@@ -1,4 +1,4 @@
-"""Faster linear layers for translating on a CPU: products of 8-bit whole numbers, and packed weights in bf16.
+"""Faster linear layers for translating on a CPU: products of 8-bit whole numbers, and packed weights.
 
 `speed_up` puts them into a model whose weights are there.
 
@@ -67,14 +67,19 @@ def speed_up(model: TranslationModel, precision: str) -> None:
 
     For int8 on a CPU, these are `Int8Linear`; the rest of the model (embeddings, attention, norms, softmax, recurrent
     cells) stays in fp32. For bf16 on a CPU where `packing_is_right`, these are `PackedLinear`, which compute the same
-    to the bit. In all other cases, nothing is replaced. The model must have its weights already; the originals are not
-    needed afterwards, except those of embeddings. A layer with one output stays as it is: nothing is gained there.
+    to the bit. For fp32 on such a CPU, only the output layer becomes a `PackedLinear`, which computes the same up to
+    rounding; smaller layers would gain nothing, and keep the weights of the memory-mapped file. In all other cases,
+    nothing is replaced. The model must have its weights already; those of replaced layers are not needed afterwards,
+    except those of embeddings. A layer with one output stays as it is: nothing is gained there.
     """
-    if model.device.type != "cpu" or precision not in ("int8", "bf16"):
+    if model.device.type != "cpu" or precision not in ("int8", "bf16", "fp32"):
+        return
+    if precision != "int8" and not packing_is_right(DTYPES[precision]):
+        return
+    if precision == "fp32":
+        model.output.projection = PackedLinear(model.output.weight, model.output.bias)
         return
     replacement = Int8Linear if precision == "int8" else PackedLinear
-    if replacement is PackedLinear and not packing_is_right():
-        return
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
             if isinstance(layer, nn.Linear) and layer.out_features > 1:
@@ -83,13 +88,14 @@ def speed_up(model: TranslationModel, precision: str) -> None:
             parent.projection = replacement(parent.weight, parent.bias)
 
 
-# Packed weights in bf16.
+# Packed weights.
 
 
 class PackedLinear(nn.Module):
-    """A linear layer in bf16 whose weights are stored in the order in which the processor multiplies.
+    """A linear layer in bf16 or fp32 whose weights are stored in the order in which the processor multiplies.
 
-    An `nn.Linear` brings them into this order in every call, which is a third of its time with 64 rows.
+    In bf16, an `nn.Linear` brings them into this order in every call, which is a third of its time with 64 rows. In
+    fp32, a product with 8,000 outputs takes half the time with 5 rows, two thirds with 64, and as long with 1 or 320.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -98,25 +104,28 @@ class PackedLinear(nn.Module):
         self.bias = None if bias is None else bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps `x`, (…, I), to (…, O), both in bf16."""
+        """Maps `x`, (…, I), to (…, O), both in the precision of the weights."""
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
         return y
 
 
 @cache
-def packing_is_right() -> bool:
-    """Whether this processor, with this version of PyTorch, has packed products and they are right."""
+def packing_is_right(dtype: torch.dtype) -> bool:
+    """Whether this processor, with this version of PyTorch, has packed products and they are right.
+
+    In bf16, they must be those of `nn.Linear` to the bit, in fp32 up to rounding.
+    """
     generator = torch.Generator().manual_seed(1)
     for num_rows, width, out in CHECKED_SHAPES:
         x, weight, bias = (
-            torch.randn(shape, generator=generator, dtype=torch.bfloat16)
-            for shape in ((num_rows, width), (out, width), (out,))
+            torch.randn(shape, generator=generator, dtype=dtype) for shape in ((num_rows, width), (out, width), (out,))
         )
         try:
             found = PackedLinear(weight, bias)(x)
         except (RuntimeError, AttributeError):  # not on this processor, or not in this version
             return False
-        if not torch.equal(found, F.linear(x, weight, bias)):
+        wanted = F.linear(x, weight, bias)
+        if not (torch.equal(found, wanted) if dtype == torch.bfloat16 else torch.allclose(found, wanted, atol=1e-4)):
             return False
     return True
 

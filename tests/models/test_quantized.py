@@ -261,7 +261,7 @@ def test_decoding_token_by_token_in_int8_gives_the_logits_of_teacher_forcing(nam
 
 @pytest.mark.parametrize("name", MODELS)
 def test_packed_weights_in_bf16_change_no_bit(name: str) -> None:
-    if not packing_is_right():
+    if not packing_is_right(torch.bfloat16):
         pytest.skip("not on this processor")
     source, target = sentences(5, 9, 2), sentences(4, 6, 3, seed=1)
     unpacked = new_model(MODELS[name], VOCAB, VOCAB, seed=1).requires_grad_(False).eval().to(torch.bfloat16)
@@ -285,9 +285,20 @@ def test_a_model_tells_its_precision() -> None:
 
 
 def test_an_output_layer_without_a_projection_multiplies_by_its_matrix() -> None:
-    output = model_of("transformer", "fp32").output
+    output = model_of("transformer", "fp64").output
     assert isinstance(output, Output)
     assert output.projection is None
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_in_fp32_the_output_layer_alone_is_packed_and_gives_the_same_logits_up_to_rounding(name: str) -> None:
+    if not packing_is_right(torch.float32):
+        pytest.skip("not on this processor")
+    source, target = sentences(5, 9, 2), sentences(4, 6, 3, seed=1)
+    unpacked = new_model(MODELS[name], VOCAB, VOCAB, seed=1).requires_grad_(False).eval()
+    packed = model_of(name, "fp32")
+    assert [layer for layer in packed.modules() if isinstance(layer, PackedLinear)] == [packed.output.projection]
+    torch.testing.assert_close(logits_of(packed, source, target), logits_of(unpacked, source, target))
 
 
 # Which precision.
