@@ -151,6 +151,18 @@ def source_attention_mask(query_segments: Tensor, source: Rows) -> Tensor:
     return (query == key) | (query == 0)
 
 
+def padding_mask(source: Rows, dtype: torch.dtype) -> Tensor | None:
+    """Returns a mask (R, 1, 1, S) that hides the padding of source rows which are not packed.
+
+    Outside training, the mask is `additive` already, and is `None` on a CPU if there is no padding; other devices would
+    have to be waited for.
+    """
+    mask = source.mask[:, None, None, :]
+    if torch.is_grad_enabled():
+        return mask
+    return None if mask.device.type == "cpu" and bool(mask.all()) else additive(mask, dtype)
+
+
 def drawn_layers(layers: LayerList[AnyLayer], rate: float, training: bool) -> tuple[list[AnyLayer], list[Tensor]]:
     """Draws layer dropout; returns the layers that take part in a forward pass, and the weights of the others."""
     drawn = draw_layers(len(layers), rate, training)
@@ -312,17 +324,19 @@ class DecoderLayer(nn.Module):
         cache: Cache | None,
         rotation: Rotation | None,
         memory: tuple[Tensor, Tensor] | None,
-        source_mask: Tensor,
+        source_mask: Tensor | None,
         watched: list[Tensor] | None = None,
         factors: Tensor | None = None,
     ) -> Tensor:
         """Maps target tokens `x`, (R, T, D), to the layer's output of the same shape.
 
         If `cache` is given, the keys and values of these tokens are appended to it. If `watched` is a list, the weights
-        of the attention to the source are appended to the list. `mask` comes from `TransformerState.advance`, and
-        `memory` holds the keys and values of the source. `factors` is as in `attend_with_factors`.
+        of the attention to the source are appended to the list. `mask` comes from `TransformerState.advance`,
+        `source_mask` from `source_attention_mask` or `padding_mask`; `None` hides no source token. `memory` holds the
+        keys and values of the source. `factors` is as in `attend_with_factors`.
         """
-        x = self.around_attention(x, lambda y: self.attention(y, mask, mask is None, cache, rotation, factors))
+        causal = mask is None and x.shape[1] > 1
+        x = self.around_attention(x, lambda y: self.attention(y, mask, causal, cache, rotation, factors))
         attention, around = self.source_attention, self.around_source_attention
         if attention is not None and around is not None and memory is not None:
             x = around(x, lambda y: attention(y, *memory, source_mask, watched))
@@ -346,12 +360,13 @@ class TransformerState:
     unused: list[Tensor]  # tensors that get no gradient because of the skipped layers
     memory: list[tuple[Tensor, Tensor] | None]  # for each layer, keys and values of the source, each (R, H, S, K)
     source: Rows
+    source_mask: Tensor | None  # hides padding of the source; None if there is none, or if rows are packed
     positions: Tensor  # (R,) int64: the number of tokens decoded so far, including the start token
     caches: list[Cache]
     watch: bool = False
     attention: list[Tensor] = field(default_factory=list)
     num_hypotheses: int = 1  # W
-    ancestors: Tensor | None = None  # (R, W, N) bool; None before the first token
+    ancestors: Tensor | None = None  # (R, W, N) bool; None: each cached token belongs to every hypothesis
     num_used: int = 0  # the number of tokens in the caches when unused ones were last removed
     length: int = 0  # an upper bound of `positions` that can be read without waiting for the device
 
@@ -394,6 +409,7 @@ class TransformerState:
                 for each in self.memory
             ],
             source=Rows(source.ids[sentences], source.segments[sentences], source.positions[sentences], source.packed),
+            source_mask=None if self.source_mask is None else self.source_mask[sentences],
             positions=self.positions[sentences],
             ancestors=None if self.ancestors is None else self.ancestors[sentences],
         )
@@ -402,30 +418,50 @@ class TransformerState:
         """Returns a state that includes the tokens in `target`, and the attention mask of these tokens.
 
         The mask, (R, 1, T, N) bool, says which of the N tokens, cached or new, each new token may attend to; `None`
-        stands for a causal mask. A new token attends to the cached tokens of its hypothesis. A new token also attends
-        to those new tokens that belong to its own segment (sentence or hypothesis) and do not come after it. This rule
-        covers teacher forcing, packed rows and search steps. The returned state has new `positions` and `ancestors`;
-        the layers append to the caches of the state later.
+        stands for a causal mask or, if there is one new token, for all tokens. A new token attends to the cached tokens
+        of its hypothesis. A new token also attends to those new tokens that belong to its own segment (sentence or
+        hypothesis) and do not come after it. This rule covers teacher forcing, packed rows and search steps. The
+        returned state has new `positions` and `ancestors`; the layers append to the caches of the state later.
         """
-        query, key = target.segments[:, :, None], target.segments[:, None, :]
         num_hypotheses, num_tokens = self.num_hypotheses, target.ids.shape[1]
         assert num_hypotheses in (1, num_tokens), "one hypothesis takes any number of tokens, several take one each"
+        if num_hypotheses == num_tokens:
+            return self._advance_by_one()
+        query, key = target.segments[:, :, None], target.segments[:, None, :]
         own = key == torch.arange(1, num_hypotheses + 1, device=key.device)[None, :, None]  # (R, W, T)
 
-        mask = None
-        if self.ancestors is not None or target.packed:
+        mask, ancestors = None, self._all_ancestors()
+        if self.length or target.packed:
             mask = (query == key) & (target.positions[:, None, :] <= target.positions[:, :, None])  # (R, T, T)
-            if self.ancestors is not None:
-                mask = torch.cat([self.ancestors.expand(-1, num_tokens, -1), mask], dim=2)
-            mask = mask[:, None]
+            mask = torch.cat([ancestors.expand(-1, num_tokens, -1), mask], dim=2)[:, None]
 
         after = replace(
             self,
-            ancestors=own if self.ancestors is None else torch.cat([self.ancestors, own], dim=2),
-            positions=self.positions + target.mask.sum(1) // num_hypotheses,
-            length=self.length + num_tokens // num_hypotheses,
+            ancestors=torch.cat([ancestors, own], dim=2),
+            positions=self.positions + target.mask.sum(1),
+            length=self.length + num_tokens,
         )
         return after, mask
+
+    def _advance_by_one(self) -> tuple[Self, Tensor | None]:
+        """Does what `advance` does, for one token of each hypothesis: a step of a search.
+
+        Its own token and those of its ancestors are what a hypothesis may attend to. So the mask is that of the
+        ancestors; and there is none as long as a single hypothesis grows.
+        """
+        ancestors = self.ancestors
+        if self.num_hypotheses > 1 or ancestors is not None:
+            own = torch.eye(self.num_hypotheses, dtype=torch.bool, device=self.positions.device)
+            ancestors = torch.cat([self._all_ancestors(), own.expand(len(self.positions), -1, -1)], dim=2)
+        after = replace(self, ancestors=ancestors, positions=self.positions + 1, length=self.length + 1)
+        return after, None if ancestors is None else ancestors[:, None]
+
+    def _all_ancestors(self) -> Tensor:
+        """Returns `ancestors` as a tensor."""
+        if self.ancestors is not None:
+            return self.ancestors
+        shape = len(self.positions), self.num_hypotheses, self.length
+        return torch.ones(shape, dtype=torch.bool, device=self.positions.device)
 
 
 @dataclass(frozen=True)
@@ -511,6 +547,7 @@ class TransformerDecoder(nn.Module):
             unused,
             memory=[layer.project(memory.states) for layer in layers],
             source=source,
+            source_mask=None if source.packed else padding_mask(source, compute_dtype(memory.states)),
             positions=torch.zeros(len(source.ids), dtype=torch.int64, device=source.ids.device),
             caches=[Cache() for _ in layers],
             watch=watch,
@@ -526,7 +563,7 @@ class TransformerDecoder(nn.Module):
             return self._decode_all(target, state)
         state, mask = state.advance(target)
         features, attention = self._decode(target, state, mask)
-        return features, replace(state, attention=attention)
+        return features, replace(state, attention=attention) if state.watch else state
 
     def _decode_all(self, target: Rows, state: PrefixState) -> tuple[Tensor, PrefixState]:
         """Decodes all tokens so far; returns the features of those in `target`, (R, T, D), and the new state."""
@@ -552,19 +589,22 @@ class TransformerDecoder(nn.Module):
         self, target: Rows, state: TransformerState, mask: Tensor | None, factors: Tensor | None = None
     ) -> tuple[Tensor, list[Tensor]]:
         """Returns the features (R, T, D) of the tokens in `target`, which `state` includes, and attention weights."""
-        source_mask = source_attention_mask(target.segments, state.source)
+        is_packed = state.source.packed
+        source_mask = source_attention_mask(target.segments, state.source) if is_packed else state.source_mask
         rotation = None
         if self.rotary is not None:
             from_start = state.length == target.ids.shape[1]  # false in a step of a search, except for the first one
             rotation = self.rotary(target.positions, state.length, from_start and not target.packed)
         x = with_zero_gradients(self.embedded(target, state.length), state.unused)
         if self.biases is not None:
-            if mask is None:
+            if mask is None and state.length > target.ids.shape[1]:
+                mask = torch.ones(len(target.ids), 1, 1, state.length, dtype=torch.bool, device=x.device)
+            elif mask is None:
                 mask = ((target.segments[:, :, None] == target.segments[:, None, :]) & is_not_later(target))[:, None]
             is_whole = mask.shape[3] == target.ids.shape[1]
             mask = self.biases(distances(target) if is_whole else cached_distances(mask), mask, compute_dtype(x))
         if mask is not None and not torch.is_grad_enabled():  # a step of a search: converted once for all layers
-            mask, source_mask = additive(mask, compute_dtype(x)), additive(source_mask, compute_dtype(x))
+            mask = additive(mask, compute_dtype(x))
         attention: list[Tensor] = []
         watched = attention if state.watch else None
         recomputes = self.recomputes and torch.is_grad_enabled()

@@ -326,23 +326,28 @@ def _extend(
     totals = all_log_probs  # (R, W) log-probabilities so far
     done = torch.zeros(shape, dtype=torch.bool, device=device)  # (R, W)
     length = 0  # of the hypotheses, in tokens
+    new: list[Tensor] = []  # (R, W) the last tokens, which are not yet in all_tokens
     while len(rows):
         log_probs, state = step(ids, state)
         ids = torch.where(done | (max_lengths <= length)[:, None], end, choose(log_probs, rows, length))
         gains = log_probs.expand(-1, num_hypotheses, -1).gather(2, ids[:, :, None])[:, :, 0]
         totals = torch.where(done, totals, totals + gains)
-        all_tokens[rows, :, length] = ids
+        new.append(ids)
         length += 1
 
         done = done | (ids == end) | ~(totals > -torch.inf)
         unfinished = (~done).any(1).cpu()  # waits for the device, once per step
-        if length == 1 and num_hypotheses > 1 and unfinished.any():
+        num_unfinished = int(unfinished.sum())
+        if length == 1 and num_hypotheses > 1 and num_unfinished:
             state = state.branch(torch.zeros_like(ids))
-        if unfinished.sum() <= COMPACT_AT * len(rows):
+        if num_unfinished <= COMPACT_AT * len(rows):
+            all_tokens[rows, :, length - len(new) : length] = torch.stack(new, dim=2)
+            new = []
             all_log_probs = all_log_probs.to(totals).index_copy(0, rows, totals)
             kept = unfinished.nonzero()[:, 0].to(device)
             rows, ids, totals, done = rows[kept], ids[kept], totals[kept], done[kept]
-            max_lengths, state = max_lengths[kept], state.keep(kept)
+            max_lengths = max_lengths[kept]
+            state = state.keep(kept) if num_unfinished else state
 
     return [
         [_hypothesis(tokens, total, end) for tokens, total in zip(all_of_one, totals_of_one, strict=True)]
@@ -351,6 +356,7 @@ def _extend(
 
 
 BLOCK = 64  # consecutive tokens of which, on a CPU, only the largest value is looked at first
+FEW_VALUES = 1 << 14  # log-probabilities that are searched at once
 
 
 def _argmax(x: Tensor) -> Tensor:
@@ -358,10 +364,11 @@ def _argmax(x: Tensor) -> Tensor:
 
     Of equal values, the first counts. On a CPU, `torch.argmax` over the whole vocabulary takes several times as long as
     `torch.amax`. So on a CPU, `torch.amax` first finds the block of tokens with the largest maximum. Then only this
-    block, and the tokens after the last whole block, are searched.
+    block, and the tokens after the last whole block, are searched. If there are few values, they are searched at once:
+    8,000 take 12 microseconds, as long as six operators.
     """
     num_blocks = x.shape[2] // BLOCK
-    if x.device.type != "cpu" or num_blocks < 2:
+    if x.device.type != "cpu" or num_blocks < 2 or x.numel() <= FEW_VALUES:
         return x.argmax(dim=2)
     blocks = torch.unflatten(x[:, :, : num_blocks * BLOCK], 2, (num_blocks, BLOCK))
     best = blocks.amax(3).argmax(2, keepdim=True)  # (R, W, 1)
@@ -890,9 +897,12 @@ def beam_search(
         done = stopping(SearchProgress(finished.scores[:, num_best - 1], best_possible, num_ended), beam_size)
         totals = totals.masked_fill(done[:, None], -torch.inf)
         unfinished = (~done).cpu()  # waits for the device, once per step
-        if unfinished.any():
-            state = state.branch(alive.parents)
-        if unfinished.sum() <= COMPACT_AT * len(rows):
+        num_unfinished = int(unfinished.sum())
+        if not num_unfinished:
+            results = results.store(rows, finished)
+            break
+        state = state.branch(alive.parents)
+        if num_unfinished <= COMPACT_AT * len(rows):
             results = results.store(rows, finished)
             kept = unfinished.nonzero()[:, 0].to(device)
             rows, num_ended, ids, totals, nodes = rows[kept], num_ended[kept], ids[kept], totals[kept], nodes[kept]

@@ -290,7 +290,7 @@ def next_log_probs(
     logits = model.output(features)
     log_probs = log_probs_from(logits, scratch)
     if forbidden:
-        log_probs[:, :, list(forbidden)] = float("-inf")
+        log_probs.index_fill_(2, torch.tensor(list(forbidden), device=log_probs.device), -torch.inf)
     return log_probs, state
 
 
