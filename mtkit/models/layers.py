@@ -462,6 +462,7 @@ class SelfAttention(nn.Module):
         self.num_heads = num_heads
         self.dropout = dropout
         self.factor = 1.0 if scaled else (d_model // num_heads) ** 0.5  # undoes the scaling of the scores
+        self.is_normalized = normalized
         self.query_key_value = nn.Linear(d_model, 3 * d_model, bias)
         self.output = nn.Linear(d_model, d_model, bias)
         self.query_norm, self.key_norm = head_norms(d_model, num_heads, normalized)
@@ -482,10 +483,7 @@ class SelfAttention(nn.Module):
         appended to the cache, and the tokens attend to all tokens in the cache. `factors` is as in
         `attend_with_factors`.
         """
-        query, key, value = (split_heads(part, self.num_heads) for part in self.query_key_value(x).chunk(3, -1))
-        query, key = self.query_norm(query), self.key_norm(key)
-        if rotation is not None:
-            query, key = rotation(query), rotation(key)
+        query, key, value = self._heads(x, rotation)
         if cache is not None:
             key, value = cache.append(key, value)
         query, rate = _times(query, self.factor), self.dropout if self.training else 0.0
@@ -495,6 +493,21 @@ class SelfAttention(nn.Module):
             attended = attend_with_factors(query, key, value, mask, factors, rate)
         output: Tensor = self.output(attended)
         return output
+
+    def _heads(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the queries and keys, normalised and rotated if the settings say so, and the values: (R, H, Q, K)."""
+        if torch.is_grad_enabled() or self.is_normalized:
+            query, key, value = (split_heads(part, self.num_heads) for part in self.query_key_value(x).chunk(3, -1))
+            query, key = self.query_norm(query), self.key_norm(key)
+            return (query, key, value) if rotation is None else (rotation(query), rotation(key), value)
+        # All heads at once, with fewer operators. In training, gradients would be laid out in another way.
+        heads = split_heads(self.query_key_value(x), 3 * self.num_heads)  # (R, 3H, Q, K)
+        if rotation is None:
+            query, key, value = heads.chunk(3, 1)
+        else:
+            query, key = rotation(heads[:, : -self.num_heads]).chunk(2, 1)
+            value = heads[:, -self.num_heads :]
+        return query, key, value
 
 
 class CrossAttention(nn.Module):
