@@ -73,7 +73,8 @@ def load(
     model's own settings.
 
     `precision` is "fp32", "bf16", "fp16", "int8" (on a CPU), "fp64", or "auto": the fastest on this device that costs
-    little (see `pick_run_precision`). On a CPU in fp32, the weights are memory-mapped and not copied.
+    little (see `pick_run_precision`). On a CPU in fp32, the weights are memory-mapped and, except those of the output
+    layer, not copied.
 
     `ensemble` holds the paths of further models; the probabilities of all models are averaged. All models must have the
     same tokenizer. The settings of the model at `path` apply.
