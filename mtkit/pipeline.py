@@ -164,11 +164,11 @@ def run_race(
 ) -> dict[str, Any]:
     """`mtkit race`: train until a validation reaches training.target_score; returns the content of race.json.
 
-    `begun` is the time at which the command started, by time.monotonic(); `ranks` is as in `run_train`, and all ranks
-    but rank 0 return {}. With `test`, the model is then evaluated on
-    the test sets, and the scores are added to race.json. If training has already ended with these settings, training is
-    not repeated, and nothing else in race.json changes. Raises CheckpointError if the run began without this target,
-    since a validation might have reached the target long ago.
+    `begun` is the time at which the command started, by time.monotonic(). `ranks` is as in `run_train`; all ranks but
+    rank 0 return {}. With `test`, the model is then evaluated on the test sets, and the scores are added to race.json.
+    If training has already ended with these settings, training is not repeated, and nothing else in race.json changes.
+    Raises CheckpointError if the run began without this target, since a validation might have reached the target long
+    ago.
     """
     config = with_patterns_expanded(carried_over(config))
     run = config.run_path
