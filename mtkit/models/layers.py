@@ -265,7 +265,8 @@ def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
         return F.dropout(x, rate)
     dropped = min(max(round(rate * LEVELS), 1), LEVELS - 1)
     # The seed is drawn from PyTorch's generator, so that the same state of that generator gives the same dropout.
-    seed = int(torch.empty((), dtype=torch.int64, device="cpu").random_())
+    seed = np.empty(1, dtype=np.int64)
+    torch.from_numpy(seed).random_()  # writes into `seed`
     words = torch.from_numpy(np.random.SFC64(seed).random_raw((x.numel() + 3) // 4))
     drawn = words.view(torch.int16)[: x.numel()].view(x.shape)
     factor = torch.empty(x.shape, dtype=x.dtype, device="cpu")

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -142,7 +143,10 @@ class _CrossEntropy(torch.autograd.Function):
                 if in_place:
                     y_logits = z.gather(2, y).to(exact)
                     y_log_probs = torch.softmax(z, -1, out=z).gather(2, y).to(exact).log_()
-                    if (improbable := y_log_probs.flatten() < LEAST_LOG_PROB).any():
+                    improbable = y_log_probs.flatten() < LEAST_LOG_PROB
+                    is_any = np.zeros((), dtype=bool)
+                    torch.any(improbable, out=torch.from_numpy(is_any))  # nothing is read from a device
+                    if is_any:
                         rare = F.linear(h[improbable], table, added).to(exact).log_softmax(-1)
                         y_log_probs[0, improbable] = rare.gather(1, slice_labels[improbable, None])
                     log_likelihood += y_log_probs.sum((1, 2))
