@@ -233,7 +233,11 @@ class SlipSearch:
         return np.where(is_low.any(axis=0), self._next + place, self._since)
 
     def _gains(self, begin: int, end: int) -> NDArray[np.float64]:
-        """By how much each alignment fits better than the current one, for lines `begin` to `end`; (L, S + 1)."""
+        """By how much each shift fits better than the current one, in cosine, (L, S + 1).
+
+        The lines are those from `begin` up to `end`, which is not included. The columns are the shifts from -MOST_SHIFT
+        to MOST_SHIFT; the last one is for source lines that belong to no target line.
+        """
         first = begin - self._first
         fits = _banded(self._sources[first : first + end - begin], self._targets, first)
         is_other = np.array([shift != self._current for shift in self._shifts])

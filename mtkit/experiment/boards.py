@@ -1,4 +1,4 @@
-"""Boards: checks of claims that train nothing, on mtkit's own models, losses, schedules and tokenizers.
+"""Boards: checks of claims without training, on mtkit's own models, losses, schedules and tokenizers.
 
 A board is a function without arguments that returns figures by name. It takes at most a few seconds on one core, draws
 from seeds of its own, and leaves the global random state unchanged. An experiment file names the boards that it wants;

@@ -508,7 +508,12 @@ def _lines_over_subsets(card: Card, lab: Lab, measure: str, how: str) -> tuple[D
 
 
 def _runs(cards: Sequence[Card], lab: Lab) -> Html:
-    """Every run that a figure is from, its settings, cost and curve; and the boards."""
+    """Returns the section of the page on the finished trainings of the experiments, and on boards.
+
+    It tells the machine and the time of all trainings; then, for each training, its settings, its cost, where its
+    measures are used, and the curve of its validation loss; then the file with the results of each board, which is a
+    check without training.
+    """
     used: dict[str, tuple[Training, list[str]]] = {}
     for card in cards:
         for seed in range(1, lab.choice.seeds + 1):

@@ -409,9 +409,10 @@ def tokenizer_changes(config: Config) -> list[str]:
 
 
 def _trained_changes(config: Config, before: dict[str, Any]) -> list[str]:
-    """Does the work of `tokenizer_changes` if the settings ask for a tokenizer trained on the corpora.
+    """Returns what has changed since the run's tokenizer was made, a line of text for each change.
 
-    `before` is the stored provenance of the run's tokenizer: the record of what it was made from.
+    This is for settings that ask for a tokenizer trained on the corpora. `before` is the stored provenance of the run's
+    tokenizer: the record of what it was made from.
     """
     if "copied" in before:
         return ["training.start_from was a model, whose tokenizer was copied, is null"]
@@ -435,8 +436,9 @@ def _trained_changes(config: Config, before: dict[str, Any]) -> list[str]:
 
 
 def _given_changes(config: Config, before: dict[str, Any]) -> list[str]:
-    """Does the work of `tokenizer_changes` if the setting `tokenizer.model` names SentencePiece models.
+    """Returns what has changed since the run's tokenizer was made, a line of text for each change.
 
+    This is for settings that ask for a tokenizer made from the SentencePiece models that `tokenizer.model` names.
     `before` is the stored provenance of the run's tokenizer: the record of what it was made from.
     """
     paths = _given_models(config)

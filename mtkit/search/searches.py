@@ -597,10 +597,12 @@ def _joined(groups: list[Continuations]) -> Continuations:
 def _continue_group(
     ranked: Tensor, log_probs: Tensor, totals: Tensor, full: Tensor, end: int, width: int
 ) -> tuple[Continuations, Continuations]:
-    """Does what `continue_beam` does, for one group of W = `width` hypotheses; each result is (R, W).
+    """Extends the hypotheses of one group by a token, as `continue_beam` does for all groups.
 
-    Continuations are ranked by the log-probabilities `ranked`, but the log-probabilities that are returned are computed
-    from `log_probs`.
+    Returns the W = `width` best continuations with the end mark, and the W best with other tokens; each is (R, W).
+    `log_probs` and `ranked` hold the log-probabilities of the next tokens: continuations are ranked by those in
+    `ranked`, which may be lowered for tokens that earlier groups took, and the log-probabilities that are returned are
+    computed from `log_probs`.
     """
     scores, parents, tokens = _candidates(ranked, totals, full, end, width)  # (R, 2W)
     ends, real = tokens == end, scores > -torch.inf

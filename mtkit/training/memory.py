@@ -64,9 +64,9 @@ def _own_memory(name: str) -> int | None:
 
 
 def memory_at_hand(device: torch.device, num_processes: int = 1) -> int | None:
-    """Returns the memory of the device that this process has or could have, in bytes; `None` if the system is silent.
+    """Returns the memory of the device that this process has or could have, in bytes.
 
-    On a CPU, `num_processes` share what is free.
+    On a CPU, `num_processes` share what is free. Returns `None` if the system does not tell its memory.
     """
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -295,9 +295,9 @@ class Trainer:
         return ending
 
     def _begin_ending(self, step: int, end_in: int) -> Ending:
-        """Begin the decay of the learning rate (--end-in) after `step`; the decay becomes part of the settings.
+        """Begin the decay of the learning rate (--end-in) after `step`, over `end_in` updates.
 
-        Raises CheckpointError if the settings do not allow the decay.
+        The decay becomes part of the settings. Raises CheckpointError if the settings do not allow it.
         """
         if fault := no_ending(self.settings, step):
             raise CheckpointError(f"{self.run_path}: --end-in {end_in}: {fault}")
