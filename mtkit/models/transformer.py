@@ -335,8 +335,8 @@ class DecoderLayer(nn.Module):
         `source_mask` from `source_attention_mask` or `padding_mask`; `None` hides no source token. `memory` holds the
         keys and values of the source. `factors` is as in `attend_with_factors`.
         """
-        # With gradients, a length would be a variable in compiled code, and so would be `causal`.
-        causal = mask is None and (torch.is_grad_enabled() or x.shape[1] > 1)
+        # After cached tokens, no mask means that one new token attends to all of them.
+        causal = mask is None and (cache is None or cache.length == 0)
         x = self.around_attention(x, lambda y: self.attention(y, mask, causal, cache, rotation, factors))
         attention, around = self.source_attention, self.around_source_attention
         if attention is not None and around is not None and memory is not None:
