@@ -1064,6 +1064,7 @@ def profiled(work: Callable[[], object], device: torch.device) -> list[tuple[str
     found = [
         (event.key, 1e-6 * (event.self_device_time_total if on_gpu else event.self_cpu_time_total), event.count)
         for event in profile.key_averages()
+        if event.device_type.name == "CPU"  # not the kernels on a GPU: their operators have their times, too
     ]
     return sorted((each for each in found if each[1] > 0), key=lambda each: -each[1])
 
