@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from mtkit.commands import doctor, evaluation, experiment, models, training
+from mtkit.commands import evaluation, models, training
 from mtkit.commands.options import (
     EXAMPLE,
     UsageError,
@@ -49,7 +49,7 @@ def options(
     """
 
 
-for group in (training, models, evaluation, experiment, doctor):
+for group in (training, models, evaluation):
     group.add_to(app)
 
 

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from mtkit.bundle.bundle import open_bundle, read_scores, save_scores
-from mtkit.bundle.checkpoints import RACE, checkpoint_steps
 from mtkit.bundle.info import card_text
-from mtkit.bundle.opening import carried_over, has_model, is_begun, run_config, start_bundle
+from mtkit.bundle.opening import RACE, carried_over, checkpoint_steps, has_model, is_begun, run_config, start_bundle
 from mtkit.config.settings import Config, config_text
 from mtkit.errors import CheckpointError, ConfigError, DataError, say
 from mtkit.evaluation.evaluate import ScoredSet, evaluate
@@ -49,7 +48,6 @@ from mtkit.text.lines import compressed_fingerprint, fingerprint
 from mtkit.text.parallel import with_patterns_expanded
 from mtkit.training.checkpoint import FreshStart, fresh_start, settle_fresh
 from mtkit.training.distributed import ALONE, Ranks
-from mtkit.training.log import require_tensorboard
 from mtkit.training.records import (
     changed_since_trained,
     ending_of,
@@ -57,6 +55,7 @@ from mtkit.training.records import (
     note_scores,
     nothing_to_end,
     read_race,
+    require_tensorboard,
     write_race,
 )
 from mtkit.training.train import train

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from mtkit.models.quantized import PRECISIONS
+from mtkit.models.registry import PRECISIONS
 from mtkit.translation.translator import Translator, load
 
 

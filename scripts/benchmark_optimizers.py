@@ -16,8 +16,8 @@ from collections.abc import Callable
 import torch
 from benchmark_training import random_batches
 
-from mtkit.bundle.checkpoints import Progress
-from mtkit.config.model_settings import TransformerConfig
+from mtkit.bundle.opening import Progress
+from mtkit.config.data_and_model_settings import TransformerConfig
 from mtkit.config.training_settings import TrainingConfig
 from mtkit.data.batches import Batch
 from mtkit.models.registry import new_model, pick_device, pick_precision

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mtkit.config.data_and_model_settings import TransformerConfig
 from mtkit.config.load import load_config
-from mtkit.config.model_settings import TransformerConfig
 from mtkit.config.settings import Config
 from mtkit.data.batches import Batch, micro_batches, padded_batch, ragged
 from mtkit.data.corpus import Corpus
@@ -34,8 +34,8 @@ from mtkit.models.layers import sinusoids
 from mtkit.models.registry import mixed_precision, new_model, pick_device
 from mtkit.preparation.prepare import binarize, make_tokenizer
 from mtkit.text.vocabulary import NUM_SPECIAL, PAD
-from mtkit.training.loss import label_smoothed_cross_entropy
 from mtkit.training.optimizers import make_optimizer
+from mtkit.training.update import label_smoothed_cross_entropy
 
 Step = Callable[[Batch], None]
 

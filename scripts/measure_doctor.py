@@ -23,11 +23,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mtkit.doctor.characters import Block, lowered, minima
+from mtkit.doctor.characters import KINDS, Block, Diagnosis, Found, lowered, minima
 from mtkit.doctor.examine import Examination, examine, parts_of_files, verdicts
-from mtkit.doctor.kinds import KINDS, Diagnosis, Found
-from mtkit.doctor.pairs import Sides
-from mtkit.doctor.repeats import HeldOutPair, Repeats
+from mtkit.doctor.pairs import HeldOutPair, Repeats, Sides
 
 Pair = tuple[str, str]
 Places = dict[str, list[int]]  # for each kind of the doctor, the places of the pairs that have it, from 0

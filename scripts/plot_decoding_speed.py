@@ -16,12 +16,11 @@ from pathlib import Path
 
 import torch
 
-from mtkit.config.model_settings import TransformerConfig
+from mtkit.config.data_and_model_settings import TransformerConfig
 from mtkit.config.training_settings import DecodingConfig
 from mtkit.evaluation.plot import check_output, curve_style, new_figure, save, style
 from mtkit.models.interface import TranslationModel
-from mtkit.models.quantized import speed_up
-from mtkit.models.registry import new_model, pick_device
+from mtkit.models.registry import new_model, pick_device, speed_up
 from mtkit.text.vocabulary import NUM_SPECIAL
 from mtkit.translation.decode import decode
 

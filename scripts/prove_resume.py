@@ -27,7 +27,7 @@ from pathlib import Path
 
 from mtkit.data.batches import batches_from
 from mtkit.data.corpus import Corpus
-from mtkit.training.verify import Kill, Killed, compare, train_and_kill, train_to_end
+from mtkit.training.checkpoint import Kill, Killed, compare, train_and_kill, train_to_end
 
 DEMO = Path(__file__).resolve().parent.parent / "data" / "demo"
 BATCH_TOKENS, MAX_STEPS, SAVE_EVERY, VALIDATE_EVERY, SEED = 1024, 600, 20, 100, 1

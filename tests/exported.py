@@ -14,12 +14,11 @@ from torch import Tensor
 from mtkit.config.settings import Config
 from mtkit.config.training_settings import DecodingConfig
 from mtkit.data.batches import padded_batch, ragged
-from mtkit.exchange.huggingface_models import in_marian_order, write_marian_weights
+from mtkit.exchange.huggingface import in_marian_order, write_marian_tokenizer, write_marian_weights
 from mtkit.exchange.portable import PortableModel, Vocabulary
-from mtkit.exchange.tokenizers import write_marian_tokenizer
 from mtkit.models.interface import TranslationModel
 from mtkit.models.registry import empty_model, fill_model, new_model
-from mtkit.search.searches import beam_search, power
+from mtkit.search import beam_search, power
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.vocabulary import DEFAULT_IDS, Specials
 from mtkit.translation.decode import decode, next_log_probs

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 import torch
 
-from mtkit.bundle.checkpoints import checkpoint_steps, read_progress
+from mtkit.bundle.opening import checkpoint_steps, read_progress
 from mtkit.config.load import load_config
 from mtkit.config.settings import Config
 from mtkit.data.corpus import Corpus
 from mtkit.preparation.prepare import read_validation
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.training.distributed import ALONE, Ranks
+from mtkit.training.records import Validation
 from mtkit.training.train import Trainer, train
-from mtkit.training.validation import Validation
 
 # An epoch has about four updates, so that most kills come in the middle of an epoch, between two lines of the log, and
 # between two checkpoints.

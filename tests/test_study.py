@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import yaml
 
-from mtkit.bundle.checkpoints import Progress
+from mtkit.bundle.opening import Progress
 from mtkit.config.training_settings import TrainingConfig
 from mtkit.errors import ConfigError, StoppedError
 from mtkit.files import Stop
 from mtkit.pipeline import run_train
-from mtkit.training.schedule import divergence
+from mtkit.training.optimizers import divergence
 from tests.conftest import SCRIPTS, CorpusFiles, script, toy_settings
 from tests.forked import Forked
 from tests.runs import MODEL, TRAINING, events

@@ -16,12 +16,19 @@ from mtkit.bundle.bundle import (
     TOKENIZER,
     WEIGHTS,
     Bundle,
+    Member,
+    Packed,
+    Storage,
+    Sums,
+    all_sums,
     bundle_of,
     describe,
+    lay_out,
+    not_finite,
+    numbers_begin,
     read_scores,
 )
 from mtkit.bundle.opening import CheckpointStorage, find_model, newest_step, open_model, tell
-from mtkit.bundle.storage import Member, Packed, Storage, Sums, all_sums, lay_out, not_finite, numbers_begin
 from mtkit.config.section import Section
 from mtkit.config.settings import Config
 from mtkit.config.training_settings import DecodingConfig, TrainingConfig

@@ -461,7 +461,7 @@ def check(model: ModelArgument, device: DeviceOption = None) -> None:
 
     All files are compared with their checksums; then the sentences stored in the model are translated again.
     """
-    from mtkit.translation.canaries import check
+    from mtkit.translation.stream import check
 
     report = check(model, device)
     print("\n".join(report.lines))

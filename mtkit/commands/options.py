@@ -255,7 +255,7 @@ def opened(file: Path | None) -> Iterator[Any]:
 
     If `file` is `None` or `-`, the stream is that of standard input, which is not closed at the end.
     """
-    from mtkit.text.compressed import STANDARD_INPUT
+    from mtkit.text.lines import STANDARD_INPUT
     from mtkit.translation.stream import reading
 
     with reading(file or STANDARD_INPUT) as stream:

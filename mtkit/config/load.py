@@ -1,27 +1,30 @@
 """Loads settings: a YAML file overrides the defaults, and `section.key=value` arguments override both.
 
 All faults are reported together. For each fault, a line says where the fault is, what was found there, and what is
-wanted.
+wanted. This module also explains single settings, compares two sets of settings (`mtkit config --explain`, `--diff`),
+and declares the format of experiment files.
 """
 
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from mtkit.config.data_settings import listed_tags
-from mtkit.config.section import INCOMPLETE, Keys, read_value, read_yaml, write_yaml
+from mtkit.config.data_and_model_settings import listed_tags
+from mtkit.config.section import INCOMPLETE, Keys, Section, read_value, read_yaml, write_yaml
 from mtkit.config.settings import (
     Config,
     Schema,
+    as_said,
     is_setting,
     keys_of,
     kinds_with,
@@ -32,7 +35,7 @@ from mtkit.config.settings import (
     wanted,
     without_kinds,
 )
-from mtkit.errors import ConfigError
+from mtkit.errors import ConfigError, MtkitError
 
 # For each setting that the user gave, the place where it was given, such as "recipe.yaml:12" or
 # "training.max_steps=100". The settings are in the order in which they were given.
@@ -475,3 +478,286 @@ def advice_on_option(option: str) -> str:
         return f"; settings are given without dashes: {' or '.join(f'{_dotted(name)}=…' for name in names)}"
     alias = alias_of(key)
     return f"; settings are given without dashes, as section.key=value: {alias.hint}" if alias else ""
+
+
+ARCHITECTURES = tuple(kinds_with(("model", "architecture")))
+WIDTH = 100  # of the text, in characters
+LONGEST_EXPLAINED = 60  # characters of a value that --explain shows
+
+# Why defaults are what they are, and when another value is better; where numbers are named, configs/README.md has the
+# measurements.
+REASONS = {
+    "training.optimizer": "Adam is what the papers used. Muon needs less than half of the updates on small data.",
+    "training.schedule": "noam is the paper's, and needs no end. With a known end, linear gives better models.",
+    "training.learning_rate": "The best peak falls as d_model grows: 0.016 with muon at width 128.",
+    "training.warmup_steps": "4000 is the paper's. Short trainings want a tenth of max_steps, as auto has it.",
+    "training.batch_tokens": "On a CPU with little data, 1024 reaches the same score earlier; GPUs want 4096 and more. "
+    "auto finds what fits.",
+    "training.label_smoothing": "0.1 is the paper's; it costs perplexity and gains BLEU.",
+    "training.average_checkpoints": "5 is the paper's. The average is used only if it validates better.",
+    "training.precision": "auto takes bf16 only where it is faster than fp32.",
+    "tokenizer.vocab_size": "8000 suits some 100,000 pairs. Fewer pairs want fewer pieces, millions of pairs 32000.",
+    "tokenizer.type": "BPE and unigram models give about the same scores.",
+    "tokenizer.shared": "One vocabulary lets all three embedding matrices be one, and copies names as they are.",
+    "model.d_model": "512 is the paper's base model, for millions of pairs; 128 to 256 suit up to 300,000.",
+    "model.dropout": "0.1 is the paper's. The more often each pair is seen, the more dropout: 0 for less than two "
+    "epochs, 0.3 for more than fifty.",
+    "model.positions": "Sinusoids are the paper's. Rotary positions gained 2 BLEU in nine minutes on Multi30k.",
+    "model.norm_placement": "Norms before each sublayer train stably without long warm-up.",
+    "model.residual_init": "Zero makes the first hundred updates better, and no difference in the end.",
+    "model.query_key_norm": "Gains a little in small batches; CTranslate2 has no such models.",
+    "decoding.beam_size": "5 gains 1 to 2 BLEU over greedy search; larger beams rarely gain more.",
+    "decoding.method": "With architecture cmlm, the default is mask_predict, the only search for its models.",
+    "decoding.length_penalty": "1 divides scores by length, so that short translations get no advantage.",
+}
+
+
+# Comparison.
+
+
+def settings_by_name(config: Config) -> dict[str, Any]:
+    """Returns the value of each setting by its full name, such as "training.max_steps".
+
+    A list or a table is one value; from its items that are sections, settings at their defaults are left out.
+    """
+    data = config.model_dump(mode="json")
+    found = {}
+    for keys in setting_names(data):
+        schema = setting_schema(keys, data)
+        assert schema is not None
+        if "properties" not in schema:
+            found[".".join(keys)] = as_said(_item(data, keys), schema)
+    return found
+
+
+def differences(config: Config, other: Config) -> dict[str, tuple[str, str]]:
+    """Returns, for each setting that differs, both values as YAML; "-" where an architecture lacks the setting."""
+    here, there = settings_by_name(config), settings_by_name(other)
+    return {
+        name: (_written(here, name), _written(there, name))
+        for name in {**here, **there}
+        if _written(here, name) != _written(there, name)
+    }
+
+
+def differences_text(config: Config, other: Config, names: tuple[str, str]) -> str:
+    """Returns the differences of two sets of settings as text; `names` are the names of both."""
+    found = differences(config, other)
+    if not found:
+        return f"{names[0]} and {names[1]} have the same settings\n"
+    lines = [f"# setting: {names[0]} | {names[1]}", *(f"{name}: {a} | {b}" for name, (a, b) in found.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _item(data: Any, keys: Sequence[str]) -> Any:
+    for key in keys:
+        data = data[key]
+    return data
+
+
+def _written(values: dict[str, Any], name: str) -> str:
+    return write_yaml(values[name]) if name in values else "-"
+
+
+# Explanation.
+
+
+def explanation(key: str, config: Config | None = None) -> str:
+    """Returns what a setting or section means: limits, default and its reason, and which recipes have which value.
+
+    `key` is a full name, such as "training.max_steps", or its last part if only one setting has it. With `config`, the
+    value in these settings is told, too. Raises ConfigError if there is no such setting, or several.
+    """
+    keys, data = _found(key)
+    schema = setting_schema(keys, data)
+    assert schema is not None
+    name = ".".join(keys)
+    if "properties" in schema:
+        return f"{name}: {schema['description']}\n\n" + "".join(_summary(name, schema))
+    lines = [schema["description"], f"Takes {wanted(schema)}. Default: {_defaults(keys)}."]
+    if reason := REASONS.get(name):
+        lines.append(f"Why: {reason}")
+    if kinds := kinds_with(keys):
+        lines.append(f"Architectures that have it: {', '.join(kinds)}.")
+    if config is not None:
+        lines.append(f"Here: {_written(settings_by_name(config), name)}")
+    text = "".join(_wrapped(line) for line in lines)
+    return f"{name}\n{text}{''.join(_recipe_lines(name))}"
+
+
+def _summary(name: str, schema: Schema) -> list[str]:
+    """Returns a line for each setting of a section: its name and the beginning of its description."""
+    rows = []
+    for key in schema["properties"]:
+        child = setting_schema((*name.split("."), key))
+        first = child["description"].partition(";")[0].partition(". ")[0].rstrip(".") if child else ""
+        rows.append(f"{name}.{key}: {first}\n")
+    return rows
+
+
+def _defaults(keys: Keys) -> str:
+    """Returns the default of a setting as YAML; where it depends on the architecture, the default of each."""
+    names: dict[str, list[str]] = {}
+    for architecture in kinds_with(keys) or ARCHITECTURES:
+        data: Any = {"architecture": architecture}
+        for half in reversed(keys[1:-1]):  # of a mixed model
+            data = {"architecture": "mixed", half: data}
+        schema = setting_schema(keys, {"model": data})
+        if schema is not None:
+            names.setdefault(write_yaml(schema.get("default")), []).append(architecture)
+    if len(names) == 1:
+        return next(iter(names))
+    return ", ".join(f"{default} with {' and '.join(each)}" for default, each in names.items())
+
+
+def _found(key: str) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Returns the keys of the setting called `key`, and settings that name an architecture with it.
+
+    `key` is a full name, or its last part; of the settings with this last part, only the least nested ones count.
+    The settings are as parsed from a settings file, and have only the architecture. Raises ConfigError if there is
+    no such setting, or several.
+    """
+    candidates: dict[tuple[str, ...], dict[str, Any]] = {}
+    known: set[str] = set()
+    for architecture in ARCHITECTURES:
+        data = {"model": {"architecture": architecture}}
+        for keys in setting_names(data):
+            name = ".".join(keys)
+            known |= {name, keys[-1]}
+            if key == name:
+                return keys, data
+            if keys[-1] == key:
+                candidates.setdefault(keys, data)
+    least = min(map(len, candidates), default=0)  # model.dropout, not that of an encoder of a mixed model
+    candidates = {keys: data for keys, data in candidates.items() if len(keys) == least}
+    if len(candidates) == 1:
+        return next(iter(candidates.items()))
+    if candidates:
+        names = " or ".join(".".join(keys) for keys in candidates)
+        raise ConfigError(f"--explain: found {key}, which several settings have; say {names}")
+    alias, near = alias_of(key), get_close_matches(key, sorted(known), n=3)
+    hint = alias.hint if alias else f"did you mean {' or '.join(near)}?" if near else "mtkit config lists all"
+    raise ConfigError(f"--explain: found {key}, which is no setting; {hint}")
+
+
+def _recipe_lines(name: str) -> list[str]:
+    """Returns, below a heading, a line for each value of a setting in the recipes.
+
+    The line has the value and the names of the recipes with this value. Returns [] if no recipe has the setting.
+    """
+    recipes = recipes_by_value(name)
+    if not recipes:
+        return []
+    lines = ["  Recipes:\n"]
+    for value, names in sorted(recipes.items(), key=lambda item: (-len(item[1]), item[0])):
+        shown = value if len(value) <= LONGEST_EXPLAINED else f"{value[: LONGEST_EXPLAINED - 1]}…"
+        lines.append(_wrapped(f"  {shown}: {', '.join(names)}", "      "))
+    return lines
+
+
+def recipes_by_value(name: str) -> dict[str, list[str]]:
+    """Returns, for each value of a setting as YAML, the names of the recipes that have it.
+
+    The recipes are the YAML files in the folder configs of the working directory. If there is no such folder, they
+    are those in the folder configs of the repository, if mtkit runs from a clone of it. Recipes that are not valid
+    or cannot be read are left out.
+    """
+    folders = (Path("configs"), Path(__file__).parents[2] / "configs")
+    folder = next((folder for folder in folders if folder.is_dir()), None)
+    found: dict[str, list[str]] = {}
+    for path in sorted(folder.glob("*.yaml")) if folder else ():
+        try:
+            values = settings_by_name(load_config(path))
+        except MtkitError:
+            continue
+        if name in values:
+            found.setdefault(_written(values, name), []).append(path.stem)
+    return found
+
+
+def _wrapped(text: str, indent: str = "  ") -> str:
+    return textwrap.fill(text, WIDTH, initial_indent="  ", subsequent_indent=indent, break_long_words=False) + "\n"
+
+
+Size = Literal["toy", "small", "full"]
+SIZES: tuple[Size, ...] = get_args(Size)
+Changes = dict[str, Any]  # settings that differ, nested as in a settings file
+
+
+class Prediction(Section):
+    """A prediction that is made only under a condition; the verdict may name this condition."""
+
+    condition: str = Field(alias="if", min_length=1, description="The condition, in words.")
+    expression: str = Field(alias="then", description="What is expected under it.")
+
+
+class Picture(Section):
+    """What the page draws."""
+
+    kind: Literal["bars", "lines", "table"] = Field("bars", description="A bar or a line for each variant.")
+    y: str = Field(description="A measure, or the name of a board.")
+    x: str = Field("update", description="Of lines: update, length or joined.")
+
+
+class CardFile(Section):
+    """An experiment file as it is written."""
+
+    experiment: str = Field(min_length=1, description="A name in a word or two.")
+    claim: str = Field(min_length=1, description="What is claimed, in one sentence.")
+    rank: int = Field(ge=1, description="Teaching value, 1 for the highest: what is worth most is run first.")
+    base: Path | None = Field(None, description="Settings that every variant starts from, relative to this file.")
+    board: tuple[str, ...] = Field((), description="Checks without training.")
+    variants: dict[str, Changes | None] = Field({}, description="Settings in which each variant differs from base.")
+    controls: dict[str, Changes | None] = Field(
+        {}, description="Variants that show whether the experiment can show what it claims."
+    )
+    measure: tuple[str, ...] = Field((), description="Measures, such as bleu or bleu[by length].")
+    predict: tuple[str | Prediction, ...] = Field(min_length=1, description="What the claim leads one to expect.")
+    valid_if: tuple[str, ...] = Field((), description="What must be true for the experiment to mean anything.")
+    sizes: dict[Size, Changes | None] = Field({}, description="What each size adds to base; no other can run.")
+    only: dict[Size, tuple[str, ...]] = Field({}, description="Variants that need at least this size.")
+    picture: Picture | None = Field(None, description="What is drawn.")
+    wrong: str = Field("", description="How the experiment could be wrong.")
+    known: str = Field("", description="What is known today.")
+    references: tuple[str, ...] = Field((), description="Papers.")
+    exercises: tuple[str, ...] = Field((), description="Exercises for the reader.")
+
+
+def card_file(data: Changes, where: str) -> CardFile:
+    """Returns the experiment in the YAML data of the file `where`. Raises ConfigError with a line for each mistake."""
+    try:
+        return CardFile.model_validate_json(json.dumps(data), strict=True)
+    except (ValidationError, TypeError, ValueError) as error:
+        raise ConfigError("\n".join(f"{where}: {line}" for line in _messages(error, data))) from None
+
+
+def _messages(error: Exception, data: Changes) -> Iterator[str]:
+    """Messages for mistakes in the format."""
+    if not isinstance(error, ValidationError):
+        yield str(error)
+        return
+    seen = set()
+    for problem in error.errors(include_url=False):
+        # pydantic names the forms that an item may have; only keys and numbers of items are told.
+        keys = [key for key in problem["loc"] if isinstance(key, int) or key in _keys_of(data)]
+        where = ".".join(map(str, keys)) or "the file"
+        if where in seen:
+            continue
+        seen.add(where)
+        match problem["type"]:
+            case "extra_forbidden":
+                key = str(problem["loc"][-1])
+                near = get_close_matches(key, CardFile.model_fields, n=1)
+                yield f"unknown key '{key}'" + (f"; did you mean '{near[0]}'?" if near else "")
+            case "missing":
+                yield f"{'.'.join(map(str, problem['loc']))}: missing"
+            case _:
+                wanted = problem["msg"].removeprefix("Input should be ")
+                yield f"{where}: found {write_yaml(problem.get('input'))[:60]}, wants {wanted}"
+
+
+def _keys_of(data: Any) -> set[Any]:
+    """All keys in nested data."""
+    if isinstance(data, dict):
+        return {*data, *(key for value in data.values() for key in _keys_of(value))}
+    return {key for item in data for key in _keys_of(item)} if isinstance(data, list) else set()

@@ -9,8 +9,16 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from mtkit.config.data_settings import DataConfig, LanguagesConfig, TokenizerConfig
-from mtkit.config.model_settings import AnyModelConfig, MaskedConfig, MixedConfig, ModelConfig, TransformerConfig
+from mtkit.config.data_and_model_settings import (
+    AnyModelConfig,
+    DataConfig,
+    LanguagesConfig,
+    MaskedConfig,
+    MixedConfig,
+    ModelConfig,
+    TokenizerConfig,
+    TransformerConfig,
+)
 from mtkit.config.section import FORMS, Keys, Section, is_incomplete, write_yaml
 from mtkit.config.training_settings import LEAST_BATCH_TOKENS, DecodingConfig, TrainingConfig
 

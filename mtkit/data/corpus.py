@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from mtkit.errors import DataError
 from mtkit.files import new_directory, put_in_place, settle
-from mtkit.text.segmentation import Encoded, id_dtype
+from mtkit.text.vocabulary import Encoded, id_dtype
 
 # Files with checksums.
 

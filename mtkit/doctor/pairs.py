@@ -1,11 +1,25 @@
-"""Judges pairs one by one, against what is usual in the text; and mends texts."""
+"""The checks of the doctor: of single pairs, of pairs that occur again, and of sides that slip out of alignment.
+
+Repeats: the training text is not kept, only hashes of each pair, two of 8 bytes and NUM_BANDS of 4 bytes: 320 MB for
+ten million pairs. Among ten million pairs, the probability that different pairs have an equal hash of 8 bytes is below
+0.001 %. A pair is similar to earlier text if at least two of its hashes of 4 bytes have occurred before.
+
+Slips: each word gets a random vector. The vector of a target line is the mean of its words'; that of a source word is
+the mean of the target lines beside which it stands in a sample (random indexing; Kanerva et al., 2000), and that of a
+source line the mean of its words'. The cosine of a source line and a target line then tells whether they belong
+together. A slip is a place from which another target line fits better, on and on (the CUSUM test; Page, 1954).
+"""
 
 import html
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from mtkit.doctor.characters import (
@@ -15,9 +29,12 @@ from mtkit.doctor.characters import (
     CONTROL,
     DIGIT,
     DOT,
+    FREE_FACTOR,
     LEAD,
     LETTER,
     MARK,
+    NO_CONTENT,
+    NUM_MINIMA,
     ODD_SPACE,
     PRIVATE,
     REPLACED,
@@ -27,11 +44,18 @@ from mtkit.doctor.characters import (
     UNSTABLE,
     Block,
     Flags,
+    Ids,
+    Languages,
+    Learned,
     Letters,
+    bands,
     byte_of,
     class_of,
+    lowered,
+    minima,
 )
-from mtkit.doctor.learned import FREE_FACTOR, Languages, Learned
+from mtkit.preparation.encoding import insert_sorted, unknown_among
+from mtkit.text.parallel import Pair
 
 Chosen = NDArray[np.bool_]  # of the pairs of a block, (L)
 
@@ -387,3 +411,496 @@ MENDS: dict[str, Callable[[str], str]] = {
     "spaces": mend_spaces,
     "not NFC": lambda text: unicodedata.normalize("NFC", text),
 }
+
+
+# L pairs of a block, B bands of their signatures.
+
+ROWS = 4  # entries of a signature in each band by which pairs of the training text are compared
+LEAST_LENGTH = 30  # characters of each side, for the text to be compared by signatures
+NUM_BANDS = NUM_MINIMA // ROWS
+LEAST_FILTER = 16  # the smallest table of bits has 2 ** 16
+SPARSE = 4  # bits for each hash, at least
+LEAST_BANDS = 2  # that two similar pairs share; with one, every second pair of similarity 0.8 would be found, with two
+# every eighth, but also more than half of those of similarity 0.9, which are the ones that are meant
+
+
+class Seen:
+    """A set of hashes, in sorted arrays.
+
+    Most hashes that are looked for are new, and a search in arrays of many megabytes is slow. So a table of bits comes
+    first: the possible hashes are divided into equal ranges, at least SPARSE times as many as there are hashes in the
+    set, and each range has a bit. If it is not set, the set has no hash in that range, and nothing is searched (a Bloom
+    filter with one function; Bloom, 1970).
+    """
+
+    def __init__(self) -> None:
+        self._levels: list[NDArray[Any]] = []
+        self._count = 0
+        self._bits = np.zeros(1 << LEAST_FILTER - 3, dtype=np.uint8)
+
+    def add(self, keys: NDArray[Any]) -> Chosen:
+        """Add hashes; returns for each whether it was there before, or earlier among `keys`."""
+        is_old = np.zeros(len(keys), dtype=np.bool_)
+        bytes_, bits = self._places(keys)
+        maybe = np.flatnonzero(self._bits.take(bytes_) & bits)
+        is_old[maybe] = ~unknown_among(keys[maybe], self._levels)
+        new = np.flatnonzero(~is_old)
+        distinct = np.sort(keys[new])
+        is_repeated = distinct[1:] == distinct[:-1]
+        if is_repeated.any():
+            distinct, first = np.unique(keys[new], return_index=True)
+            is_old[new] = True
+            is_old[new[first]] = False
+        insert_sorted(distinct, self._levels)
+        self._count += len(distinct)
+        if self._count * SPARSE > 8 * len(self._bits):
+            self._bits = np.zeros(4 * len(self._bits), dtype=np.uint8)
+            for level in self._levels:
+                self._mark(level)
+        else:
+            self._mark(distinct)
+        return is_old
+
+    def _mark(self, keys: NDArray[Any]) -> None:
+        np.bitwise_or.at(self._bits, *self._places(keys))
+
+    def _places(self, keys: NDArray[Any]) -> tuple[NDArray[np.intp], NDArray[np.uint8]]:
+        """The byte of each hash in the table of bits, and the bit there."""
+        unused = 8 * keys.itemsize - (len(self._bits).bit_length() - 1) - 3  # bits of a hash
+        ranges = (keys >> keys.dtype.type(unused)).astype(np.intp)
+        return ranges >> 3, np.left_shift(1, ranges & 7).astype(np.uint8)
+
+
+def _joined(source: Ids, target: Ids) -> Ids:
+    """A hash of each pair, from those of its sides."""
+    return source * np.uint64(0x9E3779B97F4A7C15) + (target ^ (target >> np.uint64(32)))
+
+
+def _content(sides: Sequence[Block]) -> tuple[Ids, Chosen]:
+    """A hash of the letters, numbers and symbols of each pair, (L), and whether it has any."""
+    source, target = sides[0].content_keys, sides[1].content_keys
+    return _joined(source, target), (source != NO_CONTENT) | (target != NO_CONTENT)
+
+
+class Repeats:
+    """Finds pairs that have occurred before."""
+
+    def __init__(self) -> None:
+        self._exact = Seen()
+        self._content = Seen()
+        self._bands = [Seen() for _ in range(NUM_BANDS)]
+
+    def find(
+        self, sides: Sides, signatures: Sequence[NDArray[np.uint32]], is_judged: Chosen
+    ) -> tuple[Chosen, Chosen, Chosen]:
+        """Which pairs of a block have occurred before: exactly, nearly, or in a similar form; adds them all.
+
+        A pair nearly repeats another one if both sides are the same but for case, punctuation and spaces. Pairs are
+        similar if they are long and share most sequences of four characters on both sides. Only pairs with `is_judged`
+        are compared and added.
+        """
+        exact = np.zeros(len(is_judged), dtype=np.bool_)
+        near = exact.copy()
+        places = np.flatnonzero(is_judged)
+        exact[places] = self._exact.add(_joined(sides.raw[0].keys(), sides.raw[1].keys())[places])
+        content, has_content = _content(sides.lower)
+        places = np.flatnonzero(is_judged & has_content)
+        near[places] = self._content.add(content[places])
+        lengths = np.minimum(sides.lower[0].lengths, sides.lower[1].lengths)
+        places = np.flatnonzero(is_judged & (lengths >= LEAST_LENGTH))
+        keys = _joined(bands(signatures[0], ROWS), bands(signatures[1], ROWS)) >> np.uint64(32)  # (L, B)
+        shared = np.zeros(len(is_judged), dtype=np.int64)
+        for number, seen in enumerate(self._bands):
+            shared[places] += seen.add(keys[places, number].astype(np.uint32))
+        return exact, near & ~exact, (shared >= LEAST_BANDS) & ~near & ~exact
+
+
+# Held-out pairs.
+
+HELD_OUT_ROWS = 3
+EDITS = 0.1  # edited letters and digits for each one of a side, at most, for a pair to be nearly the same
+
+
+class HeldOutPair(NamedTuple):
+    """A validation or test pair; with several references, one of them."""
+
+    name: str  # of its set
+    number: int  # of its line
+    source: str
+    target: str
+
+
+class HeldOut:
+    """Finds validation and test pairs in training text, also with small edits."""
+
+    def __init__(self, pairs: Iterable[HeldOutPair]) -> None:
+        self._pairs = [pair for pair in pairs if pair.source.strip() and pair.target.strip()]
+        self._words: list[Pair] = []  # in lower case, without punctuation
+        self._exact: dict[int, list[int]] = {}
+        self._bands: dict[int, list[int]] = {}
+        self.found: set[tuple[str, int]] = set()  # set and line of those found in the training text
+        self.nearly_found: set[tuple[str, int]] = set()
+        if self._pairs:
+            self._index()
+        self._exact_keys = np.array(sorted(self._exact), dtype=np.uint64)
+        self._band_keys = np.array(sorted(self._bands), dtype=np.uint64)
+
+    @property
+    def num_pairs(self) -> int:
+        """The number of held-out lines."""
+        return len({(pair.name, pair.number) for pair in self._pairs})
+
+    def _index(self) -> None:
+        sources, targets = lowered([p.source for p in self._pairs]), lowered([p.target for p in self._pairs])
+        self._words = [
+            (_words_alone(source), _words_alone(target)) for source, target in zip(sources, targets, strict=True)
+        ]
+        blocks = Block(sources), Block(targets)
+        content, has_content = _content(blocks)
+        for place in np.flatnonzero(has_content).tolist():
+            self._exact.setdefault(int(content[place]), []).append(place)
+        for side, block in enumerate(blocks):
+            for place, keys in enumerate((bands(minima(block), HELD_OUT_ROWS) + np.uint64(side)).tolist()):
+                for key in keys:
+                    self._bands.setdefault(key, []).append(place)
+
+    def find(self, sides: Sides, signatures: Sequence[NDArray[np.uint32]], is_judged: Chosen) -> tuple[Chosen, Chosen]:
+        """Which pairs of a block match held-out pairs, and which do with small edits; (L).
+
+        The former differ from a held-out pair at most in case, punctuation and spaces. Only pairs with `is_judged`
+        are compared. Adds the held-out pairs that are found, as (set, line), to `found` and `nearly_found`.
+        """
+        exact = np.zeros(len(is_judged), dtype=np.bool_)
+        near = exact.copy()
+        if not self._pairs:
+            return exact, near
+        keys, _ = _content(sides.lower)
+        for place in np.flatnonzero(is_judged & _among(keys, self._exact_keys)).tolist():
+            exact[place] = True
+            self.found.update(self._pairs[one][:2] for one in self._exact[int(keys[place])])
+        both = np.concatenate(
+            [bands(signature, HELD_OUT_ROWS) + np.uint64(side) for side, signature in enumerate(signatures)], axis=1
+        )
+        hits = _among(both, self._band_keys) & (is_judged & ~exact)[:, None]
+        for place in np.flatnonzero(hits.any(axis=1)).tolist():
+            candidates = {one for key in both[place][hits[place]].tolist() for one in self._bands[key]}
+            pair = _words_alone(sides.texts[0][place].lower()), _words_alone(sides.texts[1][place].lower())
+            for one in candidates:
+                other = self._words[one]
+                if all(map(_is_close, pair, other)) and not _are_exchanged(pair, other):
+                    near[place] = True
+                    self.nearly_found.add(self._pairs[one][:2])
+        return exact, near
+
+
+def _among(keys: Ids, known: Ids) -> Chosen:
+    """For each hash, whether it is in the sorted array `known`."""
+    if not len(known):
+        return np.zeros(keys.shape, dtype=np.bool_)
+    found: Chosen = known[np.minimum(np.searchsorted(known, keys), len(known) - 1)] == keys
+    return found
+
+
+def _words_alone(text: str) -> str:
+    """The words of a text with a space between one and the next."""
+    return " ".join(WORD.findall(text))
+
+
+def _are_exchanged(pair: Pair, other: Pair) -> bool:
+    """Whether two pairs each have a word, on both of their sides, that the other pair lacks.
+
+    A word that the other pair has less often counts, too. Such words are numbers, names and code. With others in
+    their place, a sentence of the same form says something else: "Python 3.3" is no edit of "Python 3.4", nor one
+    list entry an edit of the next.
+    """
+    words, others = ([Counter(text.split()) for text in both] for both in (pair, other))
+    alone = (words[0] & words[1]) - (others[0] | others[1]), (others[0] & others[1]) - (words[0] | words[1])
+    return all(alone)
+
+
+def _is_close(text: str, other: str) -> bool:
+    """Whether the edit distance of two texts is at most EDITS times the longer length.
+
+    The distance counts edits of characters (Levenshtein, 1966).
+    """
+    limit = int(EDITS * max(len(text), len(other)))
+    return text == other or (abs(len(text) - len(other)) <= limit and _edits(text, other, limit) <= limit)
+
+
+def _edits(text: str, other: str, limit: int) -> int:
+    """The number of insertions, deletions and changes that make one text from the other; `limit` + 1 if it is more.
+
+    Only a diagonal of width 2 x `limit` + 1 of the table is filled in.
+    """
+    start = 0
+    while start < min(len(text), len(other)) and text[start] == other[start]:
+        start += 1
+    text, other = text[start:], other[start:]
+    row = list(range(len(other) + 1))
+    for i, character in enumerate(text, start=1):
+        first, last = max(1, i - limit), min(len(other), i + limit)
+        new = [limit + 1] * (len(other) + 1)
+        if first == 1:
+            new[0] = i
+        for j in range(first, last + 1):
+            new[j] = min(row[j] + 1, new[j - 1] + 1, row[j - 1] + (character != other[j - 1]))
+        row = new
+        if min(row) > limit:
+            return limit + 1
+    return row[-1]
+
+
+# L lines of a block, W words of a block, B buckets of hashed words, D width of the vectors, F folds, S shifts.
+
+WIDTH = 128
+BUCKETS = 1 << 14
+# A line is compared by vectors learnt from the other folds: else a pair would support itself, whatever it is.
+FOLDS = 4
+MOST_WORDS = 500  # of a line that count
+SHRINKAGE = 3.0  # lines without content that each source word is averaged with, so that rare words weigh less
+
+MOST_SHIFT = 8  # lines
+LEAST_LINES = 400  # of a sample, to learn from
+LEAST_GAIN = 0.06  # of aligned pairs over others, in cosine, for the vectors to be of use
+# A slip is reported when lines have favoured it by the gain of so many aligned pairs. The larger number is for text
+# that fits nowhere: its lines favour no other one, so the evidence is weaker.
+EVIDENCE, EVIDENCE_LOST = 14.0, 25.0
+LOST_GAIN = 0.3  # share of the usual gain; lines that fit by less are taken for lost
+
+Vectors = NDArray[np.float32]
+
+# By how many lines a whole text may be shifted for it to be noticed; and when a text is no translation at all.
+START_SHIFTS = (1, -1, 2, -2, 3, -3)
+UNRELATED_LINES, UNRELATED_GAIN = 2000, 0.01
+
+
+@dataclass(frozen=True)
+class Slip:
+    """A place in the text from which source line n belongs to target line n + shift.
+
+    `line` is the first such line, counted from 1. If `shift` is `None`, line n belongs to no target line within
+    MOST_SHIFT lines.
+    """
+
+    line: int
+    shift: int | None
+
+
+class Associations:
+    """Vectors of words, learnt from pairs of which most are aligned."""
+
+    def __init__(self, source: Block, target: Block, numbers: NDArray[np.int64]) -> None:
+        """Learn from the lines of a sample; `numbers` are their places in the whole text, from 0."""
+        random = np.random.default_rng(1).integers(0, 2, (BUCKETS, WIDTH), dtype=np.int8).astype(np.float32) * 2 - 1
+        self._random = random * _weights(target)[:, None]  # (B, D)
+        self._mean = np.zeros(WIDTH, dtype=np.float32)
+        targets = self._target_vectors(target, center=False)
+        self._mean = targets.mean(axis=0)
+        targets = _unit(targets - self._mean)
+        sums = np.zeros((FOLDS, BUCKETS, WIDTH), dtype=np.float32)
+        counts = np.zeros((FOLDS, BUCKETS), dtype=np.float32)
+        words, starts = _words_of(source)
+        for number, line in zip(numbers.tolist(), range(len(starts) - 1), strict=True):
+            of_line = words[starts[line] : starts[line + 1]]
+            sums[number % FOLDS, of_line] += targets[line]
+            counts[number % FOLDS, of_line] += 1
+        sums = sums.sum(axis=0) - sums
+        counts = counts.sum(axis=0) - counts
+        sums *= (_weights(source) / (counts + SHRINKAGE))[:, :, None]
+        self._learnt = sums.reshape(FOLDS * BUCKETS, WIDTH)
+        self.gain = self._learn_gain(source, target, numbers)
+
+    def _learn_gain(self, source: Block, target: Block, numbers: NDArray[np.int64]) -> float:
+        """By how much the cosine of aligned pairs exceeds that of others, on average."""
+        sources, targets = self.vectors(source, target, numbers)
+        shifted = [np.roll(targets, shift, axis=0) for shift in (MOST_SHIFT + 3, -MOST_SHIFT - 5)]
+        return float((sources * targets).sum(1).mean() - np.mean([(sources * each).sum(1).mean() for each in shifted]))
+
+    def vectors(self, source: Block, target: Block, numbers: NDArray[np.int64]) -> tuple[Vectors, Vectors]:
+        """Unit vectors of the source lines and of the target lines, (L, D), whose places in the text are `numbers`."""
+        words, starts = _words_of(source)
+        words = words + np.repeat(numbers % FOLDS * BUCKETS, np.diff(starts))
+        return _unit(_sums(self._learnt, words, starts)), self._target_vectors(target, center=True)
+
+    def _target_vectors(self, target: Block, center: bool) -> Vectors:
+        vectors = _unit(_sums(self._random, *_words_of(target)))
+        return _unit(vectors - self._mean) if center else vectors
+
+
+def associate(
+    sources: Sequence[str], targets: Sequence[str], numbers: Sequence[int]
+) -> "tuple[Associations | None, bool]":
+    """Learns the vectors from a sample of lower-cased pairs; also returns whether the sides are unrelated.
+
+    If the pairs do not seem to be aligned, the sides are tried with a shift, in case the whole text is shifted. `None`
+    is returned in place of vectors that are of no use.
+    """
+    if len(sources) < LEAST_LINES:
+        return None, False
+    places = np.array(numbers, dtype=np.int64)
+    best = Associations(Block(sources), Block(targets), places)
+    if best.gain >= LEAST_GAIN:
+        return best, False
+    for shift in START_SHIFTS:
+        after, before = max(shift, 0), max(-shift, 0)
+        size = len(sources) - abs(shift)
+        shifted = Associations(
+            Block(sources[before : before + size]), Block(targets[after : after + size]), places[before : before + size]
+        )
+        best = max(best, shifted, key=lambda each: each.gain)
+    is_unrelated = best.gain < UNRELATED_GAIN and len(sources) >= UNRELATED_LINES
+    return (best if best.gain >= LEAST_GAIN else None), is_unrelated
+
+
+def _words_of(block: Block) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Returns a number below 16,384 for each word, (W), and the place of the first word of each line, (L + 1).
+
+    The number is the first bits of the hash of the word, so that equal words have equal numbers. Of a very long line,
+    only the first MOST_WORDS words count.
+    """
+    hashes, starts = block.words()
+    sizes = np.diff(starts)
+    if sizes.max(initial=0) > MOST_WORDS:
+        hashes = hashes[np.arange(len(hashes)) - np.repeat(starts[:-1], sizes) < MOST_WORDS]
+        starts = np.concatenate([[0], np.cumsum(np.minimum(sizes, MOST_WORDS))])
+    return (hashes >> np.uint64(50)).astype(np.int64), starts
+
+
+def _weights(block: Block) -> NDArray[np.float32]:
+    """The inverse document frequency of each word, (B); 0 for words that do not occur."""
+    words, starts = _words_of(block)
+    lines = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+    number = np.bincount(np.unique(np.stack([words, lines]), axis=1)[0], minlength=BUCKETS)
+    idf = np.log((len(block.starts) + 1) / np.maximum(number, 1))
+    return np.where(number > 0, idf, 0).astype(np.float32)
+
+
+CHUNK = 500  # lines, whose vectors fit into the cache of a processor
+
+
+def _sums(table: Vectors, words: NDArray[np.int64], starts: NDArray[np.int64]) -> Vectors:
+    """The sum of the vectors of the words of each line, (L, D).
+
+    The lines are taken in the order of their lengths, a chunk at a time, so that their n-th words are added in one go.
+    """
+    lengths = np.diff(starts)
+    order = np.argsort(-lengths, kind="stable")
+    first, shortest_last = starts[:-1][order], -lengths[order]
+    sums = np.empty((len(lengths), table.shape[1]), dtype=np.float32)
+    taken = np.empty((CHUNK, table.shape[1]), dtype=np.float32)
+    for begin in range(0, len(lengths), CHUNK):
+        chunk = slice(begin, begin + CHUNK)
+        ordered = np.zeros((len(lengths[chunk]), table.shape[1]), dtype=np.float32)
+        for place in range(-int(shortest_last[begin])):
+            number = int(shortest_last[chunk].searchsorted(-place))  # of the lines that have more words than `place`
+            places = words[first[begin : begin + number] + place]
+            # Without "clip", take would fill a copy of `taken` first; all places are within the table.
+            ordered[:number] += table.take(places, axis=0, out=taken[:number], mode="clip")
+        sums[order[chunk]] = ordered
+    return sums
+
+
+def _unit(vectors: Vectors) -> Vectors:
+    norms = np.sqrt(np.einsum("ld,ld->l", vectors, vectors))
+    units: Vectors = vectors / np.maximum(norms, 1e-6)[:, None]
+    return units
+
+
+class SlipSearch:
+    """Reads blocks of pairs in order, and reports the places where the alignment changes."""
+
+    def __init__(self, associations: Associations) -> None:
+        self._associations = associations
+        self._sources = np.zeros((0, WIDTH), dtype=np.float32)
+        self._targets = np.zeros((0, WIDTH), dtype=np.float32)
+        self._first = 0  # number of the first line that is held, from 0
+        self._next = 0  # the first line that has not been judged yet
+        self._shifts: list[int] = list(range(-MOST_SHIFT, MOST_SHIFT + 1))
+        self._current: int | None = 0
+        self._sums = np.zeros(len(self._shifts) + 1)  # evidence for each other alignment; the last is for none
+        self._since = np.zeros(len(self._shifts) + 1, dtype=np.int64)
+        self.slips: list[Slip] = []
+
+    def add(self, source: Block, target: Block) -> None:
+        """Judge the next lines; the last MOST_SHIFT of them wait for those that follow."""
+        end = self._first + len(self._sources)
+        sources, targets = self._associations.vectors(source, target, np.arange(end, end + len(source.starts)))
+        self._sources = np.concatenate([self._sources, sources])
+        self._targets = np.concatenate([self._targets, targets])
+        self._judge(end + len(sources) - MOST_SHIFT)
+        kept = max(self._next - self._first - MOST_SHIFT, 0)
+        self._sources, self._targets = self._sources[kept:], self._targets[kept:]
+        self._first += kept
+
+    def _judge(self, end: int) -> None:
+        """Judge the lines up to `end`, not included."""
+        while self._next < end:
+            gains = self._gains(self._next, end)  # (L, S + 1)
+            totals = np.cumsum(gains, axis=0) + self._sums
+            lowest = np.minimum(np.minimum.accumulate(totals, axis=0), 0)
+            evidence = totals - lowest
+            limits = np.full(gains.shape[1], EVIDENCE * self._associations.gain)
+            limits[-1] = EVIDENCE_LOST * LOST_GAIN * self._associations.gain
+            reached = (evidence > limits).any(axis=1)
+            at = int(np.argmax(reached)) if reached.any() else None
+            stop = len(gains) if at is None else at + 1
+            begins = self._begins(totals[:stop], lowest[:stop])
+            if at is None:
+                self._sums, self._since = evidence[-1], begins
+                self._next = end
+                return
+            best = int(np.argmax(evidence[at] / limits))
+            self._current = None if best == len(self._shifts) else self._shifts[best]
+            self._next = int(begins[best])
+            self.slips.append(Slip(self._next + 1, self._current))
+            self._next = max(self._next, self._first)
+            self._sums = np.zeros_like(self._sums)
+            self._since = np.full_like(self._since, self._next)
+
+    def _begins(self, totals: NDArray[np.float64], lowest: NDArray[np.float64]) -> NDArray[np.int64]:
+        """For each alignment, the line from which evidence for it has been growing, (S + 1).
+
+        `totals` are the sums of the gains up to each of the judged lines, and `lowest` the lowest of these sums so
+        far, at most 0; (L, S + 1) each. Lines are counted from 0.
+        """
+        is_low = totals <= lowest
+        place = len(totals) - np.argmax(is_low[::-1], axis=0)  # after the last line at which there was none
+        return np.where(is_low.any(axis=0), self._next + place, self._since)
+
+    def _gains(self, begin: int, end: int) -> NDArray[np.float64]:
+        """By how much each shift fits better than the current one, in cosine, (L, S + 1).
+
+        The lines are those from `begin` up to `end`, which is not included. The columns are the shifts from -MOST_SHIFT
+        to MOST_SHIFT; the last one is for source lines that belong to no target line.
+        """
+        first = begin - self._first
+        fits = _banded(self._sources[first : first + end - begin], self._targets, first)
+        is_other = np.array([shift != self._current for shift in self._shifts])
+        usual = np.median(fits[:, is_other], axis=1)
+        lost = usual + LOST_GAIN * self._associations.gain
+        current = lost if self._current is None else fits[:, self._shifts.index(self._current)]
+        gains: NDArray[np.float64] = np.concatenate([fits, lost[:, None]], axis=1) - current[:, None]
+        return gains
+
+
+STRIP = 32  # lines whose cosines with all that are near are computed together
+
+
+def _banded(sources: Vectors, targets: Vectors, first: int) -> NDArray[np.float32]:
+    """The cosines of each source with the targets near it, (L, S).
+
+    For source n, these are the targets from first + n - MOST_SHIFT to first + n + MOST_SHIFT. The cosine with a
+    target before the first or after the last one is 0. Each strip of lines is multiplied with all targets near it,
+    and the diagonals of the products are kept.
+    """
+    count = -(-len(sources) // STRIP)
+    strips = np.zeros((count * STRIP, WIDTH), dtype=np.float32)
+    strips[: len(sources)] = sources
+    near = np.zeros((count * STRIP + 2 * MOST_SHIFT, WIDTH), dtype=np.float32)
+    low, high = max(first - MOST_SHIFT, 0), min(first + len(sources) + MOST_SHIFT, len(targets))
+    near[low - first + MOST_SHIFT : high - first + MOST_SHIFT] = targets[low:high]
+    windows = sliding_window_view(near, STRIP + 2 * MOST_SHIFT, axis=0)[::STRIP]  # (count, D, STRIP + 2 MOST_SHIFT)
+    products = strips.reshape(count, STRIP, WIDTH) @ windows
+    places = np.arange(STRIP)[:, None] + np.arange(2 * MOST_SHIFT + 1)  # (STRIP, S)
+    diagonals = np.take_along_axis(products, places[None], axis=2)
+    return diagonals.reshape(count * STRIP, -1)[: len(sources)]

@@ -29,9 +29,8 @@ import torch
 from torch import nn
 
 from mtkit import __version__
-from mtkit.bundle.checkpoints import FIRST_SCALE, Progress
-from mtkit.bundle.opening import carried_over, open_model
-from mtkit.config.model_settings import MaskedConfig, TransformerConfig
+from mtkit.bundle.opening import FIRST_SCALE, Progress, carried_over, open_model
+from mtkit.config.data_and_model_settings import MaskedConfig, TransformerConfig
 from mtkit.config.settings import Config
 from mtkit.data.batches import Batch, Feed, Stream
 from mtkit.data.corpus import Corpus, CorpusWriter
@@ -54,10 +53,17 @@ from mtkit.text.lines import named, read_lines
 from mtkit.text.parallel import with_patterns_expanded
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.vocabulary import NUM_SPECIAL, Specials
-from mtkit.training.memory import find_batch_tokens, forget_peak, peak_memory, with_batch_tokens
 from mtkit.training.optimizers import make_average, make_optimizer
 from mtkit.training.records import available_cores, processor
-from mtkit.training.update import LossScaler, TrainState, Updater
+from mtkit.training.update import (
+    LossScaler,
+    TrainState,
+    Updater,
+    find_batch_tokens,
+    forget_peak,
+    peak_memory,
+    with_batch_tokens,
+)
 from mtkit.translation.scores import corpus_scores
 from mtkit.translation.translator import Translator
 from mtkit.translation.workers import Opening, WorkerTranslator, with_workers, worker_devices

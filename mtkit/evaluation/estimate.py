@@ -18,8 +18,7 @@ import torch
 from torch import nn
 
 from mtkit.bundle.opening import carried_over
-from mtkit.config.data_settings import CorpusConfig
-from mtkit.config.model_settings import TransformerConfig
+from mtkit.config.data_and_model_settings import CorpusConfig, TransformerConfig
 from mtkit.config.settings import Config
 from mtkit.config.training_settings import TrainingConfig, settled
 from mtkit.data.corpus import Corpus
@@ -41,10 +40,9 @@ from mtkit.preparation.sources import training_corpora
 from mtkit.text.lines import count_lines, read_lines
 from mtkit.text.parallel import data_file, read_corpus, with_patterns_expanded
 from mtkit.text.tokenizer import Tokenizer
-from mtkit.training.memory import forget_peak, largest_batches, memory_at_hand, peak_memory, resident_memory
-from mtkit.training.optimizers import optimizer_tensors
-from mtkit.training.schedule import Pace, make_plan
-from mtkit.training.validation import Validation
+from mtkit.training.optimizers import Pace, make_plan, optimizer_tensors
+from mtkit.training.records import Validation
+from mtkit.training.update import forget_peak, largest_batches, memory_at_hand, peak_memory, resident_memory
 
 NUM_UPDATES = 10  # that are measured, after those that warm up
 MOST_SECONDS = 60.0  # after which no further update is measured, if LEAST_UPDATES are

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mtkit import __version__
-from mtkit.config.data_settings import LanguagesConfig
+from mtkit.config.data_and_model_settings import LanguagesConfig
 from mtkit.errors import DataError, Meter, MtkitError, counted, say, working
 from mtkit.exchange.engines import load
 from mtkit.preparation.sources import SetFiles, fetch, test_sets

@@ -14,14 +14,14 @@ import torch
 from numpy.typing import NDArray
 
 from mtkit.bundle.bundle import is_run, no_model
-from mtkit.config.model_settings import TransformerConfig
+from mtkit.config.data_and_model_settings import TransformerConfig
 from mtkit.config.settings import Config
 from mtkit.config.training_settings import TrainingConfig, settled
 from mtkit.data.batches import padded_batch, ragged
 from mtkit.errors import DataError, MtkitError, say, shown, whole_number
 from mtkit.files import write_file
 from mtkit.models.layers import SinusoidalPositions
-from mtkit.training.schedule import decay_start, learning_rate, with_shares
+from mtkit.training.optimizers import decay_start, learning_rate, with_shares
 from mtkit.translation.translator import Translator
 
 if TYPE_CHECKING:

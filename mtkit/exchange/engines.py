@@ -31,10 +31,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mtkit import __version__
-from mtkit.bundle.bundle import WEIGHTS, Bundle
+from mtkit.bundle.bundle import WEIGHTS, Bundle, not_finite
 from mtkit.bundle.opening import CheckpointStorage, open_model, tell
-from mtkit.bundle.storage import not_finite
-from mtkit.config.model_settings import MaskedConfig, TransformerConfig
+from mtkit.config.data_and_model_settings import MaskedConfig, TransformerConfig
 from mtkit.config.settings import Config
 from mtkit.config.training_settings import DecodingConfig
 from mtkit.data.batches import ragged
@@ -42,10 +41,10 @@ from mtkit.errors import CheckpointError, MtkitError, inform, say, shown
 from mtkit.exchange.portable import MARKER, Observed, PortableModel, Vocabulary, most_tokens, require_known_parts
 from mtkit.files import json_text, remove, sync, undone_when_ended
 from mtkit.models.registry import DTYPES
-from mtkit.search.searches import LENGTH_PENALTIES, Hypothesis
+from mtkit.search import LENGTH_PENALTIES, Hypothesis
 from mtkit.translation import translator as with_torch
-from mtkit.translation.canaries import MOST_DRIFT, translate_canaries
 from mtkit.translation.decode import Model, decode, max_lengths_of
+from mtkit.translation.stream import MOST_DRIFT, translate_canaries
 from mtkit.translation.translator import Batch, Translator, check_arguments, load_bundle
 
 # Opening a model with one of the engines.

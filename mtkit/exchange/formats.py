@@ -17,52 +17,61 @@ import torch
 from torch import Tensor
 
 from mtkit import __version__
-from mtkit.bundle.bundle import DESCRIPTION, UNTRAINED, UNTRAINED_TAGS, Bundle, open_bundle, save_bundle, save_scores
+from mtkit.bundle.bundle import (
+    DESCRIPTION,
+    UNTRAINED,
+    UNTRAINED_TAGS,
+    Bundle,
+    not_finite,
+    open_bundle,
+    save_bundle,
+    save_scores,
+)
 from mtkit.bundle.info import card_text
 from mtkit.bundle.opening import open_and_tell
-from mtkit.bundle.storage import not_finite
 from mtkit.config.settings import Config
 from mtkit.config.training_settings import DecodingConfig
 from mtkit.errors import CheckpointError, MtkitError, say, working
 from mtkit.exchange.engines import QUANTIZATIONS, check_ctranslate2, observe_with_ctranslate2, write_ctranslate2
-from mtkit.exchange.huggingface_config import CONFIG, FIRST_BYTE, TheirConfig, not_carried, read_json, silent_ids
-from mtkit.exchange.huggingface_models import (
+from mtkit.exchange.huggingface import (
+    MarianVocabulary,
     check_m2m100,
     check_marian,
     in_m2m100_order,
     in_marian_order,
+    misread_tags,
     read_m2m100,
     read_marian,
+    read_marian_vocabulary,
+    write_m2m100_tokenizer,
     write_m2m100_weights,
+    write_marian_tokenizer,
     write_marian_weights,
 )
 from mtkit.exchange.native_marian import is_native_marian, read_native_marian
 from mtkit.exchange.portable import (
+    CONFIG,
+    FIRST_BYTE,
     MARKER,
     Observed,
     PortableModel,
     Texts,
+    TheirConfig,
     Vocabulary,
+    not_carried,
     observe_with_transformers,
+    read_json,
     reordered,
+    silent_ids,
     texts_of_transformers,
-)
-from mtkit.exchange.tokenizers import (
-    MarianVocabulary,
-    misread_tags,
-    read_marian_vocabulary,
-    write_m2m100_tokenizer,
-    write_marian_tokenizer,
 )
 from mtkit.files import replaced_directory
 from mtkit.models.registry import empty_model, require_weights_of
 from mtkit.text.parallel import tagged
-from mtkit.text.segmentation import split_tags
-from mtkit.text.tokenizer import Tokenizer, open_sentencepiece
-from mtkit.text.tokenizer_training import extended
-from mtkit.text.vocabulary import ModelType, SpecialIds, Specials, model_type_of
-from mtkit.translation.canaries import make_canaries
+from mtkit.text.tokenizer import Tokenizer, extended, open_sentencepiece
+from mtkit.text.vocabulary import ModelType, SpecialIds, Specials, model_type_of, split_tags
 from mtkit.translation.decode import decode, log_probs_of
+from mtkit.translation.stream import make_canaries
 from mtkit.translation.translator import Translator, load_bundle, translator_of
 
 # Export.

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtkit.config.model_settings import TransformerConfig
+from mtkit.config.data_and_model_settings import TransformerConfig
 from mtkit.config.section import read_yaml
 from mtkit.config.settings import Config
 from mtkit.errors import CheckpointError, say
+from mtkit.exchange.huggingface import MarianVocabulary, read_vocabularies
 from mtkit.exchange.portable import PortableModel, Vocabulary
-from mtkit.exchange.tokenizers import MarianVocabulary, read_vocabularies
 from mtkit.text.vocabulary import pieces_of
 
 # Options of the architecture, and settings of the search.

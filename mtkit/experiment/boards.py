@@ -22,8 +22,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtkit.config.data_settings import TokenizerConfig
-from mtkit.config.model_settings import AnyModelConfig, MaskedConfig, RecurrentConfig, TransformerConfig
+from mtkit.config.data_and_model_settings import (
+    AnyModelConfig,
+    MaskedConfig,
+    RecurrentConfig,
+    TokenizerConfig,
+    TransformerConfig,
+)
 from mtkit.config.training_settings import DecodingConfig, TrainingConfig
 from mtkit.data.batches import Batch, Rows, padded_batch, ragged, source_rows
 from mtkit.errors import DataError
@@ -33,12 +38,10 @@ from mtkit.models.recurrent import RecurrentLayer
 from mtkit.models.registry import new_model
 from mtkit.models.transformer import TransformerEncoder
 from mtkit.text.lines import read_lines
-from mtkit.text.segmentation import SPACE_MARK
-from mtkit.text.tokenizer import Tokenizer
-from mtkit.text.tokenizer_training import train_tokenizer
-from mtkit.text.vocabulary import UNKNOWN_TEXT
-from mtkit.training.loss import cross_entropy, label_smoothed_cross_entropy
-from mtkit.training.schedule import learning_rate
+from mtkit.text.tokenizer import Tokenizer, train_tokenizer
+from mtkit.text.vocabulary import SPACE_MARK, UNKNOWN_TEXT
+from mtkit.training.optimizers import learning_rate
+from mtkit.training.update import cross_entropy, label_smoothed_cross_entropy
 from mtkit.translation.alignments import alignment_scores, diagonal, read_gold
 from mtkit.translation.decode import decode, log_probs_of
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from mtkit.config.model_settings import RecurrentConfig
+from mtkit.config.data_and_model_settings import RecurrentConfig
 from mtkit.data.batches import Rows
 from mtkit.models.interface import (
     Embedding,

@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from mtkit import __version__
 from mtkit.bundle.opening import noted_start, open_model
-from mtkit.config.data_settings import CorpusConfig
+from mtkit.config.data_and_model_settings import CorpusConfig
 from mtkit.config.settings import Config, config_text
 from mtkit.config.training_settings import DecodingConfig
 from mtkit.errors import CheckpointError, ConfigError, DataError, Meter, counted, duration, inform, say

@@ -12,15 +12,15 @@ import numpy as np
 import regex
 from numpy.typing import NDArray
 
-from mtkit.config.data_settings import CorpusConfig, DataConfig
+from mtkit.config.data_and_model_settings import CorpusConfig, DataConfig
 from mtkit.config.settings import Config
 from mtkit.data.corpus import CorpusWriter
 from mtkit.errors import Meter, is_shown
 from mtkit.preparation.sources import HeldOutSearch
 from mtkit.text.lines import count_lines
 from mtkit.text.parallel import Pair, tagged
-from mtkit.text.segmentation import Encoded, word_of_each_piece
 from mtkit.text.tokenizer import Tokenizer
+from mtkit.text.vocabulary import Encoded, word_of_each_piece
 from mtkit.translation.alignments import AlignmentLines, Link, parse_links, piece_links, raw_words
 
 # Cleaning rules: which pairs are left out, and why.

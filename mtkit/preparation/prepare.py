@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, get_args
 
-from mtkit.config.data_settings import CorpusConfig, DataConfig, Rule, Side, TokenizerConfig
+from mtkit.config.data_and_model_settings import CorpusConfig, DataConfig, Rule, Side, TokenizerConfig
 from mtkit.config.settings import Config
 from mtkit.data.corpus import (
     MANIFEST,
@@ -72,8 +72,8 @@ from mtkit.text.parallel import (
     tagged_pairs,
     without_source,
 )
-from mtkit.text.tokenizer import Tokenizer
-from mtkit.text.tokenizer_training import (
+from mtkit.text.tokenizer import (
+    Tokenizer,
     VocabularyReport,
     check_sampling,
     existing_tokenizer,
@@ -355,7 +355,7 @@ def _noted_validation(config: Config) -> str | None:
     """
     if not any((config.run_path / name).exists() for name in ("checkpoints", "trained.json")):
         return None
-    from mtkit.bundle.checkpoints import noted_validation  # imported here, since only this needs torch
+    from mtkit.bundle.opening import noted_validation  # imported here, since only this needs torch
 
     return noted_validation(config.run_path)
 

@@ -19,39 +19,37 @@ from zipfile import BadZipFile
 
 from portalocker.exceptions import LockException
 
-from mtkit.config.data_settings import CorpusConfig, LanguagesConfig, listed
+from mtkit.config.data_and_model_settings import CorpusConfig, LanguagesConfig, listed
 from mtkit.config.section import write_yaml
 from mtkit.config.settings import Config
 from mtkit.data.corpus import RawFile
 from mtkit.errors import ConfigError, DataError, counted, say
 from mtkit.text.lines import read_lines, read_pairs, require_file
-from mtkit.text.oddities import (
+from mtkit.text.parallel import (
     CASED,
+    COLUMN,
     LEADING_LINES,
     LOWER_CASED,
     MOSES,
     MOST_LINES,
     Finding,
     Oversights,
+    Pair,
     Sign,
     advice_on_labels,
     advice_on_table,
     capitals,
     cleaning_command,
-    findings,
-    sample,
-)
-from mtkit.text.parallel import (
-    COLUMN,
-    Pair,
     data_file,
     files_of,
+    findings,
     fingerprints,
     known_fingerprints,
     read_corpus,
     read_part,
     read_source,
     read_target,
+    sample,
     tagged,
     tagged_pairs,
 )

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mtkit.bundle.checkpoints import readable_steps, step_directory
+from mtkit.bundle.opening import readable_steps, step_directory
 from mtkit.config.training_settings import DecodingConfig
 from mtkit.data.batches import padded_batch, ragged
 from mtkit.errors import DataError, Meter, MtkitError, counted
@@ -35,7 +35,7 @@ from mtkit.report.page import (
     weighted_words,
     write_page,
 )
-from mtkit.search.searches import BeamStep, Continuations, Hypothesis
+from mtkit.search import BeamStep, Continuations, Hypothesis
 from mtkit.translation.translator import Translator, load
 
 NUM_SHOWN = 10  # tokens of a distribution

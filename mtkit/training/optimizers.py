@@ -1,18 +1,24 @@
-"""Optimizers (Adam, AdamW, SGD, Muon, schedule-free AdamW), their state in checkpoints, and averages of the weights.
+"""Optimizers and learning-rate schedules.
 
-Shapes: M matrices of the same shape, with A rows and B columns.
+Optimizers (Adam, AdamW, SGD, Muon, schedule-free AdamW), their state in checkpoints, and averages of the weights;
+learning-rate schedules, the limits that end training, and plans for runs of a given number of minutes. Shapes: M
+matrices of the same shape, with A rows and B columns.
 """
 
+import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from inspect import unwrap
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from mtkit.config.training_settings import TrainingConfig
+from mtkit.bundle.opening import Change, Progress, setting_at
+from mtkit.config.training_settings import ENDING, SHARES, TrainingConfig, settled
+from mtkit.errors import ConfigError, counted, say
 
 # Averages of the weights.
 
@@ -444,3 +450,488 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensor
         key, parameter = name.split("/", 1)
         state.setdefault(numbers[parameter], {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def noam(step: int, config: TrainingConfig, d_model: int, lowered: int) -> float:
+    """The rate is factor x d_model^-0.5 x min(step^-0.5, step x warmup^-1.5) (Vaswani et al. 2017, equation 3).
+
+    If the setting `learning_rate` is given, it is the peak: factor = learning_rate x sqrt(d_model x warmup). Otherwise,
+    factor is 1, as in the paper.
+    """
+    warmup = max(settled(config.warmup_steps), 1)
+    factor = 1.0 if config.learning_rate is None else config.learning_rate * (d_model * warmup) ** 0.5
+    return float(factor * d_model**-0.5 * min(step**-0.5, step * warmup**-1.5))
+
+
+def inverse_sqrt(step: int, config: TrainingConfig, d_model: int, lowered: int) -> float:
+    """The rate rises linearly to the peak, then falls as peak x sqrt(warmup / step), as in fairseq."""
+    warmup = max(settled(config.warmup_steps), 1)
+    return float(_peak(config) * min(step / warmup, (warmup / step) ** 0.5))
+
+
+def constant(step: int, config: TrainingConfig, d_model: int, lowered: int) -> float:
+    """The rate rises linearly to the peak, then stays constant."""
+    return _peak(config) * _warmth(step, config)
+
+
+def linear(step: int, config: TrainingConfig, d_model: int, lowered: int) -> float:
+    """The rate rises linearly to the peak, then falls linearly to `final_learning_rate` at `max_steps`."""
+    final, left = config.final_learning_rate, 1 - _share_done(step, config)
+    return min(_peak(config) * _warmth(step, config), final + (_peak(config) - final) * left)
+
+
+def cosine(step: int, config: TrainingConfig, d_model: int, lowered: int) -> float:
+    """The rate rises linearly to the peak, then falls along half a cosine to `final_learning_rate` at `max_steps`.
+
+    This is equation 5 of Loshchilov & Hutter (2017), without restarts.
+    """
+    final, share = config.final_learning_rate, _share_done(step, config)
+    left = (1 + math.cos(math.pi * share)) / 2
+    return min(_peak(config) * _warmth(step, config), final + (_peak(config) - final) * left)
+
+
+def wsd(step: int, config: TrainingConfig, d_model: int, lowered: int) -> float:
+    """The rate rises linearly to the peak, stays there, then falls linearly to `final_learning_rate` at `max_steps`.
+
+    The name wsd stands for the three phases: warm-up, stable, decay (Hu et al. 2024, arXiv:2404.06395). The decay takes
+    the last `decay_steps` updates. Hägele et al. (2024, arXiv:2405.18392) compare linear decay with other forms.
+    """
+    peak, final, max_steps = _peak(config), config.final_learning_rate, settled(config.max_steps)
+    left = (max_steps - step) / (max_steps - decay_start(config))
+    rate = peak if left >= 1 else final + (peak - final) * max(left, 0.0)
+    return min(peak * _warmth(step, config), rate)
+
+
+def decay_start(config: TrainingConfig) -> int:
+    """Returns the last step before the learning rate begins to decay (schedule wsd).
+
+    If `decay_steps` is "auto", the decay does not begin before the end of warm-up.
+    """
+    max_steps = settled(config.max_steps)
+    if config.decay_steps != "auto":
+        return max_steps - config.decay_steps
+    stable = max_steps - max(round(DECAY_SHARE * max_steps), 1)
+    return min(max(stable, settled(config.warmup_steps), 1), max_steps - 1)
+
+
+def plateau(step: int, config: TrainingConfig, d_model: int, lowered: int) -> float:
+    """The rate rises linearly to the peak, then stays constant, except that validations may lower it (`lowered` times).
+
+    Each lowering multiplies the rate by `plateau_factor`, but the rate never falls below `final_learning_rate`.
+    """
+    rate = max(_peak(config) * config.plateau_factor**lowered, config.final_learning_rate)
+    return rate * _warmth(step, config)
+
+
+def _peak(config: TrainingConfig) -> float:
+    assert config.learning_rate is not None, "the settings check it"
+    return config.learning_rate
+
+
+def _warmth(step: int, config: TrainingConfig) -> float:
+    """Returns how much of the warm-up is done at `step`, as a fraction between 0 and 1."""
+    return min(1.0, step / max(settled(config.warmup_steps), 1))
+
+
+def _share_done(step: int, config: TrainingConfig) -> float:
+    """Returns how much of the time from the end of warm-up to `max_steps` is over at `step`, as a fraction."""
+    warmup = max(settled(config.warmup_steps), 1)
+    return min(max(step - warmup, 0) / (settled(config.max_steps) - warmup), 1.0)
+
+
+DECAY_SHARE = 0.2  # of max_steps, as in Hägele et al. (2024)
+
+SCHEDULES: dict[str, Callable[[int, TrainingConfig, int, int], float]] = {
+    "noam": noam,
+    "inverse_sqrt": inverse_sqrt,
+    "constant": constant,
+    "linear": linear,
+    "cosine": cosine,
+    "wsd": wsd,
+    "plateau": plateau,
+}
+
+
+def learning_rate(step: int, config: TrainingConfig, d_model: int, lowered: int = 0) -> float:
+    """Returns the learning rate of update number `step`, counted from 1.
+
+    `lowered` is the number of times that validations have lowered the rate; only the schedule plateau uses this number.
+    """
+    return SCHEDULES[config.schedule](step, config, d_model, lowered)
+
+
+def lowers_rate(stale: int, config: TrainingConfig, lowered: int) -> bool:
+    """Whether the learning rate is lowered now; only the schedule plateau lowers it.
+
+    `stale` is the number of stale validations: those that were no better than the best validation before them. The
+    count begins again with each new best validation, and whenever the rate is lowered. After `plateau_patience` stale
+    validations, the rate is lowered, unless it has reached `final_learning_rate`. With the same patience, PyTorch's
+    ReduceLROnPlateau, which JoeyNMT uses, waits for one stale validation more.
+    """
+    return (
+        config.schedule == "plateau"
+        and stale >= config.plateau_patience
+        and _peak(config) * config.plateau_factor**lowered > config.final_learning_rate
+    )
+
+
+# The decay that --end-in adds to a run.
+
+ENDED_BY_DECAY = ("constant", "wsd")  # schedules of the runs that --end-in can end
+
+
+@dataclass(frozen=True)
+class Ending:
+    """The decay of the learning rate with which a run ends (option --end-in).
+
+    Checkpoints that are written during the decay or at its end store the decay.
+    """
+
+    start: int  # the last step before the decay
+    steps: int  # updates of the decay
+
+    @property
+    def last_step(self) -> int:
+        """The step at which both the decay and training end."""
+        return self.start + self.steps
+
+    def settings(self, config: TrainingConfig) -> TrainingConfig:
+        """Returns a copy of the settings with the schedule wsd and this decay.
+
+        The copy has no `max_minutes` and no `patience`, since these limits could end training before the decay is done.
+        """
+        decay = {"schedule": "wsd", "max_steps": self.last_step, "decay_steps": self.steps}
+        return config.model_copy(update={**decay, "max_minutes": None, "patience": None})
+
+
+def no_ending(config: TrainingConfig, step: int | None = None) -> str:
+    """Returns, in words, why --end-in cannot end a run with these settings; "" if --end-in can end the run.
+
+    If `step` is given, the decay must also be able to begin after this step.
+    """
+    if config.schedule not in ENDED_BY_DECAY:
+        return f"found schedule {config.schedule}, wants {' or '.join(ENDED_BY_DECAY)}"
+    if config.optimizer == "schedule_free":
+        return "optimizer schedule_free needs no decay; lower training.max_steps to end the run"
+    if step is None:
+        return ""
+    if step < max(settled(config.warmup_steps), 1):
+        return f"step {step:,} is before the end of warm-up (training.warmup_steps {settled(config.warmup_steps):,})"
+    if config.schedule == "wsd" and step > decay_start(config):
+        start, end = decay_start(config), settled(config.max_steps)
+        return f"step {step:,} is in the decay of schedule wsd already, which goes from step {start + 1:,} to {end:,}"
+    return ""
+
+
+# When training saves, and when it ends.
+
+
+def saves_at(step: int, config: TrainingConfig, changes: Sequence[Change]) -> bool:
+    """Whether a checkpoint was due at `step` under the settings that the run had at that step.
+
+    A stopped run also writes a checkpoint when none is due; such a checkpoint takes no part in averages.
+    """
+    return step > 0 and any(
+        step % setting_at(changes, f"training.{name}", step, getattr(config, name)) == 0
+        for name in ("save_every", "validate_every")
+    )
+
+
+def has_reached_target(progress: Progress, config: TrainingConfig) -> bool:
+    """Whether the best validation so far is at least as good as `target_score`; False if no target is set."""
+    if config.target_score is None or not progress.has_best:
+        return False
+    wanted = -config.target_score if config.select_by == "loss" else config.target_score
+    return progress.best_score >= wanted
+
+
+def reason_to_end(progress: Progress, config: TrainingConfig) -> str:
+    """Returns, in words, the limit that training has reached; "" if no limit is reached."""
+    if has_reached_target(progress, config):
+        return f"training.target_score {config.target_score:g} is reached"
+    if progress.step >= settled(config.max_steps):
+        if progress.ending:
+            return f"the decay of --end-in {Ending(**progress.ending).steps} is done"
+        return f"training.max_steps {settled(config.max_steps):,} is reached"
+    if config.max_minutes is not None and progress.seconds >= 60 * config.max_minutes:
+        return f"training.max_minutes {config.max_minutes:g} is reached"
+    if config.patience is not None and progress.bad_validations >= config.patience:
+        best = f" than that of step {progress.best_step:,}" if progress.has_best else ""
+        validations = counted(progress.bad_validations, "validation")
+        return f"no better {config.select_by} in {validations} (training.patience){best}"
+    return ""
+
+
+def expected_steps(progress: Progress, config: TrainingConfig) -> int:
+    """Returns the step at which `max_steps` or `max_minutes` will end training if training keeps its present speed."""
+    if config.max_minutes is None:
+        return settled(config.max_steps)
+    return min(settled(config.max_steps), round(progress.step * 60 * config.max_minutes / progress.seconds))
+
+
+def divergence(progress: Progress, config: TrainingConfig, loss_scale: float) -> str:
+    """Returns, in words, why training counts as diverged; "" if training has not diverged."""
+    if loss_scale < 1:
+        return f"the gradient of step {progress.step:,} overflows fp16 at any loss scale"
+    if progress.skipped_in_row >= config.max_skipped:
+        return f"{progress.skipped_in_row} updates in a row, the last at step {progress.step:,}, were not finite"
+    return ""
+
+
+# Plans for max_minutes: the numbers that replace "auto" in settings, and warnings about settings that do not fit.
+
+MOST_VALIDATIONS = 10  # maximum in a plan
+VALIDATION_SHARE = 0.2  # maximum fraction of the minutes for validations in a plan, which always has one
+APART = 10  # minimum number of updates between two validations
+WARMUP_SHARE = 0.1  # warm-up as a fraction of the updates
+MOST_WARMUP = 4000  # maximum number of updates in warm-up, as in Vaswani et al. (2017)
+FEW_UPDATES = 300  # with fewer updates, a model hardly learns to translate
+RESERVE = 0.1  # fraction of the minutes that a plan leaves free, in case the machine becomes slower
+# A forecast is made after MOST_SEEN updates, or earlier, once SECONDS_SEEN have passed and LEAST_SEEN updates are done.
+LEAST_SEEN, MOST_SEEN, SECONDS_SEEN = 3, 50, 3.0
+# Fractions of max_minutes or of max_steps, whichever passes first, after which a plan is compared with the present
+# speed, and the fraction by which max_steps must be wrong to be planned again.
+REVIEWS, MISFIT = (0.05, 0.15, 0.35, 0.6), 0.1
+FALLEN = 0.95  # fraction of max_steps after which the rate of a schedule in ENDING has nearly finished falling
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast training is on this machine."""
+
+    update: float  # seconds of one update
+    validation: float  # seconds of one validation
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The numbers that replace "auto" in the settings of a run whose `max_steps` is "auto".
+
+    Checkpoints store these numbers.
+    """
+
+    max_minutes: float
+    max_steps: int
+    warmup_steps: int
+    validate_every: int
+    save_every: int
+    validation: float = 0.0  # seconds of a validation, as expected or last measured; 0 in plans of earlier versions
+    reviews: int = 0  # how many of REVIEWS are done
+
+    def settings(self, config: TrainingConfig) -> TrainingConfig:
+        """Returns a copy of the settings in which the numbers of the plan replace "auto"."""
+        names = ("max_steps", *SHARES)
+        numbers = {name: value for name, value in asdict(self).items() if name in names}
+        return config.model_copy(update={name: n for name, n in numbers.items() if getattr(config, name) == "auto"})
+
+    def told(self, pace: Pace) -> str:
+        """Returns the plan in words, together with the measured speed `pace`."""
+        return (
+            f"{_minutes_are(self.max_minutes)} {self.max_steps:,} updates here ({pace.update:.2g} s each, and "
+            f"{pace.validation:.2g} s a validation): {self.warmup_steps:,} of warm-up, a validation every "
+            f"{self.validate_every:,}"
+        )
+
+    def for_minutes(self, max_minutes: float) -> "Plan":
+        """Returns the plan for another `max_minutes`: `max_steps` is scaled in proportion, the other numbers stay."""
+        max_steps = max(round(self.max_steps * max_minutes / self.max_minutes), 1)
+        return replace(self, max_minutes=max_minutes, max_steps=max_steps)
+
+
+def make_plan(config: TrainingConfig, pace: Pace, spent: float) -> Plan:
+    """Returns the plan for a run of `max_minutes` at the measured speed `pace`.
+
+    `spent` is the number of seconds used before the first update. If `validate_every` is "auto", a number is chosen for
+    `validate_every`, and `max_steps` becomes a multiple of this number. Raises ConfigError if `warmup_steps` or
+    `decay_steps` is given but too large.
+    """
+    assert config.max_minutes is not None, "the settings check it"
+    seconds = 60 * config.max_minutes * (1 - RESERVE) - spent
+    if config.validate_every == "auto":
+        fit = math.floor(min(VALIDATION_SHARE * seconds / max(pace.validation, 1e-9), seconds / pace.update / APART))
+        validations = min(max(fit, 1), MOST_VALIDATIONS)
+        every = max(int((seconds - validations * pace.validation) / (validations * pace.update)), 1)
+        max_steps = every * validations
+    else:
+        every = config.validate_every
+        max_steps = int(seconds / (pace.update + pace.validation / every))
+    max_steps = max(max_steps, 2)
+    settings = with_shares(config.model_copy(update={"max_steps": max_steps, "validate_every": every}))
+    warmup_steps = settled(settings.warmup_steps)
+    if config.schedule in ENDING and warmup_steps >= max_steps:
+        raise ConfigError(
+            f"training.warmup_steps {warmup_steps:,} does not fit: {_minutes_are(config.max_minutes)} about "
+            f"{max_steps:,} updates here; leave it out, lower it, or raise training.max_minutes"
+        )
+    if config.decay_steps != "auto" and warmup_steps + config.decay_steps > max_steps:
+        raise ConfigError(
+            f"training.decay_steps {config.decay_steps:,} does not fit: {_minutes_are(config.max_minutes)} about "
+            f"{max_steps:,} updates here, {warmup_steps:,} of them warm-up; leave it out, lower it, or raise "
+            "training.max_minutes"
+        )
+    return Plan(config.max_minutes, max_steps, warmup_steps, every, settled(settings.save_every), pace.validation)
+
+
+def reviews_due(plan: Plan, step: int, seconds: float) -> int:
+    """Returns how many reviews of the plan are due so far, including those that are done.
+
+    A review compares the plan with the present speed. One is due after each of the fractions REVIEWS of `max_steps` or
+    of `max_minutes`, whichever passes first. `step` and `seconds` are the steps and the time of training so far;
+    `plan.reviews` reviews are done.
+    """
+    done = max(step / plan.max_steps, seconds / (60 * plan.max_minutes))
+    return max(plan.reviews, sum(done >= review for review in REVIEWS))
+
+
+def reviewed_plan(config: TrainingConfig, plan: Plan, update: float, step: int, seconds: float) -> Plan:
+    """Returns the plan for the rest of a run, after the reviews that `reviews_due` counts.
+
+    A review compares the plan with the present speed. If the old numbers fit, only `reviews` changes. `config` has the
+    settings as given, with "auto". `update` is the present number of seconds of one update, and `seconds` the time that
+    training has taken up to `step`. A decay of the learning rate that has begun (schedule wsd) is not planned again,
+    nor is a warm-up that is over.
+    """
+    plan = replace(plan, reviews=reviews_due(plan, step, seconds))
+    if config.schedule == "wsd" and step >= decay_start(plan.settings(config)):
+        return plan
+    left = (60 * plan.max_minutes - seconds) * (1 - RESERVE)
+    every = plan.validate_every
+    if config.validate_every == "auto" and plan.validation:
+        fit = math.floor(min(VALIDATION_SHARE * left / plan.validation, left / update / APART))
+        validations = min(max(fit, 1), MOST_VALIDATIONS)
+        wanted = max(int((left - validations * plan.validation) / (validations * update)), 1)
+        # Averages of checkpoints want equal distances, so a distance that is about right stays.
+        every = every if wanted / 2 <= every <= wanted * 2 else wanted
+    steps = step + int(left / (update + plan.validation / every))
+    least = max(step + 1, plan.warmup_steps + 1 + (0 if config.decay_steps == "auto" else config.decay_steps))
+    steps = max(steps, least)
+    if config.validate_every == "auto":
+        steps = max(steps // every, math.ceil(least / every)) * every
+    if abs(steps - plan.max_steps) <= MISFIT * plan.max_steps:
+        return plan
+    settings = with_shares(config.model_copy(update={"max_steps": steps, "validate_every": every}))
+    warmup_steps = max(settled(settings.warmup_steps), step) if step < plan.warmup_steps else plan.warmup_steps
+    return replace(
+        plan, max_steps=steps, warmup_steps=warmup_steps, validate_every=every, save_every=settled(settings.save_every)
+    )
+
+
+def with_shares(config: TrainingConfig) -> TrainingConfig:
+    """Returns a copy of the settings; in the copy, the settings named in `SHARES` have numbers instead of "auto".
+
+    `warmup_steps` and `validate_every` become fractions of `max_steps`; `save_every` becomes equal to `validate_every`.
+    """
+    max_steps = settled(config.max_steps)
+    every = math.ceil(max_steps / MOST_VALIDATIONS) if config.validate_every == "auto" else config.validate_every
+    shares = {
+        "warmup_steps": min(max(round(WARMUP_SHARE * max_steps), 1), MOST_WARMUP),
+        "validate_every": every,
+        "save_every": every,
+    }
+    return config.model_copy(update={name: value for name, value in shares.items() if getattr(config, name) == "auto"})
+
+
+class Forecast:
+    """Reports how many updates fit into `max_minutes`, as soon as the speed of training is known.
+
+    If `max_steps` updates fit, nothing is reported. Otherwise, a warning is printed if the updates that fit are too few
+    for warm-up, for a validation or for the schedule. With `is_planned=True`, nothing is reported, since `max_steps`
+    was chosen to fit.
+    """
+
+    def __init__(self, config: TrainingConfig, is_planned: bool = False) -> None:
+        self._config = config
+        self._first: tuple[int, float] | None = None  # the step and the seconds of the first call of `see`
+        self._is_told = config.max_minutes is None or is_planned
+
+    def begin(self, step: int) -> None:
+        """To be called when training begins or resumes; warns if `max_steps` is too small for other settings.
+
+        If `max_minutes` is given, this method does not warn, since `see` may warn later.
+        """
+        if self._config.max_minutes is None and step < settled(self._config.max_steps):
+            _warn(f"{settled(self._config.max_steps):,} updates", self._config, settled(self._config.max_steps))
+
+    def see(self, step: int, seconds: float) -> None:
+        """To be called after each update; reports at most once.
+
+        `step` is the number of the update, and `seconds` the time that training has taken so far.
+        """
+        if self._is_told or self._config.max_minutes is None:
+            return
+        if self._first is None:
+            self._first = step, seconds
+        first, since = self._first
+        if step - first < LEAST_SEEN or (seconds - since < SECONDS_SEEN and step - first < MOST_SEEN):
+            return
+        self._is_told = True
+        update = max(seconds - since, 1e-9) / (step - first)
+        last = step + max(int((60 * self._config.max_minutes - seconds) / update), 0)
+        max_steps = settled(self._config.max_steps)
+        if last < max_steps:
+            told = f"{_minutes_are(self._config.max_minutes)} about {last:,} updates here"
+            if not _warn(told, self._config, last):
+                say(f"{told}; {_shares(self._config, update)}")
+
+
+def shortcomings(config: TrainingConfig, last_step: int) -> list[str]:
+    """Returns, in words, which settings do not fit a training run that ends at `last_step`; [] if all settings fit."""
+    warmup, every, max_steps = map(settled, (config.warmup_steps, config.validate_every, config.max_steps))
+    found = []
+    if warmup > 1 and last_step <= warmup:
+        found.append(f"the learning rate is still rising at the end (training.warmup_steps {warmup:,})")
+    if last_step < every:
+        found.append(f"there is no validation before the last one (training.validate_every {every:,})")
+    if config.schedule in ENDING and last_step < FALLEN * max_steps:
+        found.append(f"the {config.schedule} schedule has not come down (training.max_steps {max_steps:,})")
+    return found
+
+
+def advice(config: TrainingConfig) -> str:
+    """Returns advice for a warning: to give the run more time or updates, or to change settings that do not fit."""
+    if config.max_minutes is None:
+        return "Raise training.max_steps, or lower the others"
+    if config.max_steps == "auto":
+        fixed = [name for name in SHARES if getattr(config, name) != "auto"]
+        if fixed:
+            return f"Raise training.max_minutes, or leave out {' and '.join(fixed)}, which are auto then"
+        return (
+            "Updates or validations took longer than those that were timed at the beginning, as on a machine that "
+            "others use too; start anew with --fresh, which times them again"
+        )
+    return (
+        "Raise training.max_minutes, or set training.max_steps to auto and leave out warmup_steps, validate_every and "
+        "save_every, which are fitted to the minutes then"
+    )
+
+
+def _shares(config: TrainingConfig, update_seconds: float) -> str:
+    """Returns the part of the forecast that says how long warm-up takes and when the first validation comes."""
+    every = settled(config.validate_every)
+    first = f"the first validation comes after {_in_minutes(every * update_seconds / 60)}"
+    return f"warm-up takes {settled(config.warmup_steps):,} of them, and {first}"
+
+
+def _warn(told: str, config: TrainingConfig, last_step: int) -> bool:
+    """Warn if a training run that ends at `last_step` is too short for its settings; returns whether it is too short.
+
+    The warning begins with `told`, which says how many updates there are.
+    """
+    found = shortcomings(config, last_step)
+    if found:
+        say(f"mtkit: warning: {told}, which is not enough: {'; '.join(found)}. {advice(config)}")
+    return bool(found)
+
+
+def _minutes_are(minutes: float) -> str:
+    """Returns the minutes in words, with a verb: "3 minutes are", "1 minute is"."""
+    told = _in_minutes(minutes)
+    return f"{told} {'is' if told.startswith('1 ') else 'are'}"
+
+
+def _in_minutes(minutes: float) -> str:
+    """Returns the minutes in words: "30 seconds", "1 minute", "2.5 minutes"."""
+    if minutes < 1:
+        return counted(round(60 * minutes), "second")
+    amount = f"{minutes:.1f}".removesuffix(".0") if minutes < 10 else f"{round(minutes):,}"
+    return "1 minute" if amount == "1" else f"{amount} minutes"

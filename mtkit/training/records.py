@@ -1,63 +1,509 @@
-"""Records of a run: its identity (settings and checksums), changes of its settings, its facts, and its bundle.
+"""What a run writes besides checkpoints: its log, validation scores, identity, changes of settings, and its bundle.
 
-A run may resume from a checkpoint only if the run's identity matches the identity in the checkpoint.
+The log goes to log.jsonl, TensorBoard and stderr. Validation measures the loss, and the BLEU and chrF of greedy
+translations; a language model makes no translations, so it has only the loss. The identity of a run is its settings and
+checksums; a run may resume from a checkpoint only if its identity matches the identity in the checkpoint.
 """
 
 import json
+import math
 import os
 import platform
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections import Counter
+from collections.abc import Container, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from importlib.util import find_spec
+from itertools import zip_longest
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from mtkit import __version__
-from mtkit.bundle.bundle import DESCRIPTION, bundle_at, no_model, open_bundle, save_bundle, save_scores
-from mtkit.bundle.checkpoints import (
+from mtkit.bundle.bundle import DESCRIPTION, bundle_at, is_packed, no_model, open_bundle, save_bundle, save_scores
+from mtkit.bundle.info import card_text, weights_text
+from mtkit.bundle.opening import (
     RACE,
     TRAINED,
     Change,
     Progress,
     Snapshot,
     averaged_steps,
+    best_step,
+    has_model,
     is_checkpoint,
     mean_weights,
     read_progress_at,
     read_snapshot,
     readable_steps,
     retried,
-    step_directory,
-)
-from mtkit.bundle.info import card_text, weights_text
-from mtkit.bundle.opening import (
-    best_step,
-    has_model,
     run_config,
     run_tokenizer,
     start_checksum,
+    step_directory,
     training_of,
     weights_of,
 )
-from mtkit.bundle.storage import is_packed
 from mtkit.config.section import Section
 from mtkit.config.settings import Config, config_text
-from mtkit.config.training_settings import ENDING, TrainingConfig, settled
-from mtkit.data.batches import EarlierBudget, batching_of
+from mtkit.config.training_settings import ENDING, DecodingConfig, TrainingConfig, settled
+from mtkit.data.batches import Batch, EarlierBudget, Ragged, batching_of, padded_batch, plan_batches, ragged
 from mtkit.data.corpus import Corpus, is_proportional, read_validation_text, validation_checksum
-from mtkit.errors import CheckpointError, MtkitError, duration, whole_number
-from mtkit.files import standing, write_file
+from mtkit.errors import (
+    CheckpointError,
+    DataError,
+    Meter,
+    MtkitError,
+    bar_size,
+    counted,
+    duration,
+    is_shown,
+    on_terminal,
+    say,
+    whole_number,
+)
+from mtkit.files import Stop, json_text, standing, write_file
 from mtkit.models.interface import TranslationModel
-from mtkit.text.tokenizer import Tokenizer
-from mtkit.text.tokenizer_training import bundled_settings
-from mtkit.training.schedule import Ending, decay_start, has_reached_target, saves_at
-from mtkit.translation.canaries import make_canaries
-from mtkit.translation.translator import translator_of
+from mtkit.models.registry import return_freed_memory
+from mtkit.text.tokenizer import Tokenizer, bundled_settings
+from mtkit.training.distributed import ALONE, Ranks
+from mtkit.training.optimizers import Ending, decay_start, expected_steps, has_reached_target, saves_at
+from mtkit.training.update import cross_entropy
+from mtkit.translation.scores import tokenizer_of, unspaced, validation_score
+from mtkit.translation.stream import make_canaries
+from mtkit.translation.translator import Translator, translator_of
+
+# For each event in CURVES, TensorBoard draws those values that are numbers, each as a curve called EVENT/NAME. Values
+# whose names are in NOT_DRAWN are not drawn.
+CURVES = {"train", "validation", "average"}
+NOT_DRAWN = {"epoch", "best", "better", "steps", "seconds", "minutes"}
+
+
+def require_tensorboard() -> None:
+    """Raise MtkitError if the package tensorboard is not installed; the message says how to install the package."""
+    if find_spec("tensorboard") is None:
+        raise MtkitError(
+            "training.tensorboard wants the package tensorboard, which is not installed; install it with "
+            "pip install 'mtkit[tensorboard]', or leave the setting out"
+        )
+
+
+class Board:
+    """Writes the events of a training log for TensorBoard."""
+
+    def __init__(self, directory: Path, step: int) -> None:
+        """Open the files for TensorBoard in `directory`.
+
+        If an earlier process drew steps after `step`, those steps are hidden, since training will draw them again.
+        """
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.directory = directory
+        self._writer = SummaryWriter(str(directory), purge_step=step + 1)
+        self._num_samples: dict[int, int] = {}
+
+    def draw(self, event: str, values: dict[str, object]) -> None:
+        """Draw one event: as curves if `event` is in `CURVES`, as text if `event` is "sample", otherwise not at all."""
+        step = values.get("step", 0)
+        if event == "average":
+            assert isinstance(values["steps"], list)
+            step = values["steps"][-1]
+        assert isinstance(step, int)
+        if event == "sample":
+            # The samples of each step are numbered 1, 2, 3, in the order of the log.
+            number = self._num_samples.get(step, 0) + 1
+            self._num_samples = {step: number}
+            text = "\n".join(f"    {values[name]}" for name in ("source", "hypothesis", "reference"))
+            self._writer.add_text(f"sample/{number}", text, step)
+        elif event in CURVES:
+            for name, value in values.items():
+                if name not in {"step", *NOT_DRAWN} and isinstance(value, int | float) and math.isfinite(value):
+                    self._writer.add_scalar(f"{event}/{name}", value, step)
+        self._writer.flush()  # so that a kill loses no event that is in log.jsonl
+
+    def close(self) -> None:
+        """Close the files; `draw` must not be called afterwards."""
+        with suppress(OSError):  # draw has flushed each event and raised any error
+            self._writer.close()
+
+
+# log.jsonl.
+
+
+class Log:
+    """Writes events to log.jsonl, one JSON object per line, and, if there is a board, to TensorBoard."""
+
+    def __init__(self, path: Path, length: int, board: Board | None = None) -> None:
+        """Cut the log file to `length` bytes, then open the file for appending.
+
+        When training resumes, `length` is the length that the log had when the checkpoint was written.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        self._board = board
+        self._file = path.open("ab", buffering=0)
+        self.length = min(length, self._file.tell())  # of the file, in bytes
+        self._file.truncate(self.length)
+
+    def write(self, event: str, **values: object) -> None:
+        """Append an event with its values. Raises CheckpointError if the event cannot be written.
+
+        Infinite values and NaN are written as null, since JSON has no such numbers.
+        """
+        line = json_text({"event": event, **values})
+        data = line.encode("utf-8", "replace") + b"\n"
+        try:
+            written = self._file.write(data)
+        except OSError as error:
+            raise CheckpointError(f"{self._path}: cannot be written: {error.strerror}; {REMEDY}") from None
+        if written != len(data):
+            raise CheckpointError(f"{self._path}: cannot be written: the disk is full; {REMEDY}")
+        self.length += len(data)
+        if self._board:
+            try:
+                self._board.draw(event, values)
+            except OSError as error:
+                where = self._board.directory
+                raise CheckpointError(f"{where}: cannot be written: {error.strerror}; {REMEDY}") from None
+
+    def close(self) -> None:
+        """Close the log and its board; `write` must not be called afterwards."""
+        self._file.close()
+        if self._board:
+            self._board.close()
+
+
+class NoLog(Log):
+    """A log that writes nothing, for a process whose training is logged by another process."""
+
+    def __init__(self) -> None:
+        self.length = 0
+
+    def write(self, event: str, **values: object) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+REMEDY = "the checkpoints are untouched: make room and start again"
+
+
+# Progress on stderr: a bar if stderr is a terminal, else lines.
+
+LEAST_SECONDS = 5.0  # the minimum time between two lines
+MOST_SECONDS = 30.0  # after this time without a line, a line is shown early
+
+
+class ShownTraining:
+    """Shows the progress of training on stderr: loss, learning rate, speed, and the time left.
+
+    On a terminal, a progress bar is shown; elsewhere, a line after every `training.log_every` updates. A line that
+    comes less than `LEAST_SECONDS` after another line is left out, unless a validation or the end of training comes
+    next. If `training.log_every` updates take longer than `MOST_SECONDS`, an additional line is shown after
+    `MOST_SECONDS`.
+    """
+
+    def __init__(self, progress: Progress, settings: TrainingConfig) -> None:
+        self._progress = progress
+        self._settings = settings
+        self._told: float | None = None  # the time when the last line was printed; None before the first
+        self._begun = monotonic()
+        self._left_out: str | None = None  # the newest line, if it was not printed because it came too soon
+        self._has_lines = is_shown() and not on_terminal()
+        columns, rows = bar_size()
+        self._bar = tqdm(
+            total=settled(settings.max_steps),
+            initial=progress.step,
+            unit="step",
+            disable=not is_shown() or self._has_lines,
+            smoothing=0.05,
+            ncols=columns,
+            nrows=rows,
+        )
+
+    def close(self) -> None:
+        """Close the bar; print the newest line if it was left out."""
+        self._bar.close()
+        self.catch_up()
+
+    def catch_up(self) -> None:
+        """Print the newest line if it was left out. To be called before a validation and at the end."""
+        if self._left_out is not None:
+            say(self._left_out)
+            self._left_out = None
+
+    def update(self) -> None:
+        """Advance the bar by one update."""
+        self._bar.update()
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether a line should be shown before `training.log_every` updates are done.
+
+        A line is overdue once `MOST_SECONDS` have passed without a line, a log entry or a validation.
+        """
+        progress = self._progress
+        is_long_ago = monotonic() - (self._told or self._begun) >= MOST_SECONDS
+        return self._has_lines and is_long_ago and progress.seconds - progress.window.since >= MOST_SECONDS
+
+    def tell(self, epochs: float, record: dict[str, float]) -> None:
+        """Show the number of epochs so far and `record`: means over the latest updates (see `Window.record`)."""
+        expected = expected_steps(self._progress, self._settings)
+        if not self._has_lines:
+            self._bar.set_postfix_str(f"epoch {epochs:.1f}, {_figures(record)}")
+            self._bar.total = expected
+            return
+        line = f"{self._place(expected)}, epoch {epochs:.1f}: {_figures(record)}; {self._time(expected)}"
+        now = monotonic()
+        if self._told is not None and now - self._told < LEAST_SECONDS:
+            self._left_out = line
+            return
+        self._told, self._left_out = now, None
+        say(line)
+
+    def _place(self, expected: int) -> str:
+        about = "about " if expected != settled(self._settings.max_steps) else ""
+        return f"step {self._progress.step:,} of {about}{expected:,}"
+
+    def _time(self, expected: int) -> str:
+        progress, most = self._progress, self._settings.max_minutes
+        limit = "" if most is None else f" of {most:g}"
+        left = max(0.0, (expected - progress.step) * progress.seconds / progress.step)
+        if most is not None:
+            left = min(left, max(0.0, 60 * most - progress.seconds))
+        return f"{progress.seconds / 60:.1f}{limit} minutes, {duration(left)} left"
+
+
+def _figures(record: dict[str, float]) -> str:
+    return f"loss {record['loss']:.3f}, lr {record['lr']:.2e}, {record['tokens_per_second']:,.0f} tokens/s"
+
+
+# The settings of decoding in validations, whatever decoding settings the run has.
+GREEDY: dict[str, Any] = {"beam_size": 1}
+MASK_PREDICT: dict[str, Any] = {"method": "mask_predict", "iterations": 4, "length_candidates": 1}
+
+TIMED_BATCHES, TIMED_LINES = 4, 64  # at most this many are timed to estimate how long a validation takes
+
+
+class Validation:
+    """The validation data: batches of sentence pairs for the loss, and lines to translate and score."""
+
+    def __init__(
+        self, config: Config, sources: list[str], references: list[str], batches: list[tuple[Ragged, Ragged]]
+    ) -> None:
+        self.config = config
+        self.sources = sources
+        self.references = references
+        self.batches = batches
+
+    @staticmethod
+    def prepare(config: Config, tokenizer: Tokenizer, sources: list[str], references: list[str]) -> "Validation":
+        """Encode the validation pairs. Pairs that are blank or too long are left out of the loss, as in training.
+
+        Of a language model's pairs, only the references count. Reports how many pairs are left out. Raises DataError if
+        no pair remains.
+        """
+        has_source = config.task == "translation"
+        encoded = zip(tokenizer.encode_source(sources), tokenizer.encode_target(references), strict=True)
+        is_blank = [
+            not ((source.strip() or not has_source) and reference.strip())
+            for source, reference in zip(sources, references, strict=True)
+        ]
+        most = config.data.max_length
+        pairs: list[tuple[list[int], list[int]]] = []
+        left_out: Counter[str] = Counter()
+        for (source, target), blank in zip(encoded, is_blank, strict=True):
+            if blank or (not source and has_source) or not target:
+                left_out["blank"] += 1
+            elif max(len(source), len(target)) > most:
+                left_out["too long"] += 1
+            else:
+                pairs.append((source, target))
+        _report_left_out(config, len(pairs), left_out)
+        if has_source:
+            _warn_of_unspaced(config, references)
+        batches: list[tuple[Ragged, Ragged]] = []
+        lengths = [np.array([len(side) + 1 for side in sides]) for sides in zip(*pairs, strict=True)]
+        tokens = max(config.known_batch_tokens, most + 1)
+        plan = plan_batches(lengths[0], lengths[1], tokens, np.random.default_rng(0))
+        for b in range(len(plan)):
+            chosen = [pairs[i] for i in plan.batch(b).pairs]
+            batches.append((ragged([s for s, _ in chosen]), ragged([t for _, t in chosen])))
+        most_lines = config.training.validation_sentences if has_source else 0
+        # Greedy search, or a few iterations of mask-predict for the likeliest length. Translations may not be much
+        # longer than the source, since early in training a model may fail to end its translations.
+        search = MASK_PREDICT if config.decoding.method == "mask_predict" else GREEDY
+        decoding = DecodingConfig(
+            **search, max_length_ratio=1.5, max_length_extra=10, batch_tokens=config.decoding.batch_tokens
+        )
+        greedy = config.model_copy(update={"decoding": decoding})
+        return Validation(greedy, sources[:most_lines], references[:most_lines], batches)
+
+    def measure(
+        self, model: TranslationModel, tokenizer: Tokenizer, stop: Stop, ranks: Ranks = ALONE
+    ) -> tuple[dict[str, float], list[str]]:
+        """Validate the model; returns the results by name, and the model's greedy translations of the sources.
+
+        The ranks share the work, and all return the same.
+        The result "loss" includes label smoothing, as in training; "nll" does not. Both are in nats per token. The
+        result "perplexity" is exp(nll); "bleu" and "chrf" are the scores of the translations, which a language model
+        does not have. Raises StoppedError if a signal asks training to stop.
+        """
+        model.eval()
+        return_freed_memory()  # else the searches take further memory, in which what updates have freed does not fit
+        try:
+            with Meter("validating", "sentences", len(self.sources), announced=model.reads_source) as meter:
+                own = slice(ranks.rank, None, ranks.count)
+                batches = [padded_batch(source, target, model.boundaries) for source, target in self.batches[own]]
+                of_batches = [self._sums(model, batch, stop).tolist() for batch in batches]
+                of_lines = self._translate(model, tokenizer, self.sources[own], stop, meter)
+                losses, lines = map(_in_turn, zip(*ranks.gather([of_batches, of_lines]), strict=True))
+                meter.add(len(lines) - meter.done)
+        finally:
+            model.train()
+            return_freed_memory()
+        translations = [text for text, _ in lines]
+        notes = Counter(note for _, notes in lines for note in notes)
+        for note, number in notes.items():
+            say(f"mtkit: warning: validation: {number:,} of {counted(len(translations), 'line')}, each of which {note}")
+        sums = sum((torch.tensor(each, dtype=torch.float64) for each in losses), torch.zeros(2, dtype=torch.float64))
+        loss, nll = sums / sum(int(target.lengths.sum()) + len(target.lengths) for _, target in self.batches)
+        measured = {"loss": float(loss), "nll": float(nll), "perplexity": float(nll.exp())}
+        if ranks.is_first:
+            for metric in ("bleu", "chrf") if model.reads_source else ():
+                language = self.config.languages.target
+                measured[metric] = validation_score(translations, self.references, metric, language)
+        return ranks.of_first(measured), translations
+
+    def expected_seconds(self, model: TranslationModel, tokenizer: Tokenizer, stop: Stop) -> float:
+        """Returns an estimate of how many seconds a validation takes.
+
+        A few batches and lines, spread over the text, are timed. Translations by an untrained model are as long as the
+        length limit allows, so the time for translating is scaled down to the length of the references.
+        """
+        model.eval()
+        try:
+            begun = time.monotonic()
+            batches = self.batches[:: -(-len(self.batches) // TIMED_BATCHES)]
+            for source, target in batches:
+                self._sums(model, padded_batch(source, target, model.boundaries), stop)
+            losses = (time.monotonic() - begun) * len(self.batches) / len(batches)
+            if not self.sources:  # a language model translates nothing
+                return losses
+            begun, stride = time.monotonic(), -(-len(self.sources) // TIMED_LINES)
+            lines, references = self.sources[::stride], self.references[::stride]
+            length = 0
+            for line in Translator(model, tokenizer, self.config).translate_lines(lines):
+                stop.check()
+                length += len(line.text)
+            searching = (time.monotonic() - begun) * len(self.sources) / len(lines)
+        finally:
+            model.train()
+        return losses + searching * min(1.0, sum(map(len, references)) / max(length, 1))
+
+    def _translate(
+        self, model: TranslationModel, tokenizer: Tokenizer, sources: list[str], stop: Stop, meter: Meter
+    ) -> list[tuple[str, tuple[str, ...]]]:
+        """Returns the translation of each source, and the kinds of problems with it."""
+        if not model.reads_source:
+            return []
+
+        def done(count: int) -> None:
+            stop.check()
+            meter.add(count)
+
+        lines = Translator(model, tokenizer, self.config).translate_lines(sources, done=done)
+        return [(line.text, line.notes) for line in lines]
+
+    @torch.no_grad()
+    def _sums(self, model: TranslationModel, batch: Batch, stop: Stop) -> Tensor:
+        """Returns the loss and the negative log-likelihood, summed over the target tokens of a batch: (2,) in fp64."""
+        stop.check()
+        batch = batch.to(model.device)
+        return cross_entropy(model, batch, self.config.training).sums.cpu().double()
+
+
+def _in_turn(shares: Sequence[list[Any]]) -> list[Any]:
+    """Returns the items of several lists in turn: the first item of each list, then the second, and so on."""
+    return [item for items in zip_longest(*shares) for item in items if item is not None]
+
+
+def _report_left_out(config: Config, num_kept: int, left_out: Counter[str]) -> None:
+    """Report how many pairs are left out of the loss. Raises DataError if no pair is kept."""
+    num_pairs = num_kept + left_out.total()
+    counts = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
+    limit = f"data.max_length is {counted(config.data.max_length, 'token')}"
+    if not num_kept:
+        files = ", ".join(str(path) for corpus in config.data.valid for path in corpus.paths) or "data.valid"
+        raise DataError(
+            f"{files}: none of the validation pairs can be used ({counts or 'there are none'}; "
+            f"{limit}); checkpoints could not be told apart. Give data.valid other text, or raise data.max_length"
+        )
+    if left_out:
+        say(f"validation: {left_out.total():,} of {num_pairs:,} pairs are left out of its loss: {counts} ({limit})")
+
+
+def _warn_of_unspaced(config: Config, references: list[str]) -> None:
+    """Warn if the references have no spaces between words although the tokenizer of BLEU needs such spaces."""
+    tokenizer = tokenizer_of(config.languages.target)
+    if found := unspaced(references, tokenizer):
+        by_bleu = config.training.select_by == "bleu"
+        advice = found.advice("let training.select_by: chrf choose the checkpoints" if by_bleu else "go by chrF")
+        say(
+            f"mtkit: warning: validation: {found.script} text has no spaces between words, and BLEU's tokenizer "
+            f"{tokenizer} takes whole phrases for words, so BLEU tells little; {advice}"
+        )
+
+
+def best_logged(
+    path: Path, progress: Progress, settings: TrainingConfig, steps: Container[int]
+) -> tuple[int, float, int] | None:
+    """Returns the step in `steps` with the best logged score, that score, and the number of later validations.
+
+    `path` is the log file. Returns `None` if the log is damaged or missing, or has no validation at any of `steps`.
+    """
+    try:
+        data = path.read_bytes()[: progress.log_bytes]
+        # Bytes are split, not str, since samples may have U+2028 or other characters at which str.splitlines splits.
+        events = [event for event in map(json.loads, data.splitlines()) if event["event"] == "validation"]
+        scores = {
+            event["step"]: selection_score({name: math.nan if v is None else v for name, v in event.items()}, settings)
+            for event in events
+        }
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+    known = [step for step in scores if step in steps]
+    if not known:
+        return None
+    best = max(known, key=lambda step: (scores[step], -step))
+    return best, scores[best], sum(step > best for step in scores)
+
+
+def selection_score(measured: dict[str, float], settings: TrainingConfig) -> float:
+    """Returns the score by which checkpoints are compared, as set by `training.select_by`; higher is better.
+
+    Returns -inf if the score is not finite.
+    """
+    value = -measured["nll"] if settings.select_by == "loss" else measured[settings.select_by]
+    return value if math.isfinite(value) else float("-inf")
+
+
+def measures_text(measured: dict[str, float]) -> str:
+    """Returns the results of a validation as one line of text."""
+    names = {"bleu": "BLEU", "chrf": "chrF"}
+    scores = "".join(f", {shown} {measured[name]:.2f}" for name, shown in names.items() if name in measured)
+    return f"loss {measured['loss']:.4f}, nll {measured['nll']:.4f} (perplexity {measured['perplexity']:.2f}){scores}"
+
 
 # Training settings that are not part of the identity, since neither the weights nor the choice of a checkpoint depend
 # on them. With compiled layers, as on another device, products are rounded otherwise and dropout draws other numbers;

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mtkit import __version__
-from mtkit.bundle.checkpoints import (
+from mtkit.bundle.opening import (
     FIRST_SCALE,
     TRAINED,
     Progress,
@@ -23,10 +23,12 @@ from mtkit.bundle.checkpoints import (
     averaged_steps,
     checkpoint_steps,
     measured_weights,
+    noted_start,
     read_progress,
+    start_bundle,
+    start_checksum,
     step_directory,
 )
-from mtkit.bundle.opening import noted_start, start_bundle, start_checksum
 from mtkit.config.settings import Config
 from mtkit.config.training_settings import SHARES, TrainingConfig, settled
 from mtkit.data.batches import Batch, Feed, Share, Stream
@@ -38,27 +40,7 @@ from mtkit.models.registry import keep_few_kernels, new_model, pick_device, pick
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.training.checkpoint import clear_leftovers, delete_old, load_checkpoint, save_checkpoint
 from mtkit.training.distributed import ALONE, Ranks
-from mtkit.training.log import Board, Log, NoLog, ShownTraining
-from mtkit.training.memory import find_batch_tokens, with_batch_tokens
-from mtkit.training.optimizers import make_average, make_optimizer
-from mtkit.training.records import (
-    MEASURES,
-    Changes,
-    Difference,
-    changes_since,
-    differences,
-    earlier_budgets,
-    facts_of,
-    identity_of,
-    nothing_to_end,
-    require_allowed,
-    validation_digest,
-    with_changes,
-    write_facts,
-    write_model,
-    write_trained,
-)
-from mtkit.training.schedule import (
+from mtkit.training.optimizers import (
     FEW_UPDATES,
     Ending,
     Forecast,
@@ -69,6 +51,8 @@ from mtkit.training.schedule import (
     has_reached_target,
     learning_rate,
     lowers_rate,
+    make_average,
+    make_optimizer,
     make_plan,
     no_ending,
     reason_to_end,
@@ -78,8 +62,32 @@ from mtkit.training.schedule import (
     shortcomings,
     with_shares,
 )
-from mtkit.training.update import LossScaler, TrainState, Updater
-from mtkit.training.validation import Validation, best_logged, measures_text, selection_score
+from mtkit.training.records import (
+    MEASURES,
+    Board,
+    Changes,
+    Difference,
+    Log,
+    NoLog,
+    ShownTraining,
+    Validation,
+    best_logged,
+    changes_since,
+    differences,
+    earlier_budgets,
+    facts_of,
+    identity_of,
+    measures_text,
+    nothing_to_end,
+    require_allowed,
+    selection_score,
+    validation_digest,
+    with_changes,
+    write_facts,
+    write_model,
+    write_trained,
+)
+from mtkit.training.update import LossScaler, TrainState, Updater, find_batch_tokens, with_batch_tokens
 
 NUM_SAMPLES = 3  # number of translations shown at each validation
 

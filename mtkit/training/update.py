@@ -1,23 +1,454 @@
-"""One update of the weights: gradient, clipping, optimizer, loss scaling, moving average."""
+"""One update of the weights: objective, gradient, clipping, optimizer, loss scaling, moving average.
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+Objectives are label-smoothed cross-entropy, alone, with guided alignment, or with a consistency loss. Further: compiled
+layers, and the largest batch for which the memory of a device suffices. In shapes: R rows, S source length, T target
+length; the letters of losses stand above them.
+"""
+
+import copy
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from types import FunctionType
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from mtkit.bundle.checkpoints import FIRST_SCALE, Progress, Update
-from mtkit.config.training_settings import TrainingConfig
-from mtkit.data.batches import Batch
-from mtkit.errors import is_out_of_memory, say
-from mtkit.models.interface import TranslationModel
-from mtkit.models.registry import mixed_precision
-from mtkit.models.transformer import recompute_layers
-from mtkit.training.compiling import compile_layers, is_compiled
+from mtkit.bundle.opening import FIRST_SCALE, Progress, Update
+from mtkit.config.training_settings import LEAST_BATCH_TOKENS, TrainingConfig, settled
+from mtkit.data.batches import (
+    NO_LABEL,
+    ORDER,
+    Batch,
+    Feed,
+    PlannedBatch,
+    Ragged,
+    Rows,
+    batches_from,
+    batching_of,
+    made_batch,
+    padded_batch,
+)
+from mtkit.errors import MtkitError, is_out_of_memory, say, working
+from mtkit.files import Stop
+from mtkit.models.interface import SLICE_ELEMENTS, Output, TranslationModel
+from mtkit.models.layers import compute_dtype
+from mtkit.models.registry import mixed_precision, return_freed_memory
+from mtkit.models.transformer import MaskedModel, call_layer, recompute_layers, stacks_of
 from mtkit.training.distributed import ALONE, GradientSum, Ranks
-from mtkit.training.loss import OBJECTIVES
-from mtkit.training.optimizers import AveragedWeights
+from mtkit.training.optimizers import AveragedWeights, make_optimizer
+from mtkit.translation.workers import free_memory
+
+# In shapes: R rows (sentences), T target length, D model width, V vocabulary size, N target tokens without padding,
+# C tokens of a chunk, P passes, 1 or 2.
+
+# On a CPU, each matrix product is computed for one chunk of tokens at a time. Everything between two matrix products,
+# such as the softmax, is computed for one slice of the chunk at a time.
+CHUNK_ELEMENTS = 1 << 22  # logits of a chunk: 8 MB in bf16
+LEAST_LOG_PROB = -87.0  # a probability whose logarithm is less has fewer digits in bf16 and fp32, or is 0
+DEVICE_CHUNK_TOKENS = 1 << 13  # tokens of a chunk on other devices, summed over the passes: enough to keep them busy
+DEVICE_CHUNK_ELEMENTS = 1 << 28  # logits of a chunk on other devices: at most 1 GB in fp32
+
+
+@dataclass(frozen=True)
+class Shares:
+    """The weights of the terms of a loss; the loss is computed from one forward pass (p) or from two (p and q)."""
+
+    cross_entropy: tuple[float, ...]  # weight of the label-smoothed cross-entropy of each pass
+    divergence: tuple[float, float] = (0.0, 0.0)  # weights of KL(p || q) and KL(q || p) in the consistency loss
+    weight: float = 0.0  # weight of the consistency loss in the total, where the cross-entropy has weight 1
+
+
+ONE_PASS = Shares(cross_entropy=(1.0,))
+
+
+def label_smoothed_cross_entropy(
+    features: Tensor, output: Output, labels: Tensor, smoothing: float
+) -> tuple[Tensor, Tensor]:
+    """Returns the label-smoothed cross-entropy and the negative log-likelihood, summed over the target tokens, in nats.
+
+    `features` is (R, T, D), `labels` (R, T); padding (NO_LABEL) does not count. The smoothing mass is spread over all V
+    tokens of the vocabulary (Szegedy et al. 2016). Some tools spread the mass over the V - 1 wrong tokens instead; the
+    losses of such tools cannot be compared with mtkit's. Only the cross-entropy has a gradient; second derivatives are
+    not supported.
+    """
+    loss, _, negative_log_likelihood, _ = consistent_cross_entropy(features[None], output, labels, smoothing, ONE_PASS)
+    return loss, negative_log_likelihood
+
+
+def consistent_cross_entropy(
+    features: Tensor, output: Output, labels: Tensor, smoothing: float, shares: Shares, places: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns four losses, each summed over the target tokens, in nats.
+
+    They are the total loss, the cross-entropy, the negative log-likelihood and the consistency loss; the total is
+    cross-entropy + `shares.weight` x consistency loss. `features` is (P, R, T, D), the features of P forward passes;
+    `labels` is (R, T). `places` is `Batch.places`: the indices, in the flattened `labels`, of all labels but padding.
+    Without it, they are computed here, and the CPU has to wait for a GPU.
+
+    Cross-entropy and negative log-likelihood are as in `label_smoothed_cross_entropy`, summed over the passes with the
+    weights in `shares.cross_entropy`. The consistency loss of two passes is the sum of their KL divergences in both
+    directions, with the weights in `shares.divergence`; for one pass, the consistency loss is 0. Only the total has a
+    gradient, which reaches all passes.
+    """
+    flat = labels.flatten()
+    if places is None:
+        places = (flat != NO_LABEL).nonzero()[:, 0]
+    sums: tuple[Tensor, Tensor, Tensor, Tensor] = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
+        features.to(compute_dtype(features)).flatten(1, 2)[:, places],
+        output.weight,
+        output.bias,
+        flat[places],
+        smoothing,
+        shares,
+        torch.is_grad_enabled(),
+    )
+    return sums
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """The label-smoothed cross-entropy of one or two forward passes, computed in little memory.
+
+    For two passes, this class also computes the KL divergence between them, in both directions.
+
+    `forward` computes the gradients too, chunk by chunk, so that only the logits of one chunk are in memory at a time.
+
+    Let z = W h + b be the logits of a token with label y, p = softmax(z), lse(z) = log sum exp(z), and s the smoothing.
+    The cross-entropy is lse(z) - (1 - s) z_y - s mean(z). Its gradient with respect to h is
+    W'(p - (1 - s) e_y) - s mean(W), where e_y is 1 at y and 0 elsewhere; its gradient with respect to b is
+    p - (1 - s) e_y - s/V, where V is the vocabulary size. All of this needs only one log-softmax over V. Let q be the
+    distribution of the other pass. The gradients with respect to z are p (log(p / q) - KL(p || q)) for KL(p || q)
+    and p - q for KL(q || p). Sums are in fp64 if the features are in fp64, else in fp32.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        features: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        smoothing: float,
+        shares: Shares,
+        wants_gradient: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        num_passes, num_tokens, _ = features.shape
+        dtype = features.dtype
+        exact = torch.promote_types(dtype, torch.float32)
+        table, added = weight.to(dtype), None if bias is None else bias.to(dtype)
+        mean_row = weight.to(exact).mean(0)  # (D,)
+        by_features = torch.empty_like(features, dtype=exact) if wants_gradient else None
+        by_weight = torch.zeros_like(weight, dtype=exact) if wants_gradient else None
+        by_bias = torch.zeros_like(bias, dtype=exact) if bias is not None and wants_gradient else None
+        log_likelihood, sum_lse = features.new_zeros(2, num_passes, dtype=exact)
+        divergence = features.new_zeros(2, dtype=exact)  # KL(p || q) and KL(q || p)
+
+        chunk = chunk_tokens(features.device.type, num_passes, len(weight))
+        # One pass on a CPU: PyTorch's softmax overwrites the logits with probabilities, which is all that the gradient
+        # needs, and the log-probability of a label is the logarithm of its probability. In bf16, that is exact to 0.002
+        # nats; it does not enter the gradient.
+        in_place = wants_gradient and num_passes == 1 and features.device.type == "cpu" and dtype != torch.float16
+        part = chunk if in_place else slice_tokens(features.device.type, num_passes, len(weight))
+        # Memory that is used again is faster than new memory, which a CPU has to map page by page.
+        elements_per_token = num_passes * len(weight)
+        all_logits = features.new_empty(min(chunk, num_tokens) * elements_per_token)
+        memory = features.new_empty(0 if in_place else min(part, num_tokens) * elements_per_token, dtype=exact)
+        for start in range(0, num_tokens, chunk):
+            h = features[:, start : start + chunk].flatten(0, 1)  # (P x C, D)
+            logits = all_logits[: len(h) * len(weight)].view(-1, len(weight))  # (P x C, V)
+            if added is None:
+                torch.mm(h, table.T, out=logits)
+            else:
+                torch.addmm(added, h, table.T, out=logits)
+            chunk_labels = labels[start : start + chunk]
+            slices = torch.split(logits.view(num_passes, -1, len(weight)), part, dim=1)
+            for z, slice_labels in zip(slices, torch.split(chunk_labels, part), strict=True):  # (P, C', V) and (C',)
+                y = slice_labels[:, None].expand(num_passes, -1, 1)  # (P, C', 1)
+                if in_place:
+                    y_logits = z.gather(2, y).to(exact)
+                    y_log_probs = torch.softmax(z, -1, out=z).gather(2, y).to(exact).log_()
+                    improbable = y_log_probs.flatten() < LEAST_LOG_PROB
+                    is_any = np.zeros((), dtype=bool)
+                    torch.any(improbable, out=torch.from_numpy(is_any))  # nothing is read from a device
+                    if is_any:
+                        rare = F.linear(h[improbable], table, added).to(exact).log_softmax(-1)
+                        y_log_probs[0, improbable] = rare.gather(1, slice_labels[improbable, None])
+                    log_likelihood += y_log_probs.sum((1, 2))
+                    sum_lse += (y_logits - y_log_probs).sum((1, 2))
+                    z.scatter_add_(2, y, z.new_full(y.shape, smoothing - 1))
+                    if by_bias is not None:
+                        by_bias += z.sum((0, 1), dtype=exact)
+                    continue
+                log_probs = _log_softmax(z, memory)
+                y_log_probs = log_probs.gather(2, y)
+                log_likelihood += y_log_probs.sum((1, 2))
+                sum_lse += (z.gather(2, y).to(exact) - y_log_probs).sum((1, 2))
+                if num_passes == 2:
+                    log_ratio = log_probs[0] - log_probs[1]
+                    probs = log_probs.exp_()
+                    divergences = torch.stack([(probs[0] * log_ratio).sum(1), -(probs[1] * log_ratio).sum(1)])
+                    divergence += divergences.sum(1)  # `divergences` is (2, C')
+                if by_weight is None:
+                    continue
+                by_logits = _by_logits(probs, log_ratio, divergences, shares) if num_passes == 2 else log_probs.exp_()
+                for i, share in enumerate(shares.cross_entropy):
+                    by_logits[i].scatter_add_(1, y[i], y_log_probs.new_full(y[i].shape, (smoothing - 1) * share))
+                if by_bias is not None:
+                    by_bias += by_logits.sum((0, 1))
+                z.copy_(by_logits)
+            if by_features is not None and by_weight is not None:  # `logits` now holds the gradient by the logits
+                by_features[:, start : start + chunk] = (logits @ table).view(num_passes, -1, h.shape[1])
+                _add_product(by_weight, logits, h)
+
+        sums_h = features.to(exact).sum(1)  # (P, D)
+        mean_log_probs = (sums_h * mean_row).sum(1) - sum_lse  # not with @, which would round under autocast
+        if bias is not None:
+            mean_log_probs += num_tokens * bias.to(exact).mean()
+        if by_features is not None and by_weight is not None:
+            for i, share in enumerate(shares.cross_entropy):
+                by_features[i] -= smoothing * share * mean_row
+            by_weight -= smoothing / len(weight) * _sum(shares, sums_h)
+            if bias is not None and by_bias is not None:
+                by_bias = (by_bias - smoothing / len(weight) * sum(shares.cross_entropy) * num_tokens).to(bias.dtype)
+            ctx.save_for_backward(by_features.to(dtype), by_weight.to(weight.dtype), by_bias)
+        cross_entropy = _sum(shares, (smoothing - 1) * log_likelihood - smoothing * mean_log_probs)
+        negative_log_likelihood = -_sum(shares, log_likelihood)
+        consistency = shares.divergence[0] * divergence[0] + shares.divergence[1] * divergence[1]
+        ctx.mark_non_differentiable(cross_entropy, negative_log_likelihood, consistency)
+        return cross_entropy + shares.weight * consistency, cross_entropy, negative_log_likelihood, consistency
+
+    @staticmethod
+    def backward(ctx: Any, by_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        by_features, by_weight, by_bias = ctx.saved_tensors
+        by_bias = None if by_bias is None else by_bias * by_total
+        return by_features * by_total, by_weight * by_total, by_bias, None, None, None, None
+
+
+def _sum(shares: Shares, of_passes: Tensor) -> Tensor:
+    """Returns the weighted sum of `of_passes`, (P, ...), over its first dimension, the forward passes.
+
+    The weights are `shares.cross_entropy`.
+    """
+    first, *others = (share * value for share, value in zip(shares.cross_entropy, of_passes, strict=True))
+    total: Tensor = sum(others, first)
+    return total
+
+
+def _by_logits(probs: Tensor, log_ratio: Tensor, divergences: Tensor, shares: Shares) -> Tensor:
+    """Returns the gradient of the total loss with respect to the logits, (2, C, V), except for two terms.
+
+    The two terms come from the labels and from the smoothing; the caller adds them. `probs` (2, C, V) holds p and q,
+    `log_ratio` (C, V) is log(p / q), and `divergences` (2, C) holds KL(p || q) and KL(q || p). To save memory,
+    `log_ratio` is negated in place, twice, so that it has its old values in the end.
+    """
+    by_logits = torch.empty_like(probs)
+    for this, other in ((0, 1), (1, 0)):
+        # The weights of KL(this || other) and of KL(other || this).
+        ours, theirs = (shares.weight * shares.divergence[i] for i in (this, other))
+        part = torch.sub(log_ratio, divergences[this, :, None], out=by_logits[this])
+        part.mul_(ours).add_(shares.cross_entropy[this] + theirs).mul_(probs[this]).sub_(probs[other], alpha=theirs)
+        log_ratio.neg_()
+    return by_logits
+
+
+def _add_product(by_weight: Tensor, by_logits: Tensor, h: Tensor) -> None:
+    """Add `by_logits.T @ h` to `by_weight` (V, D) in place; `by_logits` is (P x C, V), `h` is (P x C, D).
+
+    The product sums over tokens, and such sums may exceed the range of fp16. If `by_logits` is in fp16, the product is
+    therefore computed in the precision of `by_weight`. The loss scale cannot prevent such an overflow, since the loss
+    is scaled later. bf16 has enough range.
+    """
+    if by_logits.dtype == by_weight.dtype:
+        by_weight.addmm_(by_logits.T, h)
+    elif by_logits.dtype != torch.float16:
+        by_weight += by_logits.T @ h
+    elif by_logits.device.type == "cuda" and torch.version.hip is None:
+        by_weight += torch.mm(by_logits.T, h, out_dtype=by_weight.dtype)
+    else:
+        by_weight.addmm_(by_logits.T.to(by_weight.dtype), h.to(by_weight.dtype))
+
+
+def _log_softmax(logits: Tensor, memory: Tensor) -> Tensor:
+    """Returns the log-softmax of `logits` in the dtype of `memory`; on a CPU, the result is written into `memory`."""
+    if logits.device.type != "cpu":
+        return F.log_softmax(logits, -1, dtype=memory.dtype)
+    log_probs = memory[: logits.numel()].view(logits.shape)
+    return torch.log_softmax(log_probs.copy_(logits), -1, out=log_probs)
+
+
+def slice_tokens(device: str, num_passes: int, vocab_size: int) -> int:
+    """Returns the number of tokens for which the softmax is computed at a time.
+
+    On a CPU, this is fewer tokens than `chunk_tokens` returns; on other devices, as many.
+    """
+    if device == "cpu":
+        return max(1, SLICE_ELEMENTS // (num_passes * vocab_size))
+    return chunk_tokens(device, num_passes, vocab_size)
+
+
+def chunk_tokens(device: str, num_passes: int, vocab_size: int) -> int:
+    """Returns the number of tokens whose logits are in memory at a time.
+
+    Each token has `num_passes` x `vocab_size` logits.
+    """
+    if device == "cpu":
+        return max(1, CHUNK_ELEMENTS // (num_passes * vocab_size))
+    return max(1, min(DEVICE_CHUNK_TOKENS, DEVICE_CHUNK_ELEMENTS // vocab_size) // num_passes)
+
+
+# Training objectives: the loss of a batch, computed from one forward pass or from two with a consistency loss.
+
+
+@dataclass(frozen=True)
+class BatchLoss:
+    """The loss of a batch, summed over its target tokens, in nats."""
+
+    total: Tensor  # the training objective, with a gradient
+    sums: Tensor  # cross-entropy and negative log-likelihood (2,), with consistency if two passes (3,); no gradient
+
+
+def cross_entropy(model: TranslationModel, batch: Batch, settings: TrainingConfig) -> BatchLoss:
+    """Returns the label-smoothed cross-entropy of one forward pass, plus that of guided alignment, if it is set.
+
+    For a masked model, returns what `masked_cross_entropy` returns.
+    """
+    if isinstance(model, MaskedModel):
+        return masked_cross_entropy(model, batch, settings.label_smoothing)
+    guide = settings.guided_alignment is not None and batch.alignment is not None
+    features, state = model.decode(batch.target, model.encode(batch.source, watch=guide))
+    total, loss, nll, _ = consistent_cross_entropy(
+        features[None], model.output, batch.labels, settings.label_smoothing, ONE_PASS, batch.places
+    )
+    if guide:
+        total = total + settings.guided_alignment_weight * alignment_cross_entropy(state.attention, batch, settings)
+    return BatchLoss(total, torch.stack([loss, nll]))
+
+
+LEAST_WEIGHT = 1e-8  # attention weights below this count as this, so that their logarithm is finite
+
+
+def alignment_cross_entropy(attention: Sequence[Tensor], batch: Batch, settings: TrainingConfig) -> Tensor:
+    """Returns the cross-entropy of one attention head with given alignments, summed over the aligned target tokens.
+
+    `attention` has weights (R, H, T, S) for each layer. As in Garg et al. (2019), the head's weights for
+    the step that predicts a target token should be spread evenly over the source tokens aligned with it; tokens without
+    links count for nothing. The paper computes these weights in a second pass of the decoder, which sees the whole
+    target. Here they come from the pass that predicts, whose head sees only the tokens before.
+    """
+    assert batch.alignment is not None
+    weights = attention[settings.guided_layer(len(attention)) - 1][:, settings.guided_alignment_head - 1]  # (R, T, S)
+    links = batch.alignment
+    chosen = weights[links.rows, links.targets, links.sources]
+    chosen = chosen.to(torch.promote_types(chosen.dtype, torch.float32))
+    return -(links.shares * chosen.clamp(min=LEAST_WEIGHT).log()).sum()
+
+
+def masked_cross_entropy(model: MaskedModel, batch: Batch, smoothing: float) -> BatchLoss:
+    """Returns the loss of a conditional masked language model (Ghazvininejad et al. 2019, section 3).
+
+    The loss is the label-smoothed cross-entropy of the masked tokens, plus the negative log-likelihood of the target
+    lengths. The cross-entropy is multiplied by the number of all tokens and divided by the number of masked tokens, so
+    that the mean over all target tokens is the mean over masked tokens. Each length counts as one token, in place of
+    the end mark, which is not predicted.
+    """
+    hidden, state = model.hide(batch), model.encode(batch.source)
+    features, _ = model.decode(hidden.target, state)
+    total, loss, nll, _ = consistent_cross_entropy(features[None], model.output, hidden.labels, smoothing, ONE_PASS)
+    factor = (batch.target_tokens - batch.num_pairs) / (hidden.labels != NO_LABEL).sum().clamp(min=1)
+    lengths = -model.length_log_probs(state, (batch.labels != NO_LABEL).sum(1) - 1).sum()
+    sums = torch.stack([loss, nll]) * factor + lengths.detach()
+    return BatchLoss(total * factor + lengths, sums)
+
+
+def rdrop(model: TranslationModel, batch: Batch, settings: TrainingConfig) -> BatchLoss:
+    """R-Drop (Liang et al. 2021): two passes p and q under different dropout should agree.
+
+    The paper's loss is CE(p) + CE(q) + alpha (KL(p || q) + KL(q || p)) / 2; the authors' code divides this loss by the
+    number of tokens of one pass. The loss here is half of the paper's loss. Loss and gradient then have the same scale
+    as without R-Drop, so that the same learning rate fits. alpha is the setting `consistency_weight`, 5 by default.
+    """
+    alpha = settings.consistency_weight or 5.0
+    shares = Shares(cross_entropy=(0.5, 0.5), divergence=(0.5, 0.5), weight=alpha / 2)
+    return _two_passes(model, _twice(batch.source), _twice(batch.target), batch, settings.label_smoothing, shares)
+
+
+def simcut(model: TranslationModel, batch: Batch, settings: TrainingConfig) -> BatchLoss:
+    """SimCut (Gao et al. 2022): a pass q with some embeddings set to zero should agree with an ordinary pass p.
+
+    The loss is CE(p) + alpha KL(p || q). The gradient goes through both p and q; the paper finds that this matters. As
+    in the paper's code, source and target embeddings are set to zero, except for two tokens that always keep their
+    embeddings: the end token of the source and the start token of the target. alpha is the setting
+    `consistency_weight`, 3 by default.
+    """
+    alpha = settings.consistency_weight or 3.0
+    shares = Shares(cross_entropy=(1.0, 0.0), divergence=(1.0, 0.0), weight=alpha)
+    source = _twice(batch.source, cut_tokens(batch.source, settings.cutoff, model.boundaries.source_end))
+    target = _twice(batch.target, cut_tokens(batch.target, settings.cutoff, model.boundaries.start))
+    return _two_passes(model, source, target, batch, settings.label_smoothing, shares)
+
+
+OBJECTIVES: dict[str, Callable[[TranslationModel, Batch, TrainingConfig], BatchLoss]] = {
+    "none": cross_entropy,
+    "rdrop": rdrop,
+    "simcut": simcut,
+}
+
+
+def cut_tokens(rows: Rows, share: float, mark: int) -> Tensor:
+    """Returns a random mask (R, L), which is True for tokens whose embeddings are to be set to zero.
+
+    Each token is True with probability `share`, except that padding and the token `mark` are always False.
+    """
+    drawn = torch.rand(rows.ids.shape, device=rows.ids.device) < share
+    return drawn & rows.mask & (rows.ids != mark)
+
+
+def _twice(rows: Rows, cut: Tensor | None = None) -> Rows:
+    """Returns `rows` (R, L) followed by a second copy of the same rows, (2R, L) in all.
+
+    If a mask `cut` (R, L) is given, the embeddings of tokens where `cut` is True are set to zero in the second copy.
+    """
+    return replace(
+        rows,
+        ids=rows.ids.repeat(2, 1),
+        segments=rows.segments.repeat(2, 1),
+        positions=rows.positions.repeat(2, 1),
+        cut=None if cut is None else torch.cat([torch.zeros_like(cut), cut]),
+    )
+
+
+def _halves(rows: Rows) -> list[Rows]:
+    """Splits `rows`, (2R, L), into the first R rows and the last R rows; undoes `_twice`."""
+    parts = [rows.ids.chunk(2), rows.segments.chunk(2), rows.positions.chunk(2)]
+    cuts = (None, None) if rows.cut is None else rows.cut.chunk(2)
+    return [
+        replace(rows, ids=ids, segments=segments, positions=positions, cut=cut)
+        for ids, segments, positions, cut in zip(*parts, cuts, strict=True)
+    ]
+
+
+def _two_passes(
+    model: TranslationModel, source: Rows, target: Rows, batch: Batch, smoothing: float, shares: Shares
+) -> BatchLoss:
+    """Returns the loss of two forward passes, one for the first half of the rows and one for the second half.
+
+    `source` and `target` are results of `_twice`, (2R, L), for the rows of `batch`, whose labels serve for both halves.
+    """
+    if model.drops_layers:  # a call draws the layers to drop once, and each pass needs a draw of its own
+        features = torch.stack([model(*both) for both in zip(_halves(source), _halves(target), strict=True)])
+    else:
+        features = model(source, target).unflatten(0, (2, -1))  # (2, R, T, D)
+    total, *parts = consistent_cross_entropy(features, model.output, batch.labels, smoothing, shares, batch.places)
+    return BatchLoss(total, torch.stack(parts))
+
 
 # Loss scaling, which keeps small gradients from vanishing in fp16 (Micikevicius et al. 2018, section 3.2).
 
@@ -204,3 +635,325 @@ def random_seed(seed: int, step: int, micro_batch: int) -> int:
     The seed depends on the arguments alone, so a resumed run draws the same random numbers as an uninterrupted one.
     """
     return int(np.random.SeedSequence([seed, step, micro_batch]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+BACKEND: str | Callable[..., Any] = "inductor"  # of torch.compile
+
+
+def is_compiled(settings: TrainingConfig, device: torch.device, precision: str) -> bool:
+    """Returns whether training compiles the layers, as the setting `compile` says.
+
+    "auto" means yes on a GPU if rows are packed and products are computed in bf16 or fp16. There, all batches have
+    about the same shape, and an update is expected to wait for many small operations between the products, which the
+    compiler joins. This rule has not been measured on a GPU yet. On a CPU, "auto" means no: users may lack a C++
+    compiler, and products take most of the time.
+    """
+    if settings.compile != "auto":
+        return settings.compile == "on"
+    return device.type == "cuda" and settings.batching == "packed" and precision in ("bf16", "fp16")
+
+
+def compile_layers(model: TranslationModel, settings: TrainingConfig, precision: str) -> None:
+    """Compiles the layers of a Transformer, by a forward and a backward pass over a made-up batch.
+
+    All layers of the encoder share their code, and so do those of the decoder (regional compilation). The lengths in
+    the code are variables, so that it serves batches of any shape. Nothing is compiled later: the code depends only on
+    model, settings, device and versions, so that a resumed run computes the same as an uninterrupted one. Where the
+    code does not fit, as in a row of one token, and without gradients, as in validation, layers are called as they are.
+    Names of parameters, random numbers and gradients stay as they were. If the layers cannot be compiled, a warning
+    says so, and they stay uncompiled.
+    """
+    stacks = stacks_of(model)
+    if any(isinstance(stack.call, CompiledCall) for stack in stacks):  # a copy of a model that was compiled
+        return
+    batch = example_batch(model, is_packed=settings.batching == "packed")
+    devices = [model.device] if model.device.type == "cuda" else []
+    try:
+        with working("compiling layers"), warnings.catch_warnings(), torch.random.fork_rng(devices):
+            warnings.simplefilter("ignore")  # advice on settings of the compiler
+            compiled = CompiledCall(BACKEND)
+            for stack in stacks:
+                stack.call = compiled
+            _pass_through(model, batch.to(model.device), settings, precision)
+            compiled.is_complete = True
+    except (ImportError, MemoryError, OSError, RuntimeError) as error:  # RuntimeError: most errors of the compiler, too
+        for stack in stacks:
+            stack.call = call_layer
+        lines = (line.strip() for line in str(error).splitlines() if not line.endswith(" raised:"))
+        reason = f"{type(error).__name__}: {next(filter(None, lines), 'no reason given')}"
+        say(f"mtkit: warning: training goes on without compiled layers (training.compile), since that failed: {reason}")
+    finally:
+        model.zero_grad(set_to_none=True)
+
+
+class CompiledCall:
+    """Calls a layer as `call_layer` of mtkit.models.transformer does, but by compiled code.
+
+    Until `is_complete` is set, a call compiles the code that it lacks. After that, a layer is called uncompiled if
+    there is no code for its arguments. For only one row, or only one token in each row, layers are always called
+    uncompiled.
+    """
+
+    def __init__(self, backend: str | Callable[..., Any]) -> None:
+        # A function of its own: PyTorch keeps few compiled versions of a function, and another model has other layers.
+        own = FunctionType(call_layer.__code__.replace(), call_layer.__globals__, call_layer.__name__)
+        self._call = torch.compile(own, dynamic=True, backend=backend)
+        self.is_complete = False  # whether all code is compiled; until then, calls compile what is missing
+
+    def __call__(self, layer: nn.Module, x: Tensor, **arguments: Any) -> Tensor:
+        """Returns `layer(x, **arguments)` for `x`, (R, S or T, D)."""
+        if min(x.shape[:2]) < 2:  # compiled code takes a dimension of 1 for a constant, hence also 2 or more
+            return call_layer(layer, x, **arguments)
+        with torch.compiler.set_stance("eager_on_recompile" if self.is_complete else "default"):
+            y: Tensor = self._call(layer, x, **arguments)
+        return y
+
+
+# Lengths of the sentences of the made-up batch, with their end marks, and its rows: 4,000 tokens a side. These are
+# primes, so that no dimension of the batch is that of another or that of the model: the compiler would take the two to
+# be the same. They do not depend on settings, so that code found in PyTorch's cache on disk is for the same sizes.
+SOURCE_LENGTH, TARGET_LENGTH, NUM_ROWS = 29, 31, 127
+PACKED_ROWS, ROW_SENTENCES = 37, 4
+
+
+def example_batch(model: TranslationModel, is_packed: bool) -> Batch:
+    """Returns a made-up batch for the model; with `is_packed`, rows hold several sentences."""
+    num_rows, in_row = (PACKED_ROWS, ROW_SENTENCES) if is_packed else (NUM_ROWS, 1)
+    limits = model.limits
+    target_length = min(TARGET_LENGTH, limits.target or TARGET_LENGTH)
+    source_length = min(SOURCE_LENGTH, limits.source or SOURCE_LENGTH, max(1, target_length - 1))
+
+    def sentences(length: int, token: int) -> Ragged:
+        lengths: NDArray[np.int64] = np.full(num_rows * in_row, length - 1)
+        return Ragged(np.full(lengths.sum(), token), lengths)
+
+    bounds = model.boundaries
+    source = sentences(source_length if model.reads_source else 1, bounds.source_end)
+    rows = np.repeat(np.arange(num_rows), in_row)
+    return padded_batch(source, sentences(target_length, bounds.target_end), bounds, rows)
+
+
+def _pass_through(model: TranslationModel, batch: Batch, settings: TrainingConfig, precision: str) -> None:
+    """Makes a forward and a backward pass in which all layers take part."""
+    stacks = stacks_of(model)
+    rates, was_training = [stack.layer_dropout for stack in stacks], model.training
+    try:
+        model.train()
+        for stack in stacks:
+            stack.layer_dropout = 0.0
+        with mixed_precision(model.device, precision):
+            loss = OBJECTIVES[settings.consistency](model, batch, settings)
+        loss.total.backward()  # type: ignore[no-untyped-call]
+    finally:
+        model.train(was_training)
+        for stack, rate in zip(stacks, rates, strict=True):
+            stack.layer_dropout = rate
+
+
+# What there is, and what was used.
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Returns the largest amount of memory used so far, in bytes; `None` if the system does not tell.
+
+    On a GPU, this is the memory of the GPU that tensors took; otherwise, the resident memory of this process, which
+    includes Python, PyTorch and the memory-mapped weights.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    # Not by getrusage, whose peak includes that of the process that started this one.
+    return _own_memory("VmHWM:")
+
+
+def forget_peak(device: torch.device) -> None:
+    """Measure the peak of memory anew from now on, where the system allows it.
+
+    Memory that earlier work has freed does not count.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    return_freed_memory()
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Linux: resets VmHWM
+
+
+def resident_memory() -> int | None:
+    """Returns the memory that this process has now, in bytes; `None` if the system does not tell."""
+    return _own_memory("VmRSS:")
+
+
+def _own_memory(name: str) -> int | None:
+    try:
+        words = Path("/proc/self/status").read_text(encoding="utf-8").split()
+    except OSError:
+        return None
+    return int(words[words.index(name) + 1]) * 1024 if name in words else None
+
+
+def memory_at_hand(device: torch.device, num_processes: int = 1) -> int | None:
+    """Returns the memory of the device that this process has or could have, in bytes.
+
+    On a CPU, `num_processes` share what is free. Returns `None` if the system does not tell its memory.
+    """
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_allocated(device)
+    own = resident_memory()
+    return None if device.type != "cpu" or own is None else free_memory() // num_processes + own
+
+
+# The largest batches of a training.
+
+PLANNED_BATCHES = 5000  # among which the largest are sought
+
+# What the memory of an update grows with: positions, or the scores of attention between the positions of a row; by
+# numbers of rows, and lengths of source and target.
+SIZES: tuple[Callable[[int, int, int], int], ...] = (
+    lambda rows, source, target: rows * (source + target),
+    lambda rows, source, target: rows * max(source, target) ** 2,
+)
+
+
+def largest_batches(feed: Feed, num_batches: int = PLANNED_BATCHES) -> list[Batch]:
+    """Returns the largest of the first `num_batches` batches of the first epoch, by each of SIZES.
+
+    These are the batch with most tokens and padding, and the one with most scores of attention, since memory grows with
+    either. If both are the same batch, it is returned once. All others are planned, but not made.
+    """
+    corpus, settings = feed.corpus, feed.config.training
+    lengths = [np.asarray(side) + 1 for side in (corpus.source_lengths, corpus.target_lengths)]
+    planned = batches_from(
+        0,
+        lengths[0],
+        lengths[1],
+        settled(settings.batch_tokens),
+        settings.seed,
+        feed.mixture,
+        batching=batching_of(settings.batching, ORDER),
+    )
+    consumed, most = 0, [0] * len(SIZES)
+    largest: dict[int, tuple[int, PlannedBatch]] = {}  # by the number of the size; with the pairs before the batch
+    for epoch, chosen in islice(planned, num_batches):
+        if epoch:
+            break
+        rows = int(chosen.rows[-1]) + 1
+        source, target = (int(np.bincount(chosen.rows, side[chosen.pairs]).max()) for side in lengths)
+        for number, size in enumerate(SIZES):
+            if (found := size(rows, source, target)) > most[number]:
+                most[number], largest[number] = found, (consumed, chosen)
+        consumed += len(chosen)
+    made = {
+        consumed: made_batch(corpus, settings, chosen, consumed, feed.sampling, feed.boundaries)
+        for consumed, chosen in largest.values()
+    }
+    return [part for parts in made.values() for part in parts]
+
+
+# The largest batch that fits.
+
+# Larger batches bring no more speed. On a core of an EPYC, with updates of 8,192 tokens, the settings of
+# configs/multi30k-en-de-transformer.yaml trained on 1,480 target tokens in a second of processor time in batches of
+# 1,024, on 1,615 in batches of 2,048, 1,677 of 4,096 and 1,645 of 8,192 (medians of five updates, which differ by a
+# fifth at most; of 1,024, the mean of two). On a GPU, 65,536 tokens at a million a second take as long as eager PyTorch
+# takes to start the work of an update; no GPU has measured it yet.
+MOST_BATCH_TOKENS = {"cpu": 4096, "cuda": 65_536, "mps": 16_384}
+# Shares of the memory that stay free, for later batches of other shapes, and for validations. On a CPU, the peak of a
+# training in bf16 has doubled in its first eighty updates.
+MARGIN = {"cpu": 0.5, "cuda": 0.15, "mps": 0.15}
+
+
+@dataclass(frozen=True)
+class FoundBatch:
+    """The number that takes the place of "auto" in training.batch_tokens, and its memory."""
+
+    tokens: int  # the number that takes the place of "auto"
+    bytes_needed: float  # 0 if the system does not tell
+    bytes_at_hand: int | None
+
+    def told(self) -> str:
+        """Returns in words what was found."""
+        told = f"training.batch_tokens auto: {self.tokens:,}"
+        if self.bytes_at_hand is None:
+            return told
+        needed, at_hand = self.bytes_needed / 1e9, self.bytes_at_hand / 1e9
+        return f"{told}, which takes {needed:.1f} of the {at_hand:.1f} GB of memory at hand"
+
+
+def find_batch_tokens(
+    model: TranslationModel, feed: Feed, precision: str, stop: Stop, ranks: Ranks = ALONE
+) -> FoundBatch:
+    """Returns the largest batch_tokens that fits into memory, and the memory that it takes.
+
+    Only sizes are tried of which equal batches make up update_tokens: from LEAST_BATCH_TOKENS to MOST_BATCH_TOKENS,
+    each about twice the one before. With each size, an update with the largest batches of the plan is made on a copy of
+    `model`. A size fits if the fraction MARGIN of the memory stays free; the smallest one fits if memory does not run
+    out. On a CPU, a size that is expected not to fit is not tried. All ranks return the same size, which fits in each
+    of them. `model` and `feed` stay unchanged. Raises MtkitError if memory runs out with the smallest size.
+    """
+    settings, device = feed.config.training, model.device
+    at_hand = memory_at_hand(device, ranks.local_count)
+    limit = min(ranks.gather(math.inf if at_hand is None else at_hand)) * (1 - MARGIN[device.type])
+    trial = copy.deepcopy(model).train()
+    state = TrainState(trial, make_optimizer(trial, settings, device), Progress(precision=precision))
+    scaler = LossScaler(device, precision, 1.0, 0)  # so that no update overflows, and the optimizer gets its state
+    updater = Updater(state, settings.model_copy(update={"compile": "off"}), scaler)  # a copy stays compiled
+    # Alone, the copy is what training does not need; several ranks need as much for the gradients that they send.
+    unneeded = 0 if ranks.are_many else sum(parameter.nbytes for parameter in trial.parameters())
+    tried, needed, longest = 0, 0.0, feed.config.data.max_length + 1
+    for size in _sizes(settings.tokens_per_update // ranks.count, longest, MOST_BATCH_TOKENS[device.type]):
+        stop.check()
+        # A system may end a process that takes too much memory of a CPU, so no size is tried that will not fit.
+        if tried and device.type == "cpu" and needed * size / tried > limit:
+            break
+        found = _peak(updater, with_batch_tokens(feed, size), is_first=not tried) - unneeded
+        found = max(ranks.gather(found))
+        if tried and (found > limit or found == math.inf):
+            break
+        if found == math.inf:
+            raise MtkitError(
+                f"out of memory with training.batch_tokens auto: there is not even room for {size:,} tokens; wants "
+                "training.recompute, a lower data.max_length, or a smaller model"
+            )
+        tried, needed = size, found
+    del trial, state, scaler, updater
+    forget_peak(device)
+    return FoundBatch(tried, needed, at_hand)
+
+
+def _sizes(share: int, longest: int, most: int) -> Iterator[int]:
+    """Yields sizes of batches, in tokens, smallest first; equal batches of a size make up `share`.
+
+    `share` is the part of one rank in an update, in tokens. The sizes are about LEAST_BATCH_TOKENS, twice that, and so
+    on up to `most`, but not below `longest`, the size of the longest pair.
+    """
+    parts, fewest = share // max(LEAST_BATCH_TOKENS, longest), max(1, math.ceil(share / most))
+    while parts > fewest:
+        yield share // parts
+        parts = max(fewest, (parts + 1) // 2)
+    yield max(longest, share // fewest)
+
+
+def with_batch_tokens(feed: Feed, size: int) -> Feed:
+    """Returns a copy of the feed that makes batches of this size."""
+    training = feed.config.training.model_copy(update={"batch_tokens": size})
+    return replace(feed, config=feed.config.model_copy(update={"training": training}))
+
+
+def _peak(updater: Updater, feed: Feed, is_first: bool) -> float:
+    """Returns the peak of memory in an update, in bytes.
+
+    Returns infinity if memory runs out, and 0 if the system does not tell. The update has the largest batches, and the
+    first of them twice, so that each comes when the gradients of an earlier one are in memory. With `is_first`, an
+    update before this one gives the optimizer its state, which is in memory, too.
+    """
+    device, batches = updater.state.model.device, largest_batches(feed)
+    try:
+        if is_first:
+            updater.update(batches, 1, 0.0)
+        forget_peak(device)
+        updater.update([*batches, batches[0]], 1, 0.0)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return math.inf
+    return peak_memory(device) or 0

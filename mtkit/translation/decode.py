@@ -19,8 +19,8 @@ from mtkit.config.training_settings import DecodingConfig
 from mtkit.data.batches import NO_LABEL, Batch, Ragged, Rows, padded_batch, ragged, source_rows
 from mtkit.errors import MtkitError
 from mtkit.models.interface import Ensemble, Scratch, State, TranslationModel, log_probs_from, next_rows
-from mtkit.models.masked import MaskedModel
-from mtkit.search.searches import (
+from mtkit.models.transformer import MaskedModel
+from mtkit.search import (
     LENGTH_PENALTIES,
     NOT_A_NUMBER,
     STOPPING,

@@ -26,7 +26,7 @@ from sacrebleu.tokenizers.tokenizer_spm import SPM_MODELS
 from sacrebleu.utils import SACREBLEU_DIR, download_file
 
 from mtkit.errors import DataError, MtkitError, counted, say
-from mtkit.text.oddities import findings
+from mtkit.text.parallel import findings
 
 # BLEU and its tokenizers.
 

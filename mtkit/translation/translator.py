@@ -32,15 +32,22 @@ from mtkit.errors import (
     shown,
 )
 from mtkit.models.interface import Ensemble, TranslationModel
-from mtkit.models.masked import MaskedModel
-from mtkit.models.quantized import PRECISIONS, pick_run_precision, precision_of, run_dtype, speed_up
-from mtkit.models.registry import empty_model, fill_model, pick_device, use_one_thread_after_fork
-from mtkit.search.searches import BeamStep, Hypothesis
+from mtkit.models.registry import (
+    PRECISIONS,
+    empty_model,
+    fill_model,
+    pick_device,
+    pick_run_precision,
+    precision_of,
+    run_dtype,
+    speed_up,
+    use_one_thread_after_fork,
+)
+from mtkit.models.transformer import MaskedModel
+from mtkit.search import BeamStep, Hypothesis
 from mtkit.text.parallel import ExpectedTags, describe_tags, extend_command, tagged
-from mtkit.text.segmentation import join_parts, split_line, split_tags, word_of_each_piece
-from mtkit.text.tokenizer import Tokenizer
-from mtkit.text.tokenizer_training import fault_of_new, without_last
-from mtkit.text.vocabulary import UNKNOWN_TEXT
+from mtkit.text.tokenizer import Tokenizer, fault_of_new, without_last
+from mtkit.text.vocabulary import UNKNOWN_TEXT, join_parts, split_line, split_tags, word_of_each_piece
 from mtkit.translation.alignments import (
     AlignmentSettings,
     Heads,

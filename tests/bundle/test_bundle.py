@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import mtkit
 from mtkit.bundle.bundle import FORMAT, bundle_at, open_bundle, read_scores, save_scores, sealed
 from mtkit.bundle.info import card_text
-from mtkit.config.model_settings import MixedConfig
+from mtkit.config.data_and_model_settings import MixedConfig
 from mtkit.config.training_settings import DecodingConfig
 from mtkit.errors import ConfigError, MtkitError
 
@@ -206,9 +206,8 @@ def test_weights_of_another_model_are_refused(bundle: Path) -> None:
 def test_another_tokenizer_is_refused_though_it_is_whole(
     bundle: Path, tiny_run: Path, corpus_files: object, tmp_path: Path
 ) -> None:
-    from mtkit.config.data_settings import TokenizerConfig
-    from mtkit.text.tokenizer import Tokenizer
-    from mtkit.text.tokenizer_training import train_tokenizer
+    from mtkit.config.data_and_model_settings import TokenizerConfig
+    from mtkit.text.tokenizer import Tokenizer, train_tokenizer
 
     sources, targets = corpus_files.lines("valid")
     own = Tokenizer.load(tiny_run / "tokenizer")

@@ -14,10 +14,19 @@ import torch
 from safetensors.torch import save_file
 
 import mtkit
-from mtkit.bundle.bundle import _checksum, open_bundle, read_canaries, read_scores, sealed, tokenizer_files
+from mtkit.bundle.bundle import (
+    Folder,
+    _checksum,
+    all_sums,
+    open_bundle,
+    read_canaries,
+    read_scores,
+    read_tensors,
+    sealed,
+    tokenizer_files,
+)
 from mtkit.bundle.info import info_json, info_of, info_text
 from mtkit.bundle.opening import start_bundle
-from mtkit.bundle.storage import Folder, all_sums, read_tensors
 from mtkit.config.load import config_from_text, with_sections
 from mtkit.config.section import read_yaml
 from mtkit.config.settings import config_text
@@ -25,7 +34,7 @@ from mtkit.errors import CheckpointError, ConfigError, MtkitError
 from mtkit.models.layers import sinusoids
 from mtkit.models.registry import new_model
 from mtkit.text.tokenizer import Tokenizer, _Description
-from mtkit.translation.canaries import check
+from mtkit.translation.stream import check
 
 BUNDLES = Path(__file__).parents[1] / "bundles"
 DEEP = 100_000

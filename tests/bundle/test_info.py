@@ -9,7 +9,7 @@ import pytest
 
 from mtkit.bundle.bundle import open_bundle, sealed
 from mtkit.bundle.info import card_text, info_json, info_of, info_text, pack
-from mtkit.config.model_settings import MixedConfig, RecurrentConfig
+from mtkit.config.data_and_model_settings import MixedConfig, RecurrentConfig
 
 BUNDLES = Path(__file__).parents[1] / "bundles"
 

@@ -15,9 +15,8 @@ import pytest
 import torch
 
 import mtkit
-from mtkit.bundle.bundle import open_bundle
+from mtkit.bundle.bundle import Member, Packed, first_difference, lay_out, open_bundle
 from mtkit.bundle.info import pack
-from mtkit.bundle.storage import Member, Packed, first_difference, lay_out
 from mtkit.cli import main
 from mtkit.config.settings import Config
 from mtkit.errors import CheckpointError, MtkitError

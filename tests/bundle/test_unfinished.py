@@ -15,17 +15,18 @@ import torch
 import mtkit
 from mtkit.bundle import opening
 from mtkit.bundle.bundle import open_bundle
-from mtkit.bundle.checkpoints import (
+from mtkit.bundle.info import info_json, info_of, info_text, pack
+from mtkit.bundle.opening import (
     average_weights,
     checkpoint_steps,
     content_checksum,
+    find_model,
     measured_weights,
+    open_model,
     read_progress,
     read_weights,
     step_directory,
 )
-from mtkit.bundle.info import info_json, info_of, info_text, pack
-from mtkit.bundle.opening import find_model, open_model
 from mtkit.cli import _run
 from mtkit.config.settings import Config
 from mtkit.errors import ConfigError, MtkitError
@@ -33,7 +34,7 @@ from mtkit.files import only_writer
 from mtkit.pipeline import run_binarize, run_train
 from mtkit.training import records as bundling
 from mtkit.training.records import bundle
-from mtkit.translation.canaries import check
+from mtkit.translation.stream import check
 from mtkit.translation.translator import load_bundle
 from tests.conftest import CorpusFiles, config_with, toy_settings, write_toy_corpus
 

@@ -22,9 +22,9 @@ import pytest
 import mtkit
 from mtkit.cli import app, main
 from mtkit.commands.options import GROUPS
-from mtkit.config.model_settings import TransformerConfig
+from mtkit.config.data_and_model_settings import TransformerConfig
 from mtkit.config.settings import Config, config_text
-from mtkit.text.compressed import COMPRESSIONS, open_to_write
+from mtkit.text.lines import COMPRESSIONS, open_to_write
 from mtkit.text.tokenizer import Tokenizer
 from tests.conftest import CorpusFiles, config_with, toy_settings, write_lines
 from tests.exported import write_opus

@@ -212,8 +212,8 @@ def test_data_that_is_cut_off(trained: Place, told: Told) -> None:
 
 def test_the_tokenizer_of_another_run(trained: Place, told: Told) -> None:
     other = trained.root / "other"
-    from mtkit.config.data_settings import TokenizerConfig
-    from mtkit.text.tokenizer_training import train_tokenizer
+    from mtkit.config.data_and_model_settings import TokenizerConfig
+    from mtkit.text.tokenizer import train_tokenizer
 
     lines = ["quite another language", "with other words"] * 30
     train_tokenizer(lambda: lines, lambda: lines, TokenizerConfig(vocab_size=280), other)

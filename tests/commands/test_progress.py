@@ -13,7 +13,7 @@ import mtkit.errors
 from mtkit.cli import main
 from mtkit.config.settings import config_text
 from mtkit.errors import Meter, duration, show_progress
-from mtkit.training import log as shown
+from mtkit.training import records as shown
 from tests.conftest import CorpusFiles, config_with, toy_settings, write_lines
 from tests.exported import write_opus
 from tests.runs import events

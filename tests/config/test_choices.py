@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 
 from mtkit.commands.models import FORMATS as OFFERED_FORMATS
-from mtkit.config.model_settings import AnyModelConfig, RecurrentConfig, TransformerConfig
+from mtkit.config.data_and_model_settings import AnyModelConfig, RecurrentConfig, TransformerConfig
 from mtkit.config.section import Section
 from mtkit.config.training_settings import DecodingConfig, TrainingConfig
 from mtkit.exchange.formats import FORMATS
@@ -14,11 +14,10 @@ from mtkit.models.layers import ACTIVATIONS, EXPONENTS, GATES, LAYOUTS, POSITION
 from mtkit.models.recurrent import ATTENTION_SCORES, CELLS
 from mtkit.models.registry import ARCHITECTURES, DTYPES
 from mtkit.models.transformer import NORMS, RESIDUAL_FACTORS
-from mtkit.search.searches import LENGTH_PENALTIES, STOPPING
+from mtkit.search import LENGTH_PENALTIES, STOPPING
 from mtkit.text.vocabulary import START_TOKENS
-from mtkit.training.loss import OBJECTIVES
-from mtkit.training.optimizers import OPTIMIZERS
-from mtkit.training.schedule import SCHEDULES
+from mtkit.training.optimizers import OPTIMIZERS, SCHEDULES
+from mtkit.training.update import OBJECTIVES
 from mtkit.translation.scores import METRICS, UTILITIES
 
 

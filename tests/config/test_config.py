@@ -7,9 +7,18 @@ from typing import Any, get_args
 
 import pytest
 
-from mtkit.config.data_settings import CorpusConfig, DataConfig, LanguagesConfig, TestSetConfig, TokenizerConfig
+from mtkit.config.data_and_model_settings import (
+    CorpusConfig,
+    DataConfig,
+    LanguagesConfig,
+    MaskedConfig,
+    MixedConfig,
+    RecurrentConfig,
+    TestSetConfig,
+    TokenizerConfig,
+    TransformerConfig,
+)
 from mtkit.config.load import alias_of, aliases, config_from_text, load_config
-from mtkit.config.model_settings import MaskedConfig, MixedConfig, RecurrentConfig, TransformerConfig
 from mtkit.config.section import Section
 from mtkit.config.settings import Config, config_schema, config_text, is_setting, setting_names, setting_schema, wanted
 from mtkit.config.training_settings import TrainingConfig

@@ -4,9 +4,8 @@ from typing import get_args
 
 import pytest
 
-from mtkit.config.explain import ARCHITECTURES, REASONS, differences, explanation, settings_by_name
-from mtkit.config.load import load_config
-from mtkit.config.model_settings import AnyModelConfig
+from mtkit.config.data_and_model_settings import AnyModelConfig
+from mtkit.config.load import ARCHITECTURES, REASONS, differences, explanation, load_config, settings_by_name
 from mtkit.config.section import write_yaml
 from mtkit.config.settings import setting_names
 from mtkit.errors import ConfigError

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from mtkit.config.model_settings import TransformerConfig
+from mtkit.config.data_and_model_settings import TransformerConfig
 from mtkit.data.batches import NO_LABEL, AlignedTokens, Batch, Rows, gather, padded_batch, ragged, source_rows
 from mtkit.models.registry import new_model
 from mtkit.text.vocabulary import BEGIN, END, PAD, BoundaryTokens
-from mtkit.training.loss import label_smoothed_cross_entropy
+from mtkit.training.update import label_smoothed_cross_entropy
 
 SOURCES = [[5, 6, 7], [8], [], [9, 10, 11, 12, 13]]
 TARGETS = [[14], [15, 16, 17, 18], [19], []]

@@ -10,15 +10,11 @@ import numpy as np
 import pytest
 
 from mtkit.cli import _run
-from mtkit.doctor.characters import Block, minima
-from mtkit.doctor.clean import clean
-from mtkit.doctor.examine import Examination, HeldOutPair, examine, parts_of_files
-from mtkit.doctor.kinds import KINDS, MENDED, Diagnosis
-from mtkit.doctor.learned import Learned, Lengths
-from mtkit.doctor.pairs import MENDS, Sides, judge, mend_mojibake
-from mtkit.doctor.repeats import Seen
+from mtkit.doctor.characters import KINDS, MENDED, Block, Diagnosis, Learned, Lengths, minima
+from mtkit.doctor.examine import Examination, HeldOutPair, clean, examine, parts_of_files
+from mtkit.doctor.pairs import MENDS, Seen, Sides, judge, mend_mojibake
 from mtkit.errors import DataError
-from mtkit.report.diagnosis import as_html, as_text
+from mtkit.report.report import as_html, as_text
 from tests.conftest import write_lines
 
 ROOT = Path(__file__).parent.parent.parent

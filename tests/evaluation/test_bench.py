@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import mtkit
 from mtkit.cli import main
-from mtkit.config.model_settings import TransformerConfig
+from mtkit.config.data_and_model_settings import TransformerConfig
 from mtkit.config.settings import Config, config_text
 from mtkit.data.batches import micro_batches, padded_batch, ragged
 from mtkit.data.corpus import Corpus

@@ -13,7 +13,7 @@ import pytest
 
 import mtkit
 from mtkit.cli import main
-from mtkit.config.data_settings import LanguagesConfig
+from mtkit.config.data_and_model_settings import LanguagesConfig
 from mtkit.errors import MtkitError
 from mtkit.evaluation.evaluate import Bucket, Scoring, System, buckets, score_set, table
 from mtkit.translation.scores import TESTS, Score, SignificanceTest, corpus_scores, count_words, paired_scores

@@ -17,9 +17,8 @@ from mtkit.evaluation.bench import WARM_UP
 from mtkit.evaluation.estimate import estimate, estimate_text, measure_speed, parameters_by_part
 from mtkit.models.registry import empty_model, pick_device
 from mtkit.text.tokenizer import Tokenizer
-from mtkit.training.memory import forget_peak, largest_batches, resident_memory
-from mtkit.training.update import Updater
-from mtkit.training.validation import Validation
+from mtkit.training.records import Validation
+from mtkit.training.update import Updater, forget_peak, largest_batches, resident_memory
 from tests.conftest import CorpusFiles
 from tests.evaluation.test_bench import Call, call, content  # noqa: F401
 from tests.runs import MIXED, RECURRENT

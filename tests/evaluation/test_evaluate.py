@@ -10,7 +10,7 @@ import pytest
 
 import mtkit
 from mtkit.cli import main
-from mtkit.config.data_settings import LanguagesConfig
+from mtkit.config.data_and_model_settings import LanguagesConfig
 from mtkit.errors import ConfigError, DataError
 from mtkit.evaluation.evaluate import ScoredSet, Scoring, System, evaluate, evaluate_texts, table
 from mtkit.preparation.sources import SetFiles

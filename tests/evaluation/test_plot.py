@@ -41,7 +41,7 @@ from mtkit.evaluation.plot import (
 )
 from mtkit.models.interface import State, TranslationModel
 from mtkit.models.registry import new_model
-from mtkit.training.schedule import learning_rate
+from mtkit.training.optimizers import learning_rate
 from tests.conftest import CorpusFiles, config_with, toy_settings
 
 Plot = Callable[..., tuple[object, str]]

@@ -19,7 +19,7 @@ import mtkit.exchange.engines as engine_module
 from mtkit.bundle.bundle import WEIGHTS, Bundle
 from mtkit.bundle.info import pack
 from mtkit.bundle.opening import open_model
-from mtkit.config.model_settings import RecurrentConfig
+from mtkit.config.data_and_model_settings import RecurrentConfig
 from mtkit.config.training_settings import DecodingConfig
 from mtkit.errors import CheckpointError, MtkitError
 from mtkit.exchange.engines import COMPUTE_TYPES, CTranslate2Engine, fault_of, write_ctranslate2

@@ -14,13 +14,12 @@ from safetensors.torch import load_file
 
 from mtkit.bundle.bundle import open_bundle
 from mtkit.cli import _run
-from mtkit.config.data_settings import TokenizerConfig
+from mtkit.config.data_and_model_settings import TokenizerConfig
 from mtkit.errors import CheckpointError, ConfigError, MtkitError
 from mtkit.exchange.formats import export, extend, import_model
 from mtkit.pipeline import run_train
-from mtkit.text.tokenizer import Tokenizer
-from mtkit.text.tokenizer_training import extended, train_tokenizer
-from mtkit.translation.canaries import check
+from mtkit.text.tokenizer import Tokenizer, extended, train_tokenizer
+from mtkit.translation.stream import check
 from mtkit.translation.translator import load
 from tests.conftest import LEARNING, config_with, toy_settings
 from tests.exported import write_opus

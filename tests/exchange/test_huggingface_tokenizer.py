@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 
-from mtkit.config.data_settings import TokenizerConfig
+from mtkit.config.data_and_model_settings import TokenizerConfig
 from mtkit.errors import ConfigError
+from mtkit.exchange.huggingface import read_marian_vocabulary, write_m2m100_tokenizer, write_marian_tokenizer
 from mtkit.exchange.portable import PortableModel, Vocabulary
-from mtkit.exchange.tokenizers import read_marian_vocabulary, write_m2m100_tokenizer, write_marian_tokenizer
-from mtkit.text.tokenizer import SPACE_MARK, Tokenizer
-from mtkit.text.tokenizer_training import train_tokenizer
+from mtkit.text.tokenizer import SPACE_MARK, Tokenizer, train_tokenizer
 from mtkit.text.vocabulary import DEFAULT_IDS, UNKNOWN, Piece, SpecialIds, with_pieces
 from tests.conftest import CorpusFiles, config_with, toy_settings
 from tests.text.test_own_normalization import RULES, TAGS, hostile_lines, without_mark

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from mtkit.config.settings import Config
 from mtkit.errors import CheckpointError
-from mtkit.exchange.huggingface_models import check_m2m100, in_m2m100_order, read_m2m100, write_m2m100_weights
+from mtkit.exchange.huggingface import check_m2m100, in_m2m100_order, read_m2m100, write_m2m100_weights
 from mtkit.exchange.portable import PortableModel, Vocabulary
 from mtkit.models.registry import new_model
 from mtkit.text.vocabulary import SpecialIds

@@ -14,7 +14,7 @@ from mtkit.config.settings import Config
 from mtkit.data.batches import padded_batch, ragged
 from mtkit.errors import CheckpointError
 from mtkit.exchange.formats import import_model
-from mtkit.exchange.huggingface_models import check_marian, in_marian_order, read_marian, write_marian_weights
+from mtkit.exchange.huggingface import check_marian, in_marian_order, read_marian, write_marian_weights
 from mtkit.exchange.portable import PortableModel, Vocabulary
 from mtkit.models.registry import new_model
 from mtkit.text.vocabulary import DEFAULT_IDS

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from mtkit.errors import CheckpointError
+from mtkit.exchange.huggingface import read_marian_vocabulary, write_m2m100_tokenizer, write_marian_tokenizer
 from mtkit.exchange.portable import PortableModel, Vocabulary
-from mtkit.exchange.tokenizers import read_marian_vocabulary, write_m2m100_tokenizer, write_marian_tokenizer
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.vocabulary import DEFAULT_IDS, SpecialIds
 from tests.conftest import CorpusFiles, config_with, toy_settings

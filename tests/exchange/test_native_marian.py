@@ -15,8 +15,8 @@ from mtkit.cli import _run
 from mtkit.data.batches import padded_batch, ragged
 from mtkit.errors import CheckpointError, MtkitError
 from mtkit.exchange.formats import import_model
+from mtkit.exchange.huggingface import read_vocabularies
 from mtkit.exchange.native_marian import read_native_marian
-from mtkit.exchange.tokenizers import read_vocabularies
 from mtkit.translation.decode import decode
 from mtkit.translation.translator import Translator, load
 from tests.marian_files import (

@@ -18,11 +18,11 @@ from mtkit.config.load import with_sections
 from mtkit.config.settings import Config
 from mtkit.errors import CheckpointError, MtkitError
 from mtkit.exchange.formats import Agreement, Line, export, extend, import_model
-from mtkit.exchange.huggingface_config import TheirConfig, not_carried
-from mtkit.exchange.huggingface_models import read_marian
+from mtkit.exchange.huggingface import read_marian
+from mtkit.exchange.portable import TheirConfig, not_carried
 from mtkit.pipeline import run_train
 from mtkit.text.tokenizer import Tokenizer
-from mtkit.translation.canaries import check
+from mtkit.translation.stream import check
 from mtkit.translation.translator import load, load_bundle
 from tests.conftest import CorpusFiles, config_with, toy_settings, write_toy_corpus
 from tests.exported import write_opus

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from mtkit.config.section import write_yaml
-from mtkit.experiment.card import Card, load_folder
-from mtkit.experiment.run import Choice, Lab, run
+from mtkit.experiment.run import Card, Choice, Lab, load_folder, run
 from tests.conftest import CorpusFiles
 
 MODEL = {"d_model": 16, "num_heads": 2, "d_ff": 16, "encoder_layers": 1, "decoder_layers": 1}

@@ -14,11 +14,11 @@ import torch
 from mtkit.data.batches import Rows
 from mtkit.experiment import boards
 from mtkit.experiment.boards import BOARDS, Figures
-from mtkit.experiment.card import load_folder
-from mtkit.experiment.verdict import BOARD, parse
+from mtkit.experiment.measures import BOARD, parse
+from mtkit.experiment.run import load_folder
 from mtkit.models import interface, layers, recurrent, transformer
 from mtkit.models.transformer import TransformerDecoder, TransformerState
-from mtkit.training import loss
+from mtkit.training import update as loss
 
 EXACT = 1e-12  # of sums in fp64
 

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from mtkit.errors import ConfigError
-from mtkit.experiment.card import card_named, chosen_cards, differing_yaml, load_folder, merged
-from mtkit.experiment.measures import GROUPS, MEASURES
-from mtkit.experiment.verdict import parse
+from mtkit.experiment.measures import GROUPS, MEASURES, parse
+from mtkit.experiment.run import card_named, chosen_cards, differing_yaml, load_folder, merged
 from tests.experiment.conftest import MASK, Folder
 
 ROOT = Path(__file__).parents[2]

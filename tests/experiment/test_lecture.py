@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from mtkit.experiment.boards import BOARDS, Figures
-from mtkit.experiment.card import Card, load_folder
-from mtkit.experiment.verdict import (
+from mtkit.experiment.measures import (
     BOARD,
     CLAIM_HOLDS,
     CONTRADICTED,
@@ -21,6 +20,7 @@ from mtkit.experiment.verdict import (
     Values,
     judge,
 )
+from mtkit.experiment.run import Card, load_folder
 from tests.experiment import test_boards
 
 LECTURE = Path(__file__).parents[2] / "configs" / "lecture"

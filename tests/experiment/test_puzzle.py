@@ -7,9 +7,9 @@ import pytest
 from mtkit.cli import _run
 from mtkit.config.load import config_from_data
 from mtkit.errors import ConfigError
-from mtkit.experiment import puzzle as puzzles
-from mtkit.experiment.card import merged
-from mtkit.experiment.puzzle import FAULTS, answered, fault_of, puzzle
+from mtkit.experiment import page as puzzles
+from mtkit.experiment.page import FAULTS, answered, fault_of, puzzle
+from mtkit.experiment.run import merged
 from tests.report.reading import Reader
 
 pytestmark = pytest.mark.usefixtures("quiet")

@@ -12,25 +12,27 @@ import pytest
 
 import mtkit.experiment.run as runner
 from mtkit import files
-from mtkit.bundle.checkpoints import checkpoint_steps
+from mtkit.bundle.opening import checkpoint_steps
 from mtkit.cli import _run
 from mtkit.errors import MtkitError
 from mtkit.experiment import page as pages
-from mtkit.experiment.card import load_folder
-from mtkit.experiment.measures import MEASURES, NUM_RESAMPLES, constant, rows_of
-from mtkit.experiment.page import card_text, report_page
-from mtkit.experiment.run import Choice, Lab, add_prediction, listing, run, training_key
-from mtkit.experiment.verdict import (
+from mtkit.experiment.measures import (
     CLAIM_HOLDS,
     INVALID,
+    MEASURES,
     NOISE,
     NOT_SHOWN,
     NOT_TESTED,
+    NUM_RESAMPLES,
     Reference,
+    constant,
     estimate,
     find,
     parse,
+    rows_of,
 )
+from mtkit.experiment.page import card_text, report_page
+from mtkit.experiment.run import Choice, Lab, add_prediction, listing, load_folder, run, training_key
 from mtkit.preparation import prepare
 from mtkit.training.train import Trainer
 from tests.experiment.conftest import MASK, ORDER, TRAINING, Done, Folder

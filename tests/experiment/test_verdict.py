@@ -6,27 +6,29 @@ import math
 import numpy as np
 import pytest
 
-from mtkit.config.experiment_settings import CardFile
-from mtkit.experiment.card import Card
-from mtkit.experiment.measures import MEASURES, NUM_RESAMPLES, values_of
-from mtkit.experiment.verdict import (
+from mtkit.config.load import CardFile
+from mtkit.experiment.measures import (
     CLAIM_HOLDS,
     CONTRADICTED,
     FAILS,
     HOLDS,
     HOLDS_IF,
     INVALID,
+    MEASURES,
     NOISE,
     NOT_HERE,
     NOT_RUN,
     NOT_SHOWN,
     NOT_TESTED,
+    NUM_RESAMPLES,
     MissingError,
     estimate,
     find,
     judge,
     parse,
+    values_of,
 )
+from mtkit.experiment.run import Card
 
 
 def noisy(value, noise=0.0, seeds=1):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import mtkit
-from mtkit.config.model_settings import SEES_LATER, Ablation, MixedConfig, TransformerConfig
+from mtkit.config.data_and_model_settings import SEES_LATER, Ablation, MixedConfig, TransformerConfig
 from mtkit.config.settings import Config
 from mtkit.data.batches import Rows, padded_batch, ragged
 from mtkit.errors import CheckpointError

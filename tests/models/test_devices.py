@@ -19,8 +19,13 @@ from torch import Tensor
 
 from mtkit.bundle.bundle import save_bundle
 from mtkit.cli import main
-from mtkit.config.data_settings import DataConfig
-from mtkit.config.model_settings import AnyModelConfig, MixedConfig, RecurrentConfig, TransformerConfig
+from mtkit.config.data_and_model_settings import (
+    AnyModelConfig,
+    DataConfig,
+    MixedConfig,
+    RecurrentConfig,
+    TransformerConfig,
+)
 from mtkit.config.settings import Config
 from mtkit.config.training_settings import DecodingConfig, TrainingConfig
 from mtkit.data.batches import Batch, Rows, padded_batch, ragged
@@ -40,8 +45,8 @@ from mtkit.models.registry import (
 )
 from mtkit.pipeline import run_train
 from mtkit.text.tokenizer import Tokenizer
-from mtkit.training.loss import OBJECTIVES
 from mtkit.training.optimizers import MovingAverage
+from mtkit.training.update import OBJECTIVES
 from mtkit.translation.translator import Translator, load
 from tests.conftest import CorpusFiles
 from tests.forked import answer_of
@@ -148,7 +153,7 @@ def every_third_token(rows: Rows, share: float, mark: int) -> Tensor:
     ids=lambda value: value if isinstance(value, str) else name_of(value),
 )
 def test_features_loss_and_gradients_are_those_of_fp64_on_a_cpu(config, consistency, device, monkeypatch):
-    monkeypatch.setattr("mtkit.training.loss.cut_tokens", every_third_token)
+    monkeypatch.setattr("mtkit.training.update.cut_tokens", every_third_token)
     exact = without_dropout(new_model(config, VOCAB, VOCAB, seed=1).double().train())
     model = without_dropout(new_model(config, VOCAB, VOCAB, seed=1).to(device).train())
     batch, there = a_batch(), a_batch().to(device)

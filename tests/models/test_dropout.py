@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from mtkit.config.data_and_model_settings import TransformerConfig
 from mtkit.config.load import config_from_text
-from mtkit.config.model_settings import TransformerConfig
 from mtkit.data.batches import padded_batch, ragged
 from mtkit.errors import ConfigError
 from mtkit.models.layers import dropout

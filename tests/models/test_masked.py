@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mtkit.config.model_settings import MaskedConfig
+from mtkit.config.data_and_model_settings import MaskedConfig
 from mtkit.data.batches import NO_LABEL, Batch, padded_batch, ragged
-from mtkit.models.masked import MOST_DIFFERENCE, MaskedModel
 from mtkit.models.registry import new_model
+from mtkit.models.transformer import MOST_DIFFERENCE, MaskedModel
 from mtkit.text.vocabulary import END, PAD
-from mtkit.training.loss import masked_cross_entropy
+from mtkit.training.update import masked_cross_entropy
 
 VOCAB = 20
 SOURCES, TARGETS = [[5, 6, 7], [8, 9], [4, 4, 4, 4]], [[10, 11, 12, 13], [14], [15, 16, 17]]

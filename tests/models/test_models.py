@@ -7,14 +7,20 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mtkit.config.model_settings import AnyModelConfig, MaskedConfig, MixedConfig, RecurrentConfig, TransformerConfig
+from mtkit.config.data_and_model_settings import (
+    AnyModelConfig,
+    MaskedConfig,
+    MixedConfig,
+    RecurrentConfig,
+    TransformerConfig,
+)
 from mtkit.data.batches import NO_LABEL, Rows
 from mtkit.models import interface
 from mtkit.models.interface import Memory, Scratch, TranslationModel, log_probs_from, next_rows
 from mtkit.models.layers import CrossAttention, _attend_unfused, attend
 from mtkit.models.recurrent import RecurrentLayer
 from mtkit.models.registry import empty_model, new_model
-from mtkit.training.loss import label_smoothed_cross_entropy
+from mtkit.training.update import label_smoothed_cross_entropy
 from mtkit.translation.decode import next_log_probs
 from tests.runs import DEVICES
 

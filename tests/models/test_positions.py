@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mtkit.config.model_settings import TransformerConfig
+from mtkit.config.data_and_model_settings import TransformerConfig
 from mtkit.models.layers import (
     BinaryPositions,
     LinearBiases,

@@ -8,11 +8,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtkit.commands import options
-from mtkit.config.model_settings import AnyModelConfig, MixedConfig, RecurrentConfig, TransformerConfig
+from mtkit.config.data_and_model_settings import AnyModelConfig, MixedConfig, RecurrentConfig, TransformerConfig
 from mtkit.errors import MtkitError
-from mtkit.models import quantized
+from mtkit.models import registry as quantized
 from mtkit.models.interface import Output, TranslationModel, next_rows
-from mtkit.models.quantized import (
+from mtkit.models.registry import (
+    DTYPES,
     KERNELS,
     LEVELS,
     PRECISIONS,
@@ -20,6 +21,7 @@ from mtkit.models.quantized import (
     Kernel,
     PackedLinear,
     is_right,
+    new_model,
     packing_is_right,
     pick_run_precision,
     precision_of,
@@ -27,7 +29,6 @@ from mtkit.models.quantized import (
     speed_up,
     usable_kernels,
 )
-from mtkit.models.registry import DTYPES, new_model
 from tests.models.test_models import padded, sentences
 
 VOCAB = 23

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from mtkit.config.model_settings import MixedConfig, RecurrentConfig, TransformerConfig
+from mtkit.config.data_and_model_settings import MixedConfig, RecurrentConfig, TransformerConfig
 from mtkit.config.training_settings import DecodingConfig
 from mtkit.data.batches import Batch, padded_batch, ragged
 from mtkit.models.interface import TranslationModel
 from mtkit.models.registry import empty_model, fill_model, new_model
 from mtkit.text.vocabulary import DEFAULT_IDS, SpecialIds, Specials
-from mtkit.training.loss import label_smoothed_cross_entropy
 from mtkit.training.optimizers import Adam
+from mtkit.training.update import label_smoothed_cross_entropy
 from mtkit.translation.decode import decode, log_probs_of
 
 V = 24

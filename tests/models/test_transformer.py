@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mtkit.config.model_settings import TransformerConfig
+from mtkit.config.data_and_model_settings import TransformerConfig
 from mtkit.data.batches import Batch, padded_batch, ragged
 from mtkit.models.interface import TranslationModel, next_rows
 from mtkit.models.layers import CrossAttention, FeedForward, SelfAttention, draw_layers, with_zero_gradients

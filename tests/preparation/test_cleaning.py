@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import regex
 
-from mtkit.config.data_settings import SCRIPTS, DataConfig
+from mtkit.config.data_and_model_settings import SCRIPTS, DataConfig
 from mtkit.preparation.encoding import (
     REASONS,
     RULES,

@@ -16,10 +16,13 @@ from mtkit.preparation.new import (
     DROPOUTS,
     ENOUGH_UPDATES,
     LEARNING_RATE,
+    LEAST,
     LEAST_UPDATES,
     MATRIX_LEARNING_RATE,
     MEASURED_WIDTH,
+    MOST,
     MOST_EPOCHS,
+    SHARE,
     SIZES,
     USABLE,
     Size,
@@ -28,7 +31,6 @@ from mtkit.preparation.new import (
     new,
     size_for,
 )
-from mtkit.preparation.splitting import LEAST, MOST, SHARE
 from tests.conftest import write_lines
 
 ROOT = Path(__file__).parent.parent.parent

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from mtkit.config import data_settings as settings
-from mtkit.config.data_settings import CorpusConfig, DataConfig, JoinConfig, TokenizerConfig
+from mtkit.config import data_and_model_settings as settings
+from mtkit.config.data_and_model_settings import CorpusConfig, DataConfig, JoinConfig, TokenizerConfig
 from mtkit.config.settings import Config
 from mtkit.data.corpus import Corpus, RawFile, write_manifest
 from mtkit.errors import CheckpointError, ConfigError, DataError, MtkitError

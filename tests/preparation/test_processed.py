@@ -12,7 +12,7 @@ import pytest
 from mtkit.config.load import config_from_text
 from mtkit.pipeline import run_binarize, run_tokenizer
 from mtkit.preparation.prepare import binarize, renew_validation
-from mtkit.text.oddities import LEADING_LINES, MOST_LINES, SIGNS, capitals, cleaning_command, findings, sample
+from mtkit.text.parallel import LEADING_LINES, MOST_LINES, SIGNS, capitals, cleaning_command, findings, sample
 
 PLAIN = [
     "He doesn't want low-cost goods, she says.",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mtkit.errors import DataError
-from mtkit.preparation.splitting import (
+from mtkit.preparation.new import (
     SIMILAR,
     Split,
     connected,

@@ -20,7 +20,7 @@ from sacrebleu.dataset.fake_sgml import FakeSGMLDataset
 
 import mtkit
 from mtkit.cli import main
-from mtkit.config.data_settings import LanguagesConfig
+from mtkit.config.data_and_model_settings import LanguagesConfig
 from mtkit.config.settings import Config
 from mtkit.errors import ConfigError, DataError
 from mtkit.evaluation.evaluate import Scoring, evaluate_models, translate_set

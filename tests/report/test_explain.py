@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mtkit.bundle.checkpoints import readable_steps, step_directory
+from mtkit.bundle.opening import readable_steps, step_directory
 from mtkit.cli import main
 from mtkit.errors import DataError, MtkitError
 from mtkit.evaluation.plot import attention_of

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtkit.search.searches import (
+from mtkit.search import (
     STOPPING,
     Constraint,
     Coverage,

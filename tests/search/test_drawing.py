@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtkit.search.searches import Draw, Hypothesis, UniformNumbers, sample_search
+from mtkit.search import Draw, Hypothesis, UniformNumbers, sample_search
 from mtkit.text.vocabulary import END
 from tests.search.test_search import Network, one, starts
 

@@ -17,10 +17,9 @@ from mtkit.errors import ConfigError, DataError, MtkitError
 from mtkit.exchange.formats import export, extend
 from mtkit.pipeline import run_train
 from mtkit.preparation.prepare import binarize, make_tokenizer, tokenizer_is_current
-from mtkit.text.tokenizer import Tokenizer
-from mtkit.text.tokenizer_training import existing_tokenizer
+from mtkit.text.tokenizer import Tokenizer, existing_tokenizer
 from mtkit.text.vocabulary import SpecialIds, pieces_of
-from mtkit.translation.canaries import check
+from mtkit.translation.stream import check
 from mtkit.translation.translator import load
 from tests.conftest import CorpusFiles, config_with, toy_pairs, toy_settings
 from tests.text.test_own_normalization import hostile_lines

@@ -18,12 +18,14 @@ import pytest
 
 from mtkit.errors import DataError
 from mtkit.text import lines
-from mtkit.text.compressed import COMPRESSIONS, open_to_read, open_to_write
 from mtkit.text.lines import (
+    COMPRESSIONS,
     compressed_fingerprint,
     decode_blocks,
     decode_lines,
     fingerprint,
+    open_to_read,
+    open_to_write,
     read_columns,
     read_lines,
     read_pairs,

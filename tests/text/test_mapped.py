@@ -7,10 +7,9 @@ import random
 import pytest
 import sentencepiece
 
-from mtkit.config.data_settings import TokenizerConfig
+from mtkit.config.data_and_model_settings import TokenizerConfig
 from mtkit.errors import CheckpointError, ConfigError
-from mtkit.text.tokenizer import Tokenizer
-from mtkit.text.tokenizer_training import train_tokenizer
+from mtkit.text.tokenizer import Tokenizer, train_tokenizer
 from mtkit.text.vocabulary import SpecialIds, Specials
 
 FRENCH = ["le chat dort dans la maison", "un chien mange le pain", "la maison est grande et le jardin petit"]

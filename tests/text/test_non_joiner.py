@@ -7,13 +7,12 @@ import pytest
 import sentencepiece
 
 from mtkit.bundle.opening import carried_over
-from mtkit.config.data_settings import TokenizerConfig
+from mtkit.config.data_and_model_settings import TokenizerConfig
 from mtkit.config.load import load_config
 from mtkit.config.settings import Config
 from mtkit.pipeline import run_train
 from mtkit.preparation.prepare import keep_normalization, make_tokenizer, tokenizer_is_current
-from mtkit.text.tokenizer import Normalizer, Tokenizer
-from mtkit.text.tokenizer_training import train_tokenizer
+from mtkit.text.tokenizer import Normalizer, Tokenizer, train_tokenizer
 from mtkit.text.vocabulary import normalizer_of, rule_keeping
 from tests.conftest import CorpusFiles, config_with, toy_settings
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from mtkit.config.data_settings import LanguagesConfig
+from mtkit.config.data_and_model_settings import LanguagesConfig
 from mtkit.config.settings import Config
 from mtkit.errors import DataError
 from mtkit.pipeline import run_binarize, run_tokenizer, run_train
 from mtkit.text.lines import read_columns
-from mtkit.text.oddities import Oversights
+from mtkit.text.parallel import Oversights
 from tests.conftest import write_lines
 
 ROWS = [('say "hi", please', "dis « salut », s'il te plaît"), ("two\nlines", "deux\tlignes"), ("a; b", "é, è")]

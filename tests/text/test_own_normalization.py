@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import sentencepiece
 
-from mtkit.config.data_settings import TokenizerConfig
-from mtkit.text.tokenizer import SPACE_MARK, Tokenizer
-from mtkit.text.tokenizer_training import train_tokenizer
+from mtkit.config.data_and_model_settings import TokenizerConfig
+from mtkit.text.tokenizer import SPACE_MARK, Tokenizer, train_tokenizer
 from mtkit.text.vocabulary import UNKNOWN, pieces_of
 from tests.text.test_tokenizer import HOSTILE, SOURCE, TARGET
 

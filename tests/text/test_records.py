@@ -6,7 +6,7 @@ import re
 import pytest
 
 from mtkit.errors import DataError
-from mtkit.text.records import read_records
+from mtkit.text.parallel import read_records
 from tests.conftest import write_lines
 
 TMX = """<?xml version="1.0" encoding="UTF-8"?>

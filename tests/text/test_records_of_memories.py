@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mtkit.errors import DataError
-from mtkit.text.records import has_records, read_records
+from mtkit.text.parallel import has_records, read_records
 
 Pairs = list[tuple[str, str]]
 PAIRS = [("Bonjour !", "Hello!"), ("a < b & c", "x > y"), ("été 𝄞", "summer")]

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from mtkit.config.data_settings import TokenizerConfig
-from mtkit.text.segmentation import SPACE_MARK, MakeWordSampler, SubwordModel, bpe_dropout, unigram_sampling
-from mtkit.text.tokenizer import Tokenizer
-from mtkit.text.tokenizer_training import train_tokenizer
+from mtkit.config.data_and_model_settings import TokenizerConfig
+from mtkit.text.tokenizer import Tokenizer, train_tokenizer
+from mtkit.text.vocabulary import SPACE_MARK, MakeWordSampler, SubwordModel, bpe_dropout, unigram_sampling
 from tests.conftest import toy_pairs
 
 LINES = [source for source, _ in toy_pairs(300)] + ["seventeen ninety-nine", "<2de> four", "naïve €"]

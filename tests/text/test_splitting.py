@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from mtkit.text.segmentation import Part, join_parts, split_line
+from mtkit.text.vocabulary import Part, join_parts, split_line
 
 
 def words_fit(most):

@@ -13,15 +13,14 @@ import sentencepiece
 
 from mtkit.bundle.bundle import open_bundle
 from mtkit.cli import main
-from mtkit.config.data_settings import SideSizes, TokenizerConfig
+from mtkit.config.data_and_model_settings import SideSizes, TokenizerConfig
 from mtkit.config.load import config_from_text, load_config
 from mtkit.config.settings import Config, config_text
 from mtkit.errors import ConfigError, DataError, MtkitError
 from mtkit.exchange.formats import export, extend, import_model
 from mtkit.pipeline import run_train
 from mtkit.preparation.prepare import binarize, make_tokenizer, tokenizer_is_current
-from mtkit.text.tokenizer import Tokenizer
-from mtkit.text.tokenizer_training import extended, train_tokenizer
+from mtkit.text.tokenizer import Tokenizer, extended, train_tokenizer
 from mtkit.translation.translator import Translator, load
 from tests.conftest import CorpusFiles, config_with, toy_pairs, toy_settings, write_lines
 

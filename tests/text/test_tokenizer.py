@@ -10,13 +10,11 @@ import sys
 import pytest
 import sentencepiece
 
-from mtkit.config.data_settings import TokenizerConfig
+from mtkit.config.data_and_model_settings import TokenizerConfig
 from mtkit.errors import CheckpointError, ConfigError, DataError
-from mtkit.text import tokenizer_training
-from mtkit.text.segmentation import SPACE_MARK
-from mtkit.text.tokenizer import Tokenizer
-from mtkit.text.tokenizer_training import train_tokenizer
-from mtkit.text.vocabulary import BEGIN, END, NUM_SPECIAL, PAD, UNKNOWN
+from mtkit.text import tokenizer as tokenizer_training
+from mtkit.text.tokenizer import Tokenizer, train_tokenizer
+from mtkit.text.vocabulary import BEGIN, END, NUM_SPECIAL, PAD, SPACE_MARK, UNKNOWN
 
 HOSTILE = [
     "",

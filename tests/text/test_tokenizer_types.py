@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mtkit.bundle.bundle import open_bundle
-from mtkit.config.data_settings import TokenizerConfig
+from mtkit.config.data_and_model_settings import TokenizerConfig
 from mtkit.config.load import config_from_text
 from mtkit.config.settings import Config
 from mtkit.data.corpus import Corpus
@@ -20,10 +20,9 @@ from mtkit.errors import ConfigError
 from mtkit.pipeline import run_all
 from mtkit.preparation.encoding import UnknownShares, describe_unknown
 from mtkit.preparation.prepare import binarize, make_tokenizer, tokenizer_is_current
-from mtkit.text import segmentation
-from mtkit.text.segmentation import BulkEncoder
+from mtkit.text import vocabulary as segmentation
 from mtkit.text.tokenizer import SPACE_MARK, UNKNOWN_TEXT, Tokenizer
-from mtkit.text.vocabulary import NUM_SPECIAL, UNKNOWN
+from mtkit.text.vocabulary import NUM_SPECIAL, UNKNOWN, BulkEncoder
 from mtkit.translation.translator import load
 from tests.conftest import NAMES
 from tests.text.test_tokenizer import HOSTILE, SOURCE, TARGET, trained

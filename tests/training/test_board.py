@@ -14,7 +14,7 @@ import pytest
 from mtkit.config.settings import Config
 from mtkit.errors import CheckpointError, MtkitError
 from mtkit.pipeline import run_train
-from mtkit.training.log import Board, Log
+from mtkit.training.records import Board, Log
 from mtkit.training.train import Trainer
 from tests.runs import Killed, at_step, doing, kill
 

@@ -9,15 +9,13 @@ from typing import Any
 import pytest
 
 import mtkit.training.train
-from mtkit.bundle.checkpoints import read_progress
-from mtkit.bundle.opening import open_model
+from mtkit.bundle.opening import open_model, read_progress
 from mtkit.config.load import load_config
 from mtkit.config.settings import Config
 from mtkit.config.training_settings import TrainingConfig, settled
 from mtkit.errors import CheckpointError, ConfigError, MtkitError, StoppedError
 from mtkit.evaluation.plot import schedule_of
-from mtkit.training.records import is_trained
-from mtkit.training.schedule import (
+from mtkit.training.optimizers import (
     Forecast,
     Pace,
     Plan,
@@ -29,6 +27,7 @@ from mtkit.training.schedule import (
     shortcomings,
     with_shares,
 )
+from mtkit.training.records import is_trained
 from mtkit.training.train import Trainer
 from tests.conftest import CorpusFiles, config_with, toy_settings
 from tests.runs import MODEL, TRAINING, Make, at_step, doing, interrupt, outcome, trained

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from mtkit.bundle.bundle import open_bundle
-from mtkit.bundle.checkpoints import (
+from mtkit.bundle.info import card_text, info_of, info_text
+from mtkit.bundle.opening import (
     Progress,
     checkpoint_steps,
     content_checksum,
@@ -19,17 +20,14 @@ from mtkit.bundle.checkpoints import (
     read_weights,
     setting_at,
 )
-from mtkit.bundle.info import card_text, info_of, info_text
 from mtkit.config.settings import Config
 from mtkit.config.training_settings import TrainingConfig
 from mtkit.data.batches import ORDER, EarlierBudget, batches_from
 from mtkit.errors import CheckpointError, StoppedError
 from mtkit.files import Stop
-from mtkit.training.log import Log
-from mtkit.training.records import Changes, Difference, earlier_budgets, require_allowed, with_changes
-from mtkit.training.schedule import learning_rate
+from mtkit.training.optimizers import learning_rate
+from mtkit.training.records import Changes, Difference, Log, best_logged, earlier_budgets, require_allowed, with_changes
 from mtkit.training.train import Trainer
-from mtkit.training.validation import best_logged
 from tests.runs import (
     Killed,
     always,

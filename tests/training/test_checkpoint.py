@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import nn
 
-from mtkit.bundle.checkpoints import (
+from mtkit.bundle.opening import (
     AVERAGE,
+    CHECKPOINT_WEIGHTS,
     OPTIMIZER,
     PROGRESS,
-    WEIGHTS,
     Progress,
     Window,
     average_weights,
@@ -131,7 +131,7 @@ def test_a_checkpoint_from_before_consistency_was_logged_can_be_read(tmp_path):
 # Damage.
 
 
-@pytest.mark.parametrize("name", [WEIGHTS, OPTIMIZER, AVERAGE, PROGRESS])
+@pytest.mark.parametrize("name", [CHECKPOINT_WEIGHTS, OPTIMIZER, AVERAGE, PROGRESS])
 @pytest.mark.parametrize("where", ["start", "middle", "end"])
 def test_a_changed_byte_is_noticed_and_the_message_says_what_to_do(tmp_path, name, where):
     for step in (1, 2):
@@ -156,7 +156,7 @@ def test_a_progress_file_of_anything_else_is_noticed(tmp_path, content):
         load_checkpoint(tmp_path, 1, state_at(0))
 
 
-@pytest.mark.parametrize("name", [WEIGHTS, OPTIMIZER])
+@pytest.mark.parametrize("name", [CHECKPOINT_WEIGHTS, OPTIMIZER])
 def test_a_missing_file_is_noticed(tmp_path, name):
     save_checkpoint(tmp_path, state_at(1), IDENTITY)
     (step_directory(tmp_path, 1) / name).unlink()
@@ -167,7 +167,7 @@ def test_a_missing_file_is_noticed(tmp_path, name):
 def test_a_damaged_checkpoint_that_is_not_the_newest_can_be_done_without(tmp_path):
     for step in (1, 2):
         save_checkpoint(tmp_path, state_at(step), IDENTITY)
-    (step_directory(tmp_path, 1) / WEIGHTS).write_bytes(b"")
+    (step_directory(tmp_path, 1) / CHECKPOINT_WEIGHTS).write_bytes(b"")
     with pytest.raises(CheckpointError, match="to go on without it"):
         average_weights(tmp_path, [1, 2])
 

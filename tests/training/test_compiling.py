@@ -14,9 +14,9 @@ from mtkit.config.settings import Config
 from mtkit.config.training_settings import TrainingConfig
 from mtkit.data.batches import Batch, micro_batches
 from mtkit.files import Stop
-from mtkit.training import compiling
-from mtkit.training.compiling import CompiledCall, is_compiled
+from mtkit.training import update as compiling
 from mtkit.training.train import measure_pace
+from mtkit.training.update import CompiledCall, is_compiled
 from tests.runs import RECURRENT, outcome, trainer_of, whole_and_killed
 
 

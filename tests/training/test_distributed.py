@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
-from mtkit.bundle.checkpoints import checkpoint_steps
+from mtkit.bundle.opening import checkpoint_steps
 from mtkit.config.settings import Config, config_text
 from mtkit.data.batches import Share, micro_batches
 from mtkit.data.corpus import Corpus

@@ -10,8 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from mtkit.bundle.bundle import open_bundle
-from mtkit.bundle.checkpoints import checkpoint_steps, read_progress, read_weights
-from mtkit.bundle.opening import open_model
+from mtkit.bundle.opening import checkpoint_steps, open_model, read_progress, read_weights
 from mtkit.cli import _run
 from mtkit.config.settings import Config, config_text
 from mtkit.errors import CheckpointError, StoppedError

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mtkit import pipeline
-from mtkit.bundle.checkpoints import checkpoint_steps
+from mtkit.bundle.opening import checkpoint_steps
 from mtkit.config.load import load_config
 from mtkit.config.settings import Config
 from mtkit.errors import CheckpointError, ConfigError, DataError, MtkitError, StoppedError

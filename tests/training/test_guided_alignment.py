@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from mtkit.bundle.checkpoints import checkpoint_steps
-from mtkit.config.model_settings import AnyModelConfig, RecurrentConfig, TransformerConfig
+from mtkit.bundle.opening import checkpoint_steps
+from mtkit.config.data_and_model_settings import AnyModelConfig, RecurrentConfig, TransformerConfig
 from mtkit.config.settings import Config
 from mtkit.config.training_settings import TrainingConfig
 from mtkit.data.batches import AlignedTokens, Batch, PlannedBatch, aligned_tokens, padded_batch, ragged
@@ -17,11 +17,11 @@ from mtkit.data.corpus import Corpus
 from mtkit.errors import DataError
 from mtkit.models.registry import new_model
 from mtkit.preparation.prepare import binarize, binarized_changes
-from mtkit.text.segmentation import word_of_each_piece
 from mtkit.text.tokenizer import Tokenizer
-from mtkit.training.loss import alignment_cross_entropy, cross_entropy
+from mtkit.text.vocabulary import word_of_each_piece
 from mtkit.training.optimizers import Adam
 from mtkit.training.train import Trainer
+from mtkit.training.update import alignment_cross_entropy, cross_entropy
 from mtkit.translation.decode import source_attention
 from tests.conftest import CorpusFiles, write_lines
 from tests.runs import Killed, at_step, doing, kill, outcome, trained

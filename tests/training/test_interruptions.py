@@ -12,18 +12,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from mtkit.bundle.checkpoints import checkpoint_steps, read_progress
+from mtkit.bundle.opening import checkpoint_steps, read_progress
 from mtkit.cli import main
-from mtkit.config.data_settings import LanguagesConfig
+from mtkit.config.data_and_model_settings import LanguagesConfig
 from mtkit.config.settings import Config, config_text
 from mtkit.errors import CheckpointError, DataError, MtkitError, is_out_of_memory, on_terminal, say
 from mtkit.files import only_writer, stopping_by_signal, without_usr1, write_file
 from mtkit.preparation.prepare import read_validation
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.training import optimizers
-from mtkit.training.loss import OBJECTIVES
-from mtkit.training.update import LossScaler
-from mtkit.training.validation import Validation
+from mtkit.training.records import Validation
+from mtkit.training.update import OBJECTIVES, LossScaler
 from tests.forked import MTKIT, Forked
 from tests.runs import Trainer, doing, events, outcome, trained, trainer_of
 

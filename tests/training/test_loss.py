@@ -5,12 +5,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mtkit.config.model_settings import TransformerConfig
+from mtkit.config.data_and_model_settings import TransformerConfig
 from mtkit.data.batches import NO_LABEL, padded_batch, ragged
 from mtkit.models.interface import Embedding, Output
 from mtkit.models.registry import new_model
-from mtkit.training import loss
-from mtkit.training.loss import Shares, consistent_cross_entropy, label_smoothed_cross_entropy
+from mtkit.training import update as loss
+from mtkit.training.update import Shares, consistent_cross_entropy, label_smoothed_cross_entropy
 from tests.runs import DEVICES
 
 # N real tokens, R rows, T length, D model width, V vocabulary size.

@@ -14,10 +14,9 @@ from mtkit.data.batches import Batch, Feed, micro_batches
 from mtkit.errors import MtkitError, StoppedError
 from mtkit.evaluation.bench import bench_training
 from mtkit.files import Stop
-from mtkit.training import memory as module
-from mtkit.training.loss import OBJECTIVES
-from mtkit.training.memory import find_batch_tokens, largest_batches
+from mtkit.training import update as module
 from mtkit.training.train import Trainer
+from mtkit.training.update import OBJECTIVES, find_batch_tokens, largest_batches
 from tests.runs import Killed, Make, at_step, doing, events, interrupt, kill, outcome, trained, trainer_of
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mtkit.config.model_settings import RecurrentConfig, TransformerConfig
+from mtkit.config.data_and_model_settings import RecurrentConfig, TransformerConfig
 from mtkit.config.training_settings import TrainingConfig
 from mtkit.models.registry import new_model
 from mtkit.training.optimizers import (

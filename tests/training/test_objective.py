@@ -5,14 +5,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mtkit.config.model_settings import MixedConfig, RecurrentConfig, TransformerConfig
+from mtkit.config.data_and_model_settings import MixedConfig, RecurrentConfig, TransformerConfig
 from mtkit.config.training_settings import TrainingConfig
 from mtkit.data.batches import NO_LABEL, Batch, Rows, padded_batch, ragged
 from mtkit.models.interface import Embedding, TranslationModel
 from mtkit.models.registry import new_model
 from mtkit.text.vocabulary import BEGIN, END, PAD
-from mtkit.training import loss
-from mtkit.training.loss import OBJECTIVES, Shares, consistent_cross_entropy, cut_tokens, label_smoothed_cross_entropy
+from mtkit.training import update as loss
+from mtkit.training.update import OBJECTIVES, Shares, consistent_cross_entropy, cut_tokens, label_smoothed_cross_entropy
 from tests.training.test_loss import DEVICES, D, R, T, V, biased_output_layer, distance, gradients, output_layer
 
 SHARES = {

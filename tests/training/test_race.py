@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from mtkit.bundle.checkpoints import checkpoint_steps, read_progress
+from mtkit.bundle.opening import checkpoint_steps, read_progress
 from mtkit.config.settings import Config
 from mtkit.config.training_settings import TrainingConfig
 from mtkit.data.batches import batches_from

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mtkit.bundle.checkpoints import FIRST_SCALE
+from mtkit.bundle.opening import FIRST_SCALE
 from mtkit.training.optimizers import SGD
 from mtkit.training.update import LossScaler
 

@@ -8,8 +8,16 @@ from pydantic import ValidationError
 from torch import nn
 
 from mtkit.config.training_settings import TrainingConfig
-from mtkit.training.optimizers import make_optimizer, optimizer_tensors, restore_optimizer
-from mtkit.training.schedule import ENDING, SCHEDULES, decay_start, learning_rate, lowers_rate
+from mtkit.training.optimizers import (
+    ENDING,
+    SCHEDULES,
+    decay_start,
+    learning_rate,
+    lowers_rate,
+    make_optimizer,
+    optimizer_tensors,
+    restore_optimizer,
+)
 
 D_MODEL = 64
 STEPS = [1, 2, 99, 100, 101, 400, 10_000]

@@ -7,12 +7,18 @@ from safetensors.torch import load_file
 from torch import nn
 
 from mtkit.bundle.bundle import open_bundle
-from mtkit.bundle.checkpoints import Progress, read_weights, step_directory
+from mtkit.bundle.opening import Progress, read_weights, step_directory
 from mtkit.config.training_settings import TrainingConfig
 from mtkit.files import Stop
 from mtkit.training.checkpoint import load_checkpoint, save_checkpoint
-from mtkit.training.optimizers import MovingAverage, ScheduleFree, make_average, make_optimizer, optimizer_tensors
-from mtkit.training.schedule import learning_rate
+from mtkit.training.optimizers import (
+    MovingAverage,
+    ScheduleFree,
+    learning_rate,
+    make_average,
+    make_optimizer,
+    optimizer_tensors,
+)
 from mtkit.training.update import TrainState
 from mtkit.translation.translator import load
 from tests.runs import events, outcome, trained, trainer_of, whole_and_killed

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mtkit.bundle.checkpoints import checkpoint_steps, read_progress, read_weights
+from mtkit.bundle.opening import checkpoint_steps, read_progress, read_weights
 from mtkit.config.settings import Config
 from mtkit.data import corpus as corpus_module
 from mtkit.data.corpus import Corpus, Verification

@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from mtkit.bundle.bundle import open_bundle, sealed
-from mtkit.bundle.checkpoints import checkpoint_steps, read_progress, read_weights
-from mtkit.bundle.opening import best_step, carried_over, open_model
+from mtkit.bundle.opening import best_step, carried_over, checkpoint_steps, open_model, read_progress, read_weights
 from mtkit.cli import _run
 from mtkit.config.load import config_from_text, load_config
 from mtkit.config.settings import Config
@@ -24,9 +23,8 @@ from mtkit.files import Stop
 from mtkit.pipeline import run_binarize, run_tokenizer, run_train
 from mtkit.preparation.prepare import read_validation
 from mtkit.text.tokenizer import Tokenizer
-from mtkit.training.records import bundle, is_trained
+from mtkit.training.records import Validation, bundle, is_trained
 from mtkit.training.train import Trainer, train
-from mtkit.training.validation import Validation
 from mtkit.translation.translator import load
 from tests.conftest import LEARNING, CorpusFiles, config_with, toy_settings, write_lines, write_toy_corpus
 from tests.runs import Killed, as_if_killed, at_step, doing, events, kill

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from mtkit.bundle.bundle import open_bundle
-from mtkit.bundle.checkpoints import Update, Window, checkpoint_steps, read_progress, read_weights, step_directory
+from mtkit.bundle.opening import Update, Window, checkpoint_steps, read_progress, read_weights, step_directory
 from mtkit.config.settings import Config
 from mtkit.data.batches import NO_LABEL, gather, micro_batches, padded_batch, ragged
 from mtkit.data.corpus import Corpus
@@ -36,12 +36,9 @@ from mtkit.preparation.prepare import adopt, read_validation
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.vocabulary import DEFAULT_IDS, START_TOKENS, BoundaryTokens
 from mtkit.training.checkpoint import save_checkpoint
-from mtkit.training.log import Log
-from mtkit.training.loss import OBJECTIVES
-from mtkit.training.records import is_trained
+from mtkit.training.records import Log, Validation, is_trained, selection_score
 from mtkit.training.train import NUM_SAMPLES, Trainer
-from mtkit.training.update import LossScaler, random_seed
-from mtkit.training.validation import Validation, selection_score
+from mtkit.training.update import OBJECTIVES, LossScaler, random_seed
 from mtkit.translation.translator import load
 from tests.conftest import LEARNING, CorpusFiles, config_with, toy_pairs, toy_settings, write_lines
 from tests.runs import (

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mtkit.data.batches import NO_LABEL, AlignedTokens, Batch, micro_batches, padded_batch, ragged, sent_ahead
 from mtkit.models.registry import new_model
-from mtkit.training.loss import OBJECTIVES
+from mtkit.training.update import OBJECTIVES
 from tests.runs import trainer_of
 
 

@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mtkit.bundle.checkpoints import PROGRESS, checkpoint_steps, step_directory
+from mtkit.bundle.opening import PROGRESS, checkpoint_steps, step_directory
 from mtkit.cli import _run
 from mtkit.config.load import load_config
 from mtkit.config.settings import Config, config_text
@@ -28,9 +28,7 @@ from mtkit.errors import CheckpointError, ConfigError, MtkitError
 from mtkit.files import link_or_copy
 from mtkit.pipeline import run_train
 from mtkit.preparation.prepare import adopt, binarized_is_current, is_prepared, read_validation, tokenizer_is_current
-from mtkit.training.schedule import SCHEDULES
-from mtkit.training.train import Trainer
-from mtkit.training.verify import (
+from mtkit.training.checkpoint import (
     MOST_PAIRS,
     MOST_VALIDATION,
     Kill,
@@ -52,6 +50,8 @@ from mtkit.training.verify import (
     verify_resuming,
     verify_settings,
 )
+from mtkit.training.optimizers import SCHEDULES
+from mtkit.training.train import Trainer
 from tests.conftest import CorpusFiles, config_with, toy_settings
 from tests.forked import Forked
 from tests.runs import Killed as EndOfProcess
@@ -350,7 +350,7 @@ def test_a_training_that_is_over_before_it_can_be_killed_proves_nothing(
     tiny_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = verify_settings(tiny_run, [])
-    monkeypatch.setattr("mtkit.training.verify._command", lambda config, data, run: training(run, 2))
+    monkeypatch.setattr("mtkit.training.checkpoint._command", lambda config, data, run: training(run, 2))
     with pytest.raises(MtkitError, match=r"^a training of 768 updates was over before it could be killed: nothing is"):
         verify_resuming(config)
     assert capsys.readouterr().err.count("to be killed after the first checkpoint") == 3
@@ -359,7 +359,7 @@ def test_a_training_that_is_over_before_it_can_be_killed_proves_nothing(
 def test_a_checkpoint_that_is_never_caught_being_written_is_told(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("mtkit.training.verify._command", lambda config, data, run: training(run, 60, waits_at=9))
+    monkeypatch.setattr("mtkit.training.checkpoint._command", lambda config, data, run: training(run, 60, waits_at=9))
     short = _short(verify_settings(tiny_run, []), 12, tmp_path, from_run=True)
     [kill] = _train_with_kills(short, tiny_run, tmp_path / "run")
     assert 4 <= kill.step <= 9

@@ -9,8 +9,8 @@ import torch
 
 from mtkit.errors import DataError, MtkitError
 from mtkit.models.interface import Ensemble
-from mtkit.text.segmentation import join_parts, split_line, word_of_each_piece
 from mtkit.text.tokenizer import Tokenizer
+from mtkit.text.vocabulary import join_parts, split_line, word_of_each_piece
 from mtkit.translation.alignments import (
     AlignmentLines,
     AlignmentSettings,

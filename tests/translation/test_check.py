@@ -12,12 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mtkit.bundle.bundle import Canary, canaries_text, open_bundle, read_description, sealed
+from mtkit.bundle.bundle import Canary, Folder, Packed, all_sums, canaries_text, open_bundle, read_description, sealed
 from mtkit.bundle.info import pack
-from mtkit.bundle.storage import Folder, Packed, all_sums
 from mtkit.errors import CheckpointError, DataError, MtkitError
 from mtkit.models.registry import new_model
-from mtkit.translation.canaries import GREEDY, NUM_CANARIES, ONE_PASS, TIE, check, make_canaries, translate_canaries
+from mtkit.translation.stream import GREEDY, NUM_CANARIES, ONE_PASS, TIE, check, make_canaries, translate_canaries
 from mtkit.translation.translator import Translator, load
 from tests.conftest import CorpusFiles
 

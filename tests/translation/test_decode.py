@@ -10,15 +10,14 @@ import pytest
 import torch
 
 import mtkit
-from mtkit.config.data_settings import TokenizerConfig
+from mtkit.config.data_and_model_settings import TokenizerConfig
 from mtkit.config.settings import Config
 from mtkit.config.training_settings import DecodingConfig
 from mtkit.data.batches import padded_batch, ragged
 from mtkit.errors import CheckpointError, DataError, MtkitError
 from mtkit.models.interface import Ensemble
-from mtkit.search.searches import LENGTH_PENALTIES
-from mtkit.text.tokenizer import Tokenizer
-from mtkit.text.tokenizer_training import train_tokenizer
+from mtkit.search import LENGTH_PENALTIES
+from mtkit.text.tokenizer import Tokenizer, train_tokenizer
 from mtkit.text.vocabulary import END
 from mtkit.translation.decode import elect, log_probs_of
 from mtkit.translation.translator import BREAKS, CUT_SHORT, Translation, Translator

@@ -11,8 +11,8 @@ import pytest
 import mtkit
 from mtkit.bundle.bundle import open_bundle
 from mtkit.cli import _run
+from mtkit.config.data_and_model_settings import AnyModelConfig, RecurrentConfig, TransformerConfig
 from mtkit.config.load import load_config
-from mtkit.config.model_settings import AnyModelConfig, RecurrentConfig, TransformerConfig
 from mtkit.config.settings import Config
 from mtkit.config.training_settings import DecodingConfig
 from mtkit.data.corpus import Corpus
@@ -21,8 +21,8 @@ from mtkit.models.interface import TranslationModel
 from mtkit.models.registry import new_model
 from mtkit.pipeline import run_all, run_binarize
 from mtkit.text.vocabulary import END, NUM_SPECIAL
-from mtkit.translation.canaries import check
 from mtkit.translation.decode import Fusion, decode, likeliest_next, log_probs_of
+from mtkit.translation.stream import check
 from tests.conftest import CorpusFiles, config_with, toy_settings, write_toy_corpus
 from tests.runs import MODEL, RECURRENT, TRAINING, outcome, whole_and_killed
 

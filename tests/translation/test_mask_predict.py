@@ -6,16 +6,16 @@ from torch import Tensor
 
 import mtkit
 from mtkit.bundle.info import decoding_text
+from mtkit.config.data_and_model_settings import MaskedConfig
 from mtkit.config.load import load_config
-from mtkit.config.model_settings import MaskedConfig
 from mtkit.config.training_settings import DecodingConfig
 from mtkit.data.batches import padded_batch, ragged
 from mtkit.errors import ConfigError, MtkitError
 from mtkit.evaluation.bench import default_beam_sizes
 from mtkit.evaluation.plot import attention_of
-from mtkit.models.masked import MaskedModel
 from mtkit.models.registry import new_model
-from mtkit.search.searches import mask_predict
+from mtkit.models.transformer import MaskedModel
+from mtkit.search import mask_predict
 from mtkit.text.vocabulary import BEGIN, END, PAD, UNKNOWN
 from mtkit.translation.decode import decode, log_probs_of
 from tests.conftest import toy_pairs

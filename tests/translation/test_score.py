@@ -10,7 +10,7 @@ import pytest
 import mtkit
 from mtkit.cli import _run
 from mtkit.files import json_text
-from mtkit.training.log import Log
+from mtkit.training.records import Log
 from mtkit.translation.stream import NBestList, PairsFile, ParallelFiles, score
 from mtkit.translation.translator import Translator
 

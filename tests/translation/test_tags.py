@@ -21,10 +21,9 @@ from mtkit.pipeline import run_all, run_binarize
 from mtkit.preparation.prepare import binarized_is_current, read_validation, tokenizer_is_current
 from mtkit.preparation.sources import SetFiles
 from mtkit.text.parallel import ExpectedTags, describe_tags
-from mtkit.text.segmentation import split_tags
-from mtkit.text.tokenizer import Tokenizer
-from mtkit.text.tokenizer_training import extended
-from mtkit.training.validation import Validation
+from mtkit.text.tokenizer import Tokenizer, extended
+from mtkit.text.vocabulary import split_tags
+from mtkit.training.records import Validation
 from mtkit.translation.stream import translate
 from mtkit.translation.translator import Translator, load
 from tests.conftest import LEARNING, CorpusFiles, config_with, toy_pairs, toy_settings, write_lines

@@ -8,7 +8,7 @@ import pytest
 
 import mtkit
 from mtkit.errors import NUM_NAMED, DataError, MtkitError
-from mtkit.text.compressed import COMPRESSIONS, open_to_read
+from mtkit.text.lines import COMPRESSIONS, open_to_read
 from mtkit.translation.stream import reading, translate, writing
 from mtkit.translation.translator import Translator
 

@@ -13,17 +13,23 @@ import torch
 
 import mtkit
 from mtkit.bundle.bundle import open_bundle, save_bundle
-from mtkit.config.data_settings import DataConfig, TokenizerConfig
-from mtkit.config.model_settings import AnyModelConfig, MaskedConfig, MixedConfig, RecurrentConfig, TransformerConfig
+from mtkit.config.data_and_model_settings import (
+    AnyModelConfig,
+    DataConfig,
+    MaskedConfig,
+    MixedConfig,
+    RecurrentConfig,
+    TokenizerConfig,
+    TransformerConfig,
+)
 from mtkit.config.settings import Config
 from mtkit.config.training_settings import DecodingConfig
 from mtkit.data.batches import padded_batch, ragged
 from mtkit.data.corpus import Corpus
 from mtkit.models.interface import TranslationModel
 from mtkit.models.registry import DTYPES, new_model
-from mtkit.search.searches import LENGTH_PENALTIES, Hypothesis, beam_search
-from mtkit.text.tokenizer import Tokenizer
-from mtkit.text.tokenizer_training import train_tokenizer
+from mtkit.search import LENGTH_PENALTIES, Hypothesis, beam_search
+from mtkit.text.tokenizer import Tokenizer, train_tokenizer
 from mtkit.text.vocabulary import BEGIN, END, NUM_SPECIAL, PAD, START_TOKENS, UNKNOWN
 from mtkit.translation import translator as translator_module
 from mtkit.translation.decode import Fusion, next_log_probs

@@ -6,15 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from mtkit.config.data_settings import TokenizerConfig
+from mtkit.config.data_and_model_settings import TokenizerConfig
 from mtkit.config.load import config_from_text
 from mtkit.errors import ConfigError
 from mtkit.exchange.formats import extend
 from mtkit.models.interface import Ensemble
-from mtkit.text.segmentation import group_by_word
-from mtkit.text.tokenizer import Tokenizer
-from mtkit.text.tokenizer_training import train_tokenizer
-from mtkit.text.vocabulary import UNKNOWN
+from mtkit.text.tokenizer import Tokenizer, train_tokenizer
+from mtkit.text.vocabulary import UNKNOWN, group_by_word
 from mtkit.translation.decode import source_attention
 from mtkit.translation.stream import translate
 from mtkit.translation.translator import Translator, load

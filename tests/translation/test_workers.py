@@ -19,7 +19,7 @@ import torch
 import mtkit
 from mtkit.cli import main
 from mtkit.commands.options import worker_count
-from mtkit.config.data_settings import LanguagesConfig
+from mtkit.config.data_and_model_settings import LanguagesConfig
 from mtkit.errors import DataError, MtkitError
 from mtkit.evaluation import evaluate
 from mtkit.translation import workers

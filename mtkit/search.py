@@ -1,9 +1,4 @@
-"""Greedy search, sampling, beam search, exact search and mask-predict, with constraints and penalties.
-
-Shapes: R rows (sentences still being decoded), W hypotheses per sentence (beam size or number of samples), V vocabulary
-size, T target tokens so far, S source length, N sentences of the original batch, P length of the longest prefix, K best
-tokens of a hypothesis, M candidates of a sentence, B prefixes that exact search extends together.
-"""
+"""Greedy search, sampling, beam search, exact search and mask-predict, with constraints and penalties."""
 
 import math
 from collections.abc import Callable, Sequence
