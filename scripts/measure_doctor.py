@@ -23,9 +23,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mtkit.doctor.characters import KINDS, Block, Diagnosis, Found, lowered, minima
-from mtkit.doctor.examine import Examination, examine, parts_of_files, verdicts
-from mtkit.doctor.pairs import HeldOutPair, Repeats, Sides
+from mtkit.preparation.characters import KINDS, Block, Diagnosis, Found, lowered, minima
+from mtkit.preparation.doctor import Examination, examine, parts_of_files, verdicts
+from mtkit.preparation.faults import HeldOutPair, Repeats, Sides
 
 Pair = tuple[str, str]
 Places = dict[str, list[int]]  # for each kind of the doctor, the places of the pairs that have it, from 0

@@ -18,10 +18,10 @@ from mtkit.exchange.huggingface import in_marian_order, write_marian_tokenizer, 
 from mtkit.exchange.portable import PortableModel, Vocabulary
 from mtkit.models.interface import TranslationModel
 from mtkit.models.registry import empty_model, fill_model, new_model
-from mtkit.search import beam_search, power
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.vocabulary import DEFAULT_IDS, Specials
 from mtkit.translation.decode import decode, next_log_probs
+from mtkit.translation.search import beam_search, power
 
 
 def names(size: int) -> list[str]:

@@ -558,7 +558,7 @@ def report(
     data, and the environment. What mtkit run has translated and scored is used; what is missing is translated now, if
     the test sets are there.
     """
-    from mtkit.report.report import report as write_report
+    from mtkit.evaluation.report import report as write_report
 
     write_report(models, output, decoding_settings(None, None, None, device))
 
@@ -582,7 +582,7 @@ def explain(
         *set_settings(decoding),
         *decoding_settings(beam_size, length_penalty, None, device),
     ]
-    from mtkit.report.explain import explain as write_explanation
+    from mtkit.evaluation.explain import explain as write_explanation
 
     write_explanation(model, source, output, overrides)
 

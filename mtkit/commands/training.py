@@ -34,7 +34,7 @@ from mtkit.commands.options import (
 from mtkit.errors import CheckpointError, MtkitError
 
 if TYPE_CHECKING:
-    from mtkit.doctor.examine import Examination
+    from mtkit.preparation.doctor import Examination
 
 TextArgument = Annotated[
     list[str],
@@ -59,9 +59,9 @@ def doctor(
     Prints where they are, what they cost and what mends them. With CONFIG, the training text is examined, and searched
     for validation and test pairs. The exit code is 1 if something should be mended before training.
     """
+    from mtkit.evaluation.page import require_page, write_page
+    from mtkit.evaluation.report import as_html, as_text
     from mtkit.files import json_text
-    from mtkit.report.page import require_page, write_page
-    from mtkit.report.report import as_html, as_text
 
     if output is not None:
         require_page(output, "doctor")
@@ -87,8 +87,8 @@ def clean(
     Pairs that cannot be mended are left out. The faults are those that mtkit doctor finds, and KIND is the name that it
     prints in brackets. FOLDER/cleaned.json records what was changed.
     """
-    from mtkit.doctor.examine import clean as write_cleaned
-    from mtkit.doctor.examine import require_new
+    from mtkit.preparation.doctor import clean as write_cleaned
+    from mtkit.preparation.doctor import require_new
 
     require_new(output, keep or ())
     cleaned, _ = write_cleaned(_examination(text, languages), output, keep or ())
@@ -100,7 +100,7 @@ def clean(
 def _examination(text: Sequence[str], languages: str | None) -> "Examination":
     """The examination of what the arguments name: the corpora of a YAML file, or one or two files of text."""
     from mtkit.config.data_and_model_settings import LanguagesConfig
-    from mtkit.doctor.examine import Examination, held_out_of_settings, parts_of_files, parts_of_settings
+    from mtkit.preparation.doctor import Examination, held_out_of_settings, parts_of_files, parts_of_settings
 
     if Path(text[0]).suffix.lower() in (".yaml", ".yml"):
         from mtkit.config.load import load_config

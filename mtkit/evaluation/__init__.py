@@ -1,5 +1,6 @@
-"""Evaluation: scores of models on test sets, comparison of systems, plots, and speed.
+"""Evaluation: scores of models on test sets, comparison of systems, plots, speed, and pages.
 
-Input: models, settings or text files. Output: scores with their signatures, plots, and tables of speed. Every
-module of mtkit may be imported here except `cli`, `pipeline` and those in `commands`, `experiment` and `report`.
+Input: models, settings or text files. Output: scores with their signatures, plots, tables of speed, and pages, each one
+HTML file that opens in a browser without network; `page` is the house style, for any command that writes a page. Every
+module of mtkit may be imported here except `cli`, `pipeline` and those in `commands` and `experiment`.
 """

@@ -41,9 +41,9 @@ from mtkit.errors import CheckpointError, MtkitError, inform, say, shown
 from mtkit.exchange.portable import MARKER, Observed, PortableModel, Vocabulary, most_tokens, require_known_parts
 from mtkit.files import json_text, remove, sync, undone_when_ended
 from mtkit.models.registry import DTYPES
-from mtkit.search import LENGTH_PENALTIES, Hypothesis
 from mtkit.translation import translator as with_torch
 from mtkit.translation.decode import Model, decode, max_lengths_of
+from mtkit.translation.search import LENGTH_PENALTIES, Hypothesis
 from mtkit.translation.stream import MOST_DRIFT, translate_canaries
 from mtkit.translation.translator import Batch, Translator, check_arguments, load_bundle
 

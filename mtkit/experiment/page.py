@@ -16,6 +16,27 @@ from mtkit.config.settings import Config
 from mtkit.errors import ConfigError, MtkitError, counted, duration
 from mtkit.evaluation.bench import machine_facts
 from mtkit.evaluation.evaluate import read_test_set
+from mtkit.evaluation.page import (
+    Bar,
+    Cell,
+    Content,
+    Curve,
+    Html,
+    bar_chart,
+    contents,
+    element,
+    folded,
+    joined,
+    line_chart,
+    note,
+    number,
+    page,
+    require_page,
+    section,
+    table,
+    weight_map,
+    write_page,
+)
 from mtkit.evaluation.plot import History, attention_of, read_log, series
 from mtkit.experiment.measures import (
     BOARD,
@@ -53,27 +74,6 @@ from mtkit.files import replaced_directory
 from mtkit.models.registry import pick_device
 from mtkit.pipeline import run_train
 from mtkit.preparation.sources import test_sets, training_corpora
-from mtkit.report.page import (
-    Bar,
-    Cell,
-    Content,
-    Curve,
-    Html,
-    bar_chart,
-    contents,
-    element,
-    folded,
-    joined,
-    line_chart,
-    note,
-    number,
-    page,
-    require_page,
-    section,
-    table,
-    weight_map,
-    write_page,
-)
 from mtkit.text.parallel import read_corpus
 from mtkit.translation.scores import corpus_scores
 from mtkit.translation.translator import Translator, load_bundle

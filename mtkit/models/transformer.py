@@ -3,7 +3,8 @@
 Norms stand before or after each sublayer. The conditional masked language model (Ghazvininejad et al. 2019) is a
 Transformer whose decoder has no causal mask: it reads the whole target, some of whose tokens are masked, and predicts
 the masked tokens from the source and from the other tokens on both sides. The length of the target is predicted from
-the source. In training, tokens are masked at random; in translation, `mask_predict` of `mtkit.search` chooses which.
+the source. In training, tokens are masked at random; in translation, `mask_predict` of mtkit/translation/search.py
+chooses which.
 
 Shapes: R rows (one sentence each, unless packed), S source length, T target length, L either S or T, N tokens in the
 cache, W hypotheses per sentence, H heads, K width of a head (of the masked model: length classes), D model width.

@@ -20,7 +20,7 @@ from mtkit.data.batches import NO_LABEL, Batch, Ragged, Rows, padded_batch, ragg
 from mtkit.errors import MtkitError
 from mtkit.models.interface import Ensemble, Scratch, State, TranslationModel, log_probs_from, next_rows
 from mtkit.models.transformer import MaskedModel
-from mtkit.search import (
+from mtkit.translation.search import (
     LENGTH_PENALTIES,
     NOT_A_NUMBER,
     STOPPING,

@@ -44,7 +44,6 @@ from mtkit.models.registry import (
     use_one_thread_after_fork,
 )
 from mtkit.models.transformer import MaskedModel
-from mtkit.search import BeamStep, Hypothesis
 from mtkit.text.parallel import ExpectedTags, describe_tags, extend_command, tagged
 from mtkit.text.tokenizer import Tokenizer, fault_of_new, without_last
 from mtkit.text.vocabulary import UNKNOWN_TEXT, join_parts, split_line, split_tags, word_of_each_piece
@@ -70,6 +69,7 @@ from mtkit.translation.decode import (
     source_attention,
 )
 from mtkit.translation.scores import Utility
+from mtkit.translation.search import BeamStep, Hypothesis
 
 # Lines are gathered into windows, and the lines of a window are sorted by length. A window is full once it has this
 # many lines or this many characters.

@@ -14,11 +14,11 @@ from mtkit.models.layers import ACTIVATIONS, EXPONENTS, GATES, LAYOUTS, POSITION
 from mtkit.models.recurrent import ATTENTION_SCORES, CELLS
 from mtkit.models.registry import ARCHITECTURES, DTYPES
 from mtkit.models.transformer import NORMS, RESIDUAL_FACTORS
-from mtkit.search import LENGTH_PENALTIES, STOPPING
 from mtkit.text.vocabulary import START_TOKENS
 from mtkit.training.optimizers import OPTIMIZERS, SCHEDULES
 from mtkit.training.update import OBJECTIVES
 from mtkit.translation.scores import METRICS, UTILITIES
+from mtkit.translation.search import LENGTH_PENALTIES, STOPPING
 
 
 @pytest.mark.parametrize(

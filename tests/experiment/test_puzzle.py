@@ -10,7 +10,7 @@ from mtkit.errors import ConfigError
 from mtkit.experiment import page as puzzles
 from mtkit.experiment.page import FAULTS, answered, fault_of, puzzle
 from mtkit.experiment.run import merged
-from tests.report.reading import Reader
+from tests.evaluation.reading import Reader
 
 pytestmark = pytest.mark.usefixtures("quiet")
 

@@ -35,8 +35,8 @@ from mtkit.experiment.page import card_text, report_page
 from mtkit.experiment.run import Choice, Lab, add_prediction, listing, load_folder, run, training_key
 from mtkit.preparation import prepare
 from mtkit.training.train import Trainer
+from tests.evaluation.reading import Reader
 from tests.experiment.conftest import MASK, ORDER, TRAINING, Done, Folder
-from tests.report.reading import Reader
 from tests.runs import Killed, at_step, doing, events, kill
 
 pytestmark = pytest.mark.usefixtures("quiet")

@@ -15,8 +15,8 @@ from mtkit.config.training_settings import DecodingConfig
 from mtkit.data.batches import Rows, ragged, source_rows
 from mtkit.models.interface import TranslationModel
 from mtkit.models.registry import new_model
-from mtkit.search import LENGTH_PENALTIES, STOPPING, beam_search
 from mtkit.translation.decode import decode, max_lengths_of
+from mtkit.translation.search import LENGTH_PENALTIES, STOPPING, beam_search
 
 SEEDS = [*range(18), 22, 193]  # 200 were compared once; in the last two, a beam of one that stops by "exact" goes on
 VOCABULARY = 14

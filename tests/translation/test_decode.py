@@ -16,10 +16,10 @@ from mtkit.config.training_settings import DecodingConfig
 from mtkit.data.batches import padded_batch, ragged
 from mtkit.errors import CheckpointError, DataError, MtkitError
 from mtkit.models.interface import Ensemble
-from mtkit.search import LENGTH_PENALTIES
 from mtkit.text.tokenizer import Tokenizer, train_tokenizer
 from mtkit.text.vocabulary import END
 from mtkit.translation.decode import elect, log_probs_of
+from mtkit.translation.search import LENGTH_PENALTIES
 from mtkit.translation.translator import BREAKS, CUT_SHORT, Translation, Translator
 from tests.translation.test_translator import (
     ARCHITECTURES,

@@ -15,9 +15,9 @@ from mtkit.evaluation.bench import default_beam_sizes
 from mtkit.evaluation.plot import attention_of
 from mtkit.models.registry import new_model
 from mtkit.models.transformer import MaskedModel
-from mtkit.search import mask_predict
 from mtkit.text.vocabulary import BEGIN, END, PAD, UNKNOWN
 from mtkit.translation.decode import decode, log_probs_of
+from mtkit.translation.search import mask_predict
 from tests.conftest import toy_pairs
 from tests.runs import MASKED, Make, events, trained
 

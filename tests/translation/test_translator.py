@@ -28,11 +28,11 @@ from mtkit.data.batches import padded_batch, ragged
 from mtkit.data.corpus import Corpus
 from mtkit.models.interface import TranslationModel
 from mtkit.models.registry import DTYPES, new_model
-from mtkit.search import LENGTH_PENALTIES, Hypothesis, beam_search
 from mtkit.text.tokenizer import Tokenizer, train_tokenizer
 from mtkit.text.vocabulary import BEGIN, END, NUM_SPECIAL, PAD, START_TOKENS, UNKNOWN
 from mtkit.translation import translator as translator_module
 from mtkit.translation.decode import Fusion, next_log_probs
+from mtkit.translation.search import LENGTH_PENALTIES, Hypothesis, beam_search
 from mtkit.translation.translator import CUT_OFF, OUT_OF_POSITIONS, Translator
 from tests.forked import answer_of
 

@@ -11,15 +11,15 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mtkit import search as sampling
 from mtkit.cli import main
 from mtkit.config.data_and_model_settings import TokenizerConfig
 from mtkit.config.load import config_from_text
 from mtkit.errors import ConfigError
 from mtkit.evaluation.evaluate import translate_set
 from mtkit.models.interface import Ensemble
-from mtkit.search import LENGTH_PENALTIES, Draw, no_repeat_ngram
 from mtkit.text.tokenizer import Tokenizer, train_tokenizer
+from mtkit.translation import search as sampling
+from mtkit.translation.search import LENGTH_PENALTIES, Draw, no_repeat_ngram
 from mtkit.translation.stream import translate
 from mtkit.translation.translator import STEP_ELEMENTS, Translator, _Part
 from tests.translation.test_translator import random_translator, sentences, settings

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from mtkit.errors import MtkitError
-from mtkit.report.page import (
+from mtkit.evaluation.page import (
     Bar,
     Curve,
     bar_chart,
@@ -26,7 +26,7 @@ from mtkit.report.page import (
     weighted_words,
     write_page,
 )
-from tests.report.reading import Reader
+from tests.evaluation.reading import Reader
 
 HOSTILE = [
     "<script>alert(1)</script>",

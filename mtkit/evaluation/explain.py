@@ -14,8 +14,7 @@ from mtkit.bundle.opening import readable_steps, step_directory
 from mtkit.config.training_settings import DecodingConfig
 from mtkit.data.batches import padded_batch, ragged
 from mtkit.errors import DataError, Meter, MtkitError, counted
-from mtkit.models.interface import TranslationModel, log_probs_from
-from mtkit.report.page import (
+from mtkit.evaluation.page import (
     Bar,
     Cell,
     Html,
@@ -35,7 +34,8 @@ from mtkit.report.page import (
     weighted_words,
     write_page,
 )
-from mtkit.search import BeamStep, Continuations, Hypothesis
+from mtkit.models.interface import TranslationModel, log_probs_from
+from mtkit.translation.search import BeamStep, Continuations, Hypothesis
 from mtkit.translation.translator import Translator, load
 
 NUM_SHOWN = 10  # tokens of a distribution

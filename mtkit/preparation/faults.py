@@ -22,7 +22,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from mtkit.doctor.characters import (
+from mtkit.preparation.characters import (
     ALONE,
     ALPHABET,
     ANGLE,

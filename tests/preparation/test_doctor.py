@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from mtkit.cli import _run
-from mtkit.doctor.characters import KINDS, MENDED, Block, Diagnosis, Learned, Lengths, minima
-from mtkit.doctor.examine import Examination, HeldOutPair, clean, examine, parts_of_files
-from mtkit.doctor.pairs import MENDS, Seen, Sides, judge, mend_mojibake
 from mtkit.errors import DataError
-from mtkit.report.report import as_html, as_text
+from mtkit.evaluation.report import as_html, as_text
+from mtkit.preparation.characters import KINDS, MENDED, Block, Diagnosis, Learned, Lengths, minima
+from mtkit.preparation.doctor import Examination, HeldOutPair, clean, examine, parts_of_files
+from mtkit.preparation.faults import MENDS, Seen, Sides, judge, mend_mojibake
 from tests.conftest import write_lines
 
 ROOT = Path(__file__).parent.parent.parent

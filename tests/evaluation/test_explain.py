@@ -10,11 +10,11 @@ import pytest
 from mtkit.bundle.opening import readable_steps, step_directory
 from mtkit.cli import main
 from mtkit.errors import DataError, MtkitError
+from mtkit.evaluation.explain import explain, explain_sentence, explanation
+from mtkit.evaluation.page import read_data
 from mtkit.evaluation.plot import attention_of
-from mtkit.report.explain import explain, explain_sentence, explanation
-from mtkit.report.page import read_data
 from mtkit.translation.translator import load
-from tests.report.reading import Reader
+from tests.evaluation.reading import Reader
 
 SOURCES = ["three four <one> two", "nine nine zero"]
 

@@ -12,13 +12,9 @@ from mtkit.bundle.bundle import Bundle, bundle_at, read_scores
 from mtkit.bundle.info import changes_text, decoding_text, settings_of, weights_text
 from mtkit.bundle.opening import open_model, tell
 from mtkit.config.settings import setting_schema
-from mtkit.doctor.characters import KINDS, Diagnosis, Example
 from mtkit.errors import DataError, MtkitError, counted
 from mtkit.evaluation.evaluate import SIGNIFICANT, ScoredSet, Scoring, System, read_test_set, score_set, translate_set
-from mtkit.evaluation.plot import History, attention_of, read_log, series
-from mtkit.files import json_text
-from mtkit.preparation.sources import SetFiles, local_test_sets
-from mtkit.report.page import (
+from mtkit.evaluation.page import (
     Bar,
     Cell,
     Content,
@@ -38,6 +34,10 @@ from mtkit.report.page import (
     weight_map,
     write_page,
 )
+from mtkit.evaluation.plot import History, attention_of, read_log, series
+from mtkit.files import json_text
+from mtkit.preparation.characters import KINDS, Diagnosis, Example
+from mtkit.preparation.sources import SetFiles, local_test_sets
 from mtkit.text.lines import read_lines
 from mtkit.translation.scores import NUM_RESAMPLES, SignificanceTest, corpus_scores, sentence_scores
 from mtkit.translation.translator import Translator, load_bundle

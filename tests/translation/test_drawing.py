@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtkit.search import Draw, Hypothesis, UniformNumbers, sample_search
 from mtkit.text.vocabulary import END
-from tests.search.test_search import Network, one, starts
+from mtkit.translation.search import Draw, Hypothesis, UniformNumbers, sample_search
+from tests.translation.test_search import Network, one, starts
 
 PROBABILITIES = torch.tensor([0.0, 0.04, 0.29, 0.0, 0.16, 0.31, 0.15, 0.05, 0.0])
 EVEN = 10_000  # numbers spread evenly from 0 to 1

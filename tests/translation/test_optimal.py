@@ -12,10 +12,10 @@ from torch import Tensor
 from mtkit.config.data_and_model_settings import AnyModelConfig, RecurrentConfig, TransformerConfig
 from mtkit.config.training_settings import DecodingConfig
 from mtkit.models.registry import new_model
-from mtkit.search import NOTHING_FOUND, beam_search, optimal_search, power
 from mtkit.text.vocabulary import BEGIN, END
 from mtkit.translation.decode import decode
-from tests.search.test_search import PENALTIES, Memory, Network, Penalty, starts
+from mtkit.translation.search import NOTHING_FOUND, beam_search, optimal_search, power
+from tests.translation.test_search import PENALTIES, Memory, Network, Penalty, starts
 
 TOKENS = [4, 5, 6]  # of the vocabulary of seven
 FEW = 2  # sentences

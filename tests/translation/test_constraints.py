@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtkit.search import (
+from mtkit.text.vocabulary import BEGIN, END
+from mtkit.translation.search import (
     STOPPING,
     Constraint,
     Coverage,
@@ -30,8 +31,7 @@ from mtkit.search import (
     power,
     sample_search,
 )
-from mtkit.text.vocabulary import BEGIN, END
-from tests.search.test_search import PENALTIES, Memory, Network, Penalty, assert_same, best_of, one, starts, tried
+from tests.translation.test_search import PENALTIES, Memory, Network, Penalty, assert_same, best_of, one, starts, tried
 
 MAX_LENGTHS = torch.tensor([4, 0, 2, 3, 4, 4])
 PREFIXES = [[5], [], [6, 6], [], [4, 4, 4, 4], [6, 5]]

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtkit import search as searches
 from mtkit.config.data_and_model_settings import MixedConfig, RecurrentConfig, TransformerConfig
 from mtkit.data.batches import Rows
 from mtkit.models.interface import State, next_rows
 from mtkit.models.registry import new_model
-from mtkit.search import LENGTH_PENALTIES, Hypothesis, beam_search, gnmt, greedy_search, power
 from mtkit.text.vocabulary import BEGIN, END, PAD, UNKNOWN
+from mtkit.translation import search as searches
+from mtkit.translation.search import LENGTH_PENALTIES, Hypothesis, beam_search, gnmt, greedy_search, power
 
 WIDTH = 8
 Penalty = Callable[[Tensor], Tensor]

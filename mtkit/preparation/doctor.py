@@ -14,7 +14,9 @@ import numpy as np
 
 from mtkit.config.data_and_model_settings import CorpusConfig, LanguagesConfig
 from mtkit.config.settings import Config
-from mtkit.doctor.characters import (
+from mtkit.errors import ConfigError, DataError, Meter, counted, is_shown
+from mtkit.files import json_text, replaced_directory, require_folder
+from mtkit.preparation.characters import (
     DROPPED,
     KINDS,
     MENDED,
@@ -27,7 +29,7 @@ from mtkit.doctor.characters import (
     lowered,
     minima,
 )
-from mtkit.doctor.pairs import (
+from mtkit.preparation.faults import (
     MENDS,
     Associations,
     Chosen,
@@ -40,8 +42,6 @@ from mtkit.doctor.pairs import (
     associate,
     judge,
 )
-from mtkit.errors import ConfigError, DataError, Meter, counted, is_shown
-from mtkit.files import json_text, replaced_directory, require_folder
 from mtkit.preparation.sources import local_test_sets, resolve_corpora, training_corpora
 from mtkit.text.lines import (
     COMPRESSIONS,

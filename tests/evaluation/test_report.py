@@ -12,10 +12,10 @@ from mtkit.bundle.bundle import open_bundle, sealed
 from mtkit.cli import main
 from mtkit.config.settings import config_text
 from mtkit.errors import MtkitError
-from mtkit.report.page import number
-from mtkit.report.report import PANELS, Reported, report
+from mtkit.evaluation.page import number
+from mtkit.evaluation.report import PANELS, Reported, report
 from tests.conftest import write_lines
-from tests.report.reading import Reader
+from tests.evaluation.reading import Reader
 
 
 def reported(output: Path, *models: Path) -> Reader:
