@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
@@ -149,6 +150,19 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+SLOW_TEST = 300  # tests that take as long as one that is marked slow
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take longest first where several processes share them, so that none runs long after others."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    weights: Counter[Path] = Counter()
+    for item in items:
+        weights[item.path] += SLOW_TEST if item.get_closest_marker("slow") else 1
+    items.sort(key=lambda item: -weights[item.path])
+
+
 # Tests that make models of transformers, whose import takes as long as a hundred small trainings, or its tokenizers.
 TOGETHER = {
     *(f"tests/exchange/test_{name}.py" for name in ("export", "huggingface_tokenizer", "m2m100", "marian", "travel")),
@@ -159,10 +173,15 @@ TOGETHER = {
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Give each file to one process, as --dist=loadfile does, and all files of TOGETHER to the same."""
+    """Give each file to one process, as --dist=loadfile does, and all files of TOGETHER to the same.
+
+    Files come in the order of `pytest_collection_modifyitems`, not by their number of tests alone.
+    """
     if config.getvalue("dist") != "loadfile":
         return None
     from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False
 
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
