@@ -42,7 +42,7 @@ from mtkit.errors import ConfigError, MtkitError
 Places = dict[Keys, str]
 
 ALIASES = Path(__file__).with_name("aliases.yaml")  # names of settings in other toolkits, used only for advice
-LONGEST_SHOWN = 60  # messages shorten wrong values and overrides that have more than this many characters
+LONGEST_SHOWN = 60  # messages and explanations shorten values and overrides that have more than this many characters
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
@@ -482,7 +482,6 @@ def advice_on_option(option: str) -> str:
 
 ARCHITECTURES = tuple(kinds_with(("model", "architecture")))
 WIDTH = 100  # of the text, in characters
-LONGEST_EXPLAINED = 60  # characters of a value that --explain shows
 
 # Why defaults are what they are, and when another value is better; where numbers are named, configs/README.md has the
 # measurements.
@@ -650,8 +649,7 @@ def _recipe_lines(name: str) -> list[str]:
         return []
     lines = ["  Recipes:\n"]
     for value, names in sorted(recipes.items(), key=lambda item: (-len(item[1]), item[0])):
-        shown = value if len(value) <= LONGEST_EXPLAINED else f"{value[: LONGEST_EXPLAINED - 1]}…"
-        lines.append(_wrapped(f"  {shown}: {', '.join(names)}", "      "))
+        lines.append(_wrapped(f"  {_short(value)}: {', '.join(names)}", "      "))
     return lines
 
 
