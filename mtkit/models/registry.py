@@ -409,63 +409,28 @@ def speed_up(model: TranslationModel, precision: str) -> None:
 
     For int8 on a CPU, these are `Int8Linear`; the rest of the model (embeddings, attention, norms, softmax, recurrent
     cells) stays in fp32. For bf16 on a CPU where `packing_is_right`, these are `PackedLinear`, which compute the same
-    to the bit. For fp32 on a CPU, narrow layers become `TransposedLinear`, and where `packing_is_right` the output
-    layer a `PackedLinear`; both compute the same up to rounding. Other layers would gain nothing, and keep the weights
-    of the memory-mapped file. In all other cases, nothing is replaced. The model must have its weights already; those
-    of replaced layers are not needed afterwards, except those of embeddings. A layer with one output stays as it is:
-    nothing is gained there.
+    to the bit. For fp32 on such a CPU, only the output layer becomes a `PackedLinear`, which computes the same up to
+    rounding; smaller layers would gain nothing, and keep the weights of the memory-mapped file. In all other cases,
+    nothing is replaced. The model must have its weights already; those of replaced layers are not needed afterwards,
+    except those of embeddings. A layer with one output stays as it is: nothing is gained there.
     """
     if model.device.type != "cpu" or precision not in ("int8", "bf16", "fp32"):
         return
+    if precision != "int8" and not packing_is_right(DTYPES[precision]):
+        return
     if precision == "fp32":
-        _replace_layers(model, TransposedLinear, gains_transposed)
-        if packing_is_right(torch.float32):
-            model.output.projection = PackedLinear(model.output.weight, model.output.bias)
-    elif precision == "int8" or packing_is_right(torch.bfloat16):
-        replacement = Int8Linear if precision == "int8" else PackedLinear
-        _replace_layers(model, replacement, lambda layer: layer.out_features > 1)
-        for part in list(model.modules()):
-            if isinstance(part, Output):
-                part.projection = replacement(part.weight, part.bias)
-
-
-def _replace_layers(
-    model: nn.Module, replacement: Callable[[Tensor, Tensor | None], nn.Module], chosen: Callable[[nn.Linear], bool]
-) -> None:
+        model.output.projection = PackedLinear(model.output.weight, model.output.bias)
+        return
+    replacement = Int8Linear if precision == "int8" else PackedLinear
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
-            if isinstance(layer, nn.Linear) and chosen(layer):
+            if isinstance(layer, nn.Linear) and layer.out_features > 1:
                 setattr(parent, name, replacement(layer.weight, layer.bias))
+        if isinstance(parent, Output):
+            parent.projection = replacement(parent.weight, parent.bias)
 
 
-# Transposed and packed weights.
-
-WIDEST, MOST_WEIGHTS = 256, 1 << 20  # inputs and weights of layers that gain by transposed weights
-
-
-def gains_transposed(layer: nn.Linear) -> bool:
-    """Whether a product with few rows is faster if the weights of this layer are transposed.
-
-    Measured on a processor with AVX2, with 1, 5 and 20 rows, weights not in the first cache: 0.4 to 1.0 of the time for
-    layers of 128 to 256 inputs with at least as many outputs, 0.6 to 1.9 for layers with fewer outputs than inputs, 0.7
-    to 1.2 for 512 inputs. With 64 rows and more, there is no difference.
-    """
-    return layer.in_features <= min(WIDEST, layer.out_features) and layer.weight.numel() <= MOST_WEIGHTS
-
-
-class TransposedLinear(nn.Module):
-    """A linear layer in fp32 whose weights are stored transposed, (I, O)."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        super().__init__()
-        self.transposed = weight.detach().t().contiguous()
-        self.bias = None if bias is None else bias.detach()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps `x`, (…, I), to (…, O), both in fp32."""
-        rows = x.reshape(-1, x.shape[-1])
-        y = rows.mm(self.transposed) if self.bias is None else torch.addmm(self.bias, rows, self.transposed)
-        return y.view(*x.shape[:-1], y.shape[1])
+# Packed weights.
 
 
 class PackedLinear(nn.Module):

@@ -16,14 +16,10 @@ from mtkit.models.registry import (
     DTYPES,
     KERNELS,
     LEVELS,
-    MOST_WEIGHTS,
     PRECISIONS,
-    WIDEST,
     Int8Linear,
     Kernel,
     PackedLinear,
-    TransposedLinear,
-    gains_transposed,
     is_right,
     new_model,
     packing_is_right,
@@ -296,7 +292,7 @@ def test_an_output_layer_without_a_projection_multiplies_by_its_matrix() -> None
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_in_fp32_the_output_layer_is_packed_and_gives_the_same_logits_up_to_rounding(name: str) -> None:
+def test_in_fp32_the_output_layer_alone_is_packed_and_gives_the_same_logits_up_to_rounding(name: str) -> None:
     if not packing_is_right(torch.float32):
         pytest.skip("not on this processor")
     source, target = sentences(5, 9, 2), sentences(4, 6, 3, seed=1)
@@ -304,28 +300,6 @@ def test_in_fp32_the_output_layer_is_packed_and_gives_the_same_logits_up_to_roun
     packed = model_of(name, "fp32")
     assert [layer for layer in packed.modules() if isinstance(layer, PackedLinear)] == [packed.output.projection]
     torch.testing.assert_close(logits_of(packed, source, target), logits_of(unpacked, source, target))
-
-
-def test_in_fp32_narrow_layers_are_transposed_and_wide_or_large_ones_keep_their_weights() -> None:
-    model = nn.ModuleDict(
-        {
-            "narrow": nn.Linear(64, 64),
-            "without bias": nn.Linear(64, 80, bias=False),
-            "fewer outputs": nn.Linear(64, 48),
-            "wide": nn.Linear(WIDEST + 1, WIDEST + 1),
-            "large": nn.Linear(WIDEST, MOST_WEIGHTS // WIDEST + 1),
-        }
-    )
-    assert [name for name, layer in model.items() if gains_transposed(layer)] == ["narrow", "without bias"]
-    for name in ("narrow", "without bias"):
-        layer = model[name]
-        for shape in ((64,), (1, 1, 64), (3, 5, 64)):
-            x = torch.randn(shape)
-            torch.testing.assert_close(TransposedLinear(layer.weight, layer.bias)(x), layer(x))
-    small, large = model_of("transformer", "fp32"), model_of("transformer", "fp64")
-    layers = [name for name, layer in large.named_modules() if isinstance(layer, nn.Linear) and gains_transposed(layer)]
-    assert layers
-    assert [name for name, layer in small.named_modules() if isinstance(layer, TransposedLinear)] == layers
 
 
 # Which precision.
