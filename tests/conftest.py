@@ -24,6 +24,11 @@ from mtkit.config.settings import Config
 from mtkit.errors import show_progress
 from mtkit.pipeline import run_all, run_binarize
 
+# One thread, as scripts/test has it: a child by fork of a process that has computed with several may wait for ever.
+if "OMP_NUM_THREADS" not in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+
 # Tests import CTranslate2 themselves, and mtkit prepares its import so (see library in mtkit/exchange/engines.py).
 if not torch.cpu._is_vnni_supported():
     os.environ.setdefault("CT2_USE_MKL", "1")
