@@ -46,7 +46,7 @@ if [[ ! -f $stamp || $(<"$stamp") != "$wanted" ]]; then
   rm -f "$venv"/installed*
   install() { "$venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check --no-compile "$@"; }
   # The pip that Python 3.11 brings looks at each file of an index for a third of the whole time. An old one serves too.
-  install --upgrade pip || true
+  install --upgrade --constraint scripts/constraints.txt pip || true
   install --constraint scripts/constraints.txt --editable ".${extras:+[$extras]}"
   echo "$wanted" >"$venv/installed"
   echo "$wanted" >"$stamp"
