@@ -155,7 +155,7 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
-SLOW_TEST = 300  # tests that take as long as one that is marked slow
+SLOW_TEST = 300  # a test that is marked slow counts as so many others
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -458,6 +458,8 @@ def noted_validation(run: Path) -> str | None:
     return str(found.get("validation", "")) if isinstance(found, dict) else None
 
 
+# Opening models.
+
 # The model at a path: a bundle, a run directory or a checkpoint.
 
 

@@ -590,6 +590,8 @@ def explain(
 if TYPE_CHECKING:
     from mtkit.experiment.run import Choice, Lab
 
+# Experiments.
+
 EXPERIMENT_EXAMPLE = "\b\nExample:\n  mtkit experiment "
 FOLDER = Path("configs/lecture")
 SIZES = ("toy", "small", "full")

@@ -117,6 +117,9 @@ def _examination(text: Sequence[str], languages: str | None) -> "Examination":
     return Examination(parts_of_files([Path(file) for file in text], pair), (), codes)
 
 
+# Training.
+
+
 def new(
     path: Annotated[Path, typer.Argument(metavar="YAML", help="File of settings to write.")],
     files: Annotated[

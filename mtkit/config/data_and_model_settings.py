@@ -578,6 +578,8 @@ class DataConfig(Section):
                 yield ("test", name, "tag"), test_set.tag
 
 
+# Models.
+
 # The highest allowed dropout rate. Dropout divides the values that it keeps by 1 - rate. On some devices, this
 # divisor would round to 0 if the rate were higher.
 MOST_DROPOUT = 0.999

@@ -480,6 +480,8 @@ def advice_on_option(option: str) -> str:
     return f"; settings are given without dashes, as section.key=value: {alias.hint}" if alias else ""
 
 
+# Explaining and comparing settings.
+
 ARCHITECTURES = tuple(kinds_with(("model", "architecture")))
 WIDTH = 100  # of the text, in characters
 
@@ -676,6 +678,8 @@ def recipes_by_value(name: str) -> dict[str, list[str]]:
 def _wrapped(text: str, indent: str = "  ") -> str:
     return textwrap.fill(text, WIDTH, initial_indent="  ", subsequent_indent=indent, break_long_words=False) + "\n"
 
+
+# Experiment files.
 
 Size = Literal["toy", "small", "full"]
 SIZES: tuple[Size, ...] = get_args(Size)

@@ -592,6 +592,8 @@ def _environment(systems: Sequence[Reported]) -> list[Content]:
     return found
 
 
+# The diagnosis of `mtkit doctor`.
+
 WIDTH = 110  # characters of an example on the terminal
 PAGE_WIDTH = 400  # characters of a side on the page
 MOST_FILES = 20  # that the page names

@@ -448,6 +448,8 @@ def _vocabularies(directory: Path) -> tuple[dict[str, int], dict[str, int]]:
     return ours, json.loads(apart.read_text(encoding="utf-8")) if apart.exists() else ours
 
 
+# config.json and generation_config.json.
+
 CONFIG, GENERATION = "config.json", "generation_config.json"
 
 ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "silu": "swish"}  # mtkit's names to theirs

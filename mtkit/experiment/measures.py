@@ -485,6 +485,8 @@ def rows_of(record: Record, name: str) -> Statistics | None:
 if TYPE_CHECKING:
     from mtkit.experiment.run import Card
 
+# Verdicts.
+
 Values = NDArray[np.float64]  # (S, 1 + B); either may be 1 where nothing varies
 
 # Expressions.

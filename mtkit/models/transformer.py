@@ -699,6 +699,8 @@ def multiply_residual_outputs(stack: "TransformerEncoder | TransformerDecoder") 
             sublayer.output.weight.mul_(factor)
 
 
+# The conditional masked language model.
+
 # A length class is a difference between the lengths of target and source, in tokens without end marks. Differences
 # beyond this number count as this number.
 MOST_DIFFERENCE = 128

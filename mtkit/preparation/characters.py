@@ -415,6 +415,8 @@ def lowered(lines: Sequence[str]) -> list[str]:
     return "\n".join(lines).lower().split("\n") if lines else []
 
 
+# The kinds of faults, and findings.
+
 NUM_EXAMPLES = 5  # of each kind
 
 MENDED, DROPPED = "mended", "dropped"

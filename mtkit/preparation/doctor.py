@@ -423,6 +423,8 @@ def num_lines(parts: Sequence[Part]) -> int | None:
     return sum(count_lines(part.source) for part in parts)
 
 
+# Mending: `mtkit clean`.
+
 RECORD = "cleaned.json"
 
 # The kinds that are mended or dropped; `--keep` takes these names.

@@ -650,6 +650,8 @@ def _edits(text: str, other: str, limit: int) -> int:
     return row[-1]
 
 
+# Sides that slip out of alignment.
+
 # L lines of a block, W words of a block, B buckets of hashed words, D width of the vectors, F folds, S shifts.
 
 WIDTH = 128

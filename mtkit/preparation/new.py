@@ -532,6 +532,8 @@ def file_endings(languages: Languages | None) -> Languages:
     return ("source", "target") if languages is None or languages[0] == languages[1] else languages
 
 
+# Settings for a first model.
+
 SEED = 1
 
 

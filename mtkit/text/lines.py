@@ -449,6 +449,8 @@ def _no_zstandard(name: str) -> DataError:
     return DataError(f"{name}: .zst files want the package zstandard; install it with pip install 'mtkit[zstd]'")
 
 
+# Lines.
+
 BLOCK_BYTES = 1 << 18  # of lines that are decoded together
 # Marks at the beginning of files in other encodings; that of UTF-16 is also the beginning of that of UTF-32.
 MARKS = {BOM_UTF32_LE: "UTF-32", BOM_UTF32_BE: "UTF-32", BOM_UTF16_LE: "UTF-16", BOM_UTF16_BE: "UTF-16"}

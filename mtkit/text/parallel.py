@@ -296,6 +296,8 @@ def _keys(found: dict[str, Any], languages: Languages | None, is_turned: bool) -
     return (texts[0], texts[1]) if len(texts) == 2 and not languages else None
 
 
+# Parallel corpora.
+
 Pair = tuple[str, str]
 
 COLUMN = ", column "  # comes between the fingerprint of a tab-separated file and the column number

@@ -701,6 +701,8 @@ def _check_model(model: bytes, path: Path, mapped: bool) -> None:
         )
 
 
+# Making tokenizers.
+
 # SentencePiece stores positions within a word in 16 bits; longer words are truncated for training.
 MAX_WORD_CHARACTERS = 16_000
 MAX_SENTENCE_BYTES = 65_536  # more than a word of that length takes in UTF-8, with its count

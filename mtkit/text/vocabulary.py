@@ -491,6 +491,8 @@ class BulkEncoder:
         return known if all(word in known for word in fresh) else {**known, **fresh}
 
 
+# Vocabularies and special tokens.
+
 PAD = 0  # fills up short rows; 0, so that an array of zeros is padding
 UNKNOWN = 1  # replaces text that has no piece; not needed if the tokenizer falls back to bytes
 BEGIN = 2  # first input of the decoder, unless the model has another start token

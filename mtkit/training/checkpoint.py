@@ -297,6 +297,8 @@ def _state(marker: Path) -> str:
     return str(content.get("old_run")) if isinstance(content, dict) else "begun"
 
 
+# Verifying runs.
+
 WHOLE = "as written"
 
 

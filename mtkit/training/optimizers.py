@@ -452,6 +452,9 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
+# Learning-rate schedules, limits, and plans for minutes.
+
+
 def noam(step: int, config: TrainingConfig, d_model: int, lowered: int) -> float:
     """The rate is factor x d_model^-0.5 x min(step^-0.5, step x warmup^-1.5) (Vaswani et al. 2017, equation 3).
 

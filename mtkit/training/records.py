@@ -288,6 +288,8 @@ def _figures(record: dict[str, float]) -> str:
     return f"loss {record['loss']:.3f}, lr {record['lr']:.2e}, {record['tokens_per_second']:,.0f} tokens/s"
 
 
+# Validation.
+
 # The settings of decoding in validations, whatever decoding settings the run has.
 GREEDY: dict[str, Any] = {"beam_size": 1}
 MASK_PREDICT: dict[str, Any] = {"method": "mask_predict", "iterations": 4, "length_candidates": 1}
@@ -504,6 +506,8 @@ def measures_text(measured: dict[str, float]) -> str:
     scores = "".join(f", {shown} {measured[name]:.2f}" for name, shown in names.items() if name in measured)
     return f"loss {measured['loss']:.4f}, nll {measured['nll']:.4f} (perplexity {measured['perplexity']:.2f}){scores}"
 
+
+# Identity, changes, facts, and the bundle of a run.
 
 # Training settings that are not part of the identity, since neither the weights nor the choice of a checkpoint depend
 # on them. With compiled layers, as on another device, products are rounded otherwise and dropout draws other numbers;

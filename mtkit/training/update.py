@@ -1,8 +1,8 @@
 """One update of the weights: objective, gradient, clipping, optimizer, loss scaling, moving average.
 
 Objectives are label-smoothed cross-entropy, alone, with guided alignment, or with a consistency loss. Further: compiled
-layers, and the largest batch for which the memory of a device suffices. In shapes: R rows, S source length, T target
-length; the letters of losses stand above them.
+layers, and the largest batch that fits into the memory of a device. Shapes: R rows, S source length, T target length;
+those of the losses are explained where the losses begin.
 """
 
 import copy
@@ -450,6 +450,8 @@ def _two_passes(
     return BatchLoss(total, torch.stack(parts))
 
 
+# One update.
+
 # Loss scaling, which keeps small gradients from vanishing in fp16 (Micikevicius et al. 2018, section 3.2).
 
 
@@ -636,6 +638,8 @@ def random_seed(seed: int, step: int, micro_batch: int) -> int:
     """
     return int(np.random.SeedSequence([seed, step, micro_batch]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
+
+# Compiled layers.
 
 BACKEND: str | Callable[..., Any] = "inductor"  # of torch.compile
 
