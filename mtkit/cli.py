@@ -3,8 +3,10 @@
 import errno
 import os
 import sys
+from collections.abc import Callable
+from functools import cache
 from io import TextIOWrapper
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -84,9 +86,14 @@ def _opened_null(descriptor: int) -> int:
     return descriptor
 
 
+@cache
+def _command() -> Callable[..., Any]:
+    return typer.main.get_command(app)
+
+
 def _run(arguments: list[str]) -> int:
     try:
-        result = app(arguments, prog_name="mtkit", standalone_mode=False)
+        result = _command()(arguments, prog_name="mtkit", standalone_mode=False)
         if sys.stdout is not None:
             sys.stdout.flush()
         if result == STOPPED:  # typer returns this for a KeyboardInterrupt

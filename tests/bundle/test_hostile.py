@@ -208,6 +208,7 @@ def test_a_header_that_is_right_is_read() -> None:
         "name: " + "[" * 1999,
         "name: " + "{a: " * 9999,
         "- " * 9999,
+        "name: " + "[" * 200_000,  # enough to overflow the stack of libyaml
         "name: &a [*a]\n",
         "name: \0\n",
         "%YAML 9.9\n---\nname: x\n",
