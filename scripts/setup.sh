@@ -47,6 +47,14 @@ if [[ ! -f $stamp || $(<"$stamp") != "$wanted" ]]; then
   install() { "$venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check --no-compile "$@"; }
   # The pip that Python 3.11 brings looks at each file of an index for a third of the whole time. An old one serves too.
   install --upgrade --constraint scripts/constraints.txt pip || true
+  if [[ $extras == dev ]]; then
+    # Packages are unpacked on one core, so two calls share them. What they could not install, the last call installs, or
+    # says why it cannot.
+    pins="$(grep -v -e '^#' -e '^pip=' scripts/constraints.txt)"
+    grep -E '^(torch=|[a-i])' <<<"$pins" | install --no-deps --requirement /dev/stdin 2>/dev/null &
+    grep -vE '^(torch=|[a-i])' <<<"$pins" | install --no-deps --requirement /dev/stdin 2>/dev/null || true
+    wait
+  fi
   install --constraint scripts/constraints.txt --editable ".${extras:+[$extras]}"
   echo "$wanted" >"$venv/installed"
   echo "$wanted" >"$stamp"

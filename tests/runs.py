@@ -21,7 +21,7 @@ from mtkit.training.distributed import ALONE, Ranks
 from mtkit.training.records import Validation
 from mtkit.training.train import Trainer, train
 
-# An epoch has about four updates, so that most kills come in the middle of an epoch, between two lines of the log, and
+# An epoch has about eight updates, so that most kills come in the middle of an epoch, between two lines of the log, and
 # between two checkpoints.
 MODEL = {"d_model": 16, "num_heads": 2, "d_ff": 16, "dropout": 0.3}
 RECURRENT = {"architecture": "rnn", "d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "dropout": 0.3}
@@ -29,7 +29,6 @@ MIXED = {"architecture": "mixed", "encoder": {**MODEL, "encoder_layers": 1}, "de
 MASKED = {"architecture": "cmlm", **MODEL, "encoder_layers": 1, "decoder_layers": 1}
 TRAINING = {
     "batch_tokens": 96,
-    "accumulate": 2,
     "max_steps": 24,
     "warmup_steps": 8,
     "validate_every": 8,

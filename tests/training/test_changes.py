@@ -148,7 +148,7 @@ def test_a_change_where_no_batch_ends_is_refused():
 
 
 def test_a_change_is_told_logged_kept_and_shown_on_the_card(make, capsys):
-    stopped_at(make(), 6)
+    stopped_at(make(accumulate=2), 6)
     config = make(learning_rate=0.02, batch_tokens=64, accumulate=3)
     capsys.readouterr()
     run = trained(config, change=True)

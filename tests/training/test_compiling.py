@@ -120,7 +120,7 @@ def test_compiled_layers_give_the_same_gradient_for_batches_of_any_shape(make, r
 
 
 def test_a_killed_run_with_compiled_layers_resumes_to_the_bit(make, recorder):
-    whole, killed = whole_and_killed(make, 6, max_steps=8, compile="on")
+    whole, killed = whole_and_killed(make, 6, max_steps=8, accumulate=2, compile="on")
     assert recorder.graphs == 4  # in both runs one for the encoder and one for the decoder
     of_one_run = 2 * (1 + 2 * 8)  # a layer of each side: in the pass before training, and in two batches an update
     assert recorder.calls > of_one_run
@@ -148,7 +148,7 @@ def test_where_layers_cannot_be_compiled_training_goes_on_without_and_tells_it_o
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="PyTorch's compiler for CPUs wants a C++ compiler")
 def test_layers_compiled_to_machine_code_give_the_same_gradient(make, monkeypatch, capsys):
-    # The encoder alone, without feed-forward layers: with these it takes 30 seconds to compile, with the decoder a minute.
+    # The encoder alone, without feed-forward layers: with both halves whole, compiling takes over a minute.
     stacks_of = compiling.stacks_of
     monkeypatch.setattr(compiling, "stacks_of", lambda model: stacks_of(model)[:1])
     used: list[bool] = []

@@ -185,7 +185,8 @@ MODELS = {"transformer": MODEL, "lstm": RECURRENT, "gru": GRU, "mixed": MIXED, "
 def test_a_run_of_every_architecture_in_any_precision_resumes_to_the_bit_on_every_device(
     make, device, precision, model
 ):
-    options = {"device": device, "precision": precision, "model": MODELS[model], "max_steps": 8, "ema_decay": 0.9}
+    options = {"device": device, "precision": precision, "model": MODELS[model], "ema_decay": 0.9}
+    options |= {"max_steps": 8, "accumulate": 2}
     whole, killed = whole_and_killed(make, 6, **options)
     assert outcome(killed) == outcome(whole)
 
@@ -458,8 +459,8 @@ def stopped(make: Make, stopped_toy: Path) -> Config:
         ({"seed": 7}, "training.seed was 1, is 7"),
         ({"batch_tokens": 100}, "training.batch_tokens was 96, is 100"),
         (
-            {"accumulate": 1, "select_by": "loss"},
-            "training.accumulate was 2, is 1; training.select_by was bleu, is loss",
+            {"accumulate": 2, "select_by": "loss"},
+            "training.accumulate was 1, is 2; training.select_by was bleu, is loss",
         ),
         ({"model": {"dropout": 0.1}}, "model.dropout was 0.3, is 0.1"),
     ],
