@@ -467,6 +467,23 @@ def known_fingerprint(path: Path) -> str:
     return fingerprint(path)
 
 
+def parsed_record(text: str) -> Record:
+    """Parses the JSON text of a record; raises ValueError if it does not have the form of one."""
+    try:
+        found: Record = json.loads(text)
+        sets, parts = found["sets"], found.get("parts", {})
+        tables = [np.array(rows, dtype=np.float64) for rows in sets.values()]  # ValueError if rows differ in length
+        places = [place for part in parts.values() for place in part]
+        fits = all(table.ndim == 2 for table in tables if len(table)) and set(places) <= set(
+            range(len(sets.get("all", [])))
+        )
+    except (LookupError, TypeError, AttributeError):
+        fits = False
+    if not fits:
+        raise ValueError("wants sets of rows, and parts that select rows of the set all")
+    return found
+
+
 def rows_of(record: Record, name: str) -> Statistics | None:
     """Returns the statistics called `name` in a record, (N, K); `None` if it has none.
 

@@ -50,6 +50,7 @@ from mtkit.experiment.measures import (
     known_fingerprint,
     measured,
     parse,
+    parsed_record,
     record_name,
     rows_of,
     values_of,
@@ -536,7 +537,7 @@ class Lab:
         path = self._record_path(training, group)
         if path not in self._records:
             try:
-                self._records[path] = json.loads(path.read_text(encoding="utf-8"))
+                self._records[path] = parsed_record(path.read_text(encoding="utf-8"))
             except FileNotFoundError:
                 return None
             except ValueError:
@@ -569,11 +570,10 @@ class Lab:
         try:
             found = json.loads(self.board_path(name).read_text(encoding="utf-8"))
             code, results = found["code"], found["results"]
-        except (OSError, ValueError, KeyError):
+            values = {key: math.nan if value is None else float(value) for key, value in results.items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
-        if code != code_checksum():
-            return None
-        return {key: math.nan if value is None else value for key, value in results.items()}
+        return values if code == code_checksum() else None
 
     # Measures.
 
@@ -636,8 +636,8 @@ class Lab:
     @cached_property
     def _costs(self) -> list[dict[str, Any]]:
         """What the finished trainings took: their work and minutes, and the minutes of measuring by group."""
-        paths = sorted(self.results.glob(f"runs/*/{COST}"))
-        return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+        found = map(_read_cost, sorted(self.results.glob(f"runs/*/{COST}")))
+        return [cost for cost in found if cost is not None]
 
     def forget_costs(self) -> None:
         """Have costs estimated anew, after a training has ended."""
@@ -884,7 +884,7 @@ def _note_cost(training: Training, lab: Lab, took: dict[str, float]) -> None:
     record = lab.record(training, "training")
     if record is None or config.training.max_steps == "auto" or (config.run_path / DIVERGED).exists():
         return
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    before = _read_cost(path) or {}
     cost = {
         "architecture": config.model.architecture,
         "work": work_of(config),
@@ -892,6 +892,18 @@ def _note_cost(training: Training, lab: Lab, took: dict[str, float]) -> None:
         "measuring": {**before.get("measuring", {}), **took},
     }
     write_file(path, (json_text(cost) + "\n").encode())
+
+
+def _read_cost(path: Path) -> dict[str, Any] | None:
+    """Returns what `_note_cost` wrote; `None` if that is missing or damaged, since it only serves estimates."""
+    try:
+        found = json.loads(path.read_bytes())
+        work, minutes = float(found["work"]), float(found["minutes"])
+        measuring = {str(group): float(each) for group, each in found["measuring"].items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
+    cost = {"architecture": str(found.get("architecture")), "work": work, "minutes": minutes, "measuring": measuring}
+    return cost if work > 0 else None
 
 
 def _share_data(config: Config, results: Path) -> None:
@@ -941,13 +953,14 @@ def _has_results(card: Card, lab: Lab) -> bool:
 
 def read_predictions(card: Card, results: Path) -> list[dict[str, str]]:
     """Returns the predictions of readers for a card, each with `text` and `date`."""
+    path = results / "predictions" / f"{card.name}.json"
     try:
-        found: list[dict[str, str]] = json.loads(
-            (results / "predictions" / f"{card.name}.json").read_text(encoding="utf-8")
-        )
+        found = json.loads(path.read_bytes())
+        return [{"text": str(each["text"]), "date": str(each["date"])} for each in found]
     except FileNotFoundError:
         return []
-    return found
+    except (ValueError, LookupError, TypeError):
+        raise MtkitError(f"{path}: is damaged; mend or delete it") from None
 
 
 # Tables for the terminal.

@@ -221,6 +221,36 @@ def test_a_run_that_is_gone_takes_its_figures_with_it(done, tmp_path):
     assert Lab(results, Choice()).verdict(mask).kind == NOT_TESTED
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"sets": 1}',
+        '{"sets": {"all": [[1], [1, 2]]}}',
+        '{"sets": {"all": [["x"]]}}',
+        '{"sets": {"all": [[1]]}, "parts": {"long": [1]}}',
+    ],
+)
+def test_a_record_that_was_edited_is_told_in_one_line(done, tmp_path, text):
+    lab = Lab(copied(done, tmp_path), Choice())
+    [mask, _] = done.folder.cards
+    for path in (lab.training(mask, "no mask", 1).config.run_path / "measures").iterdir():
+        path.write_text(text)
+    with pytest.raises(MtkitError, match=r"\.json: is damaged; delete it, and mtkit experiment run measures again$"):
+        lab.verdict(mask)
+
+
+def test_estimates_and_boards_do_without_files_that_were_edited(done, tmp_path):
+    results = copied(done, tmp_path)
+    known = [row["minutes left"] for row in listing(done.folder.cards, Lab(results, Choice()))]
+    for path in (*results.glob("runs/*/cost.json"), *results.glob("boards/*.json")):
+        path.write_text('{"minutes": "many", "code": 1, "results": []}')
+    assert len(listing(done.folder.cards, Lab(results, Choice()))) == len(known)
+    assert Lab(results, Choice()).is_guessing
+
+
 def test_every_figure_links_to_a_run_that_is_on_the_page(done):
     page = report_page(done.folder.cards, done.lab(), done.folder.path)
     ids = {attributes["id"] for _, attributes in Reader(page).tags if "id" in attributes}
@@ -350,6 +380,9 @@ def test_predictions_of_readers_are_dated_and_closed_once_there_are_results(done
         add_prediction(card, done.lab(), "I knew it.")
     with pytest.raises(MtkitError, match="found an empty prediction"):
         add_prediction(card, lab, " ")
+    path.write_text('[{"text": "It will not."}]')
+    with pytest.raises(MtkitError, match=r"01-mask\.json: is damaged; mend or delete it"):
+        card_text(card, lab)
 
 
 def test_the_listing_tells_what_is_done_and_what_is_shared(done, tmp_path):
