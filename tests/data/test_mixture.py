@@ -82,7 +82,12 @@ def test_without_a_mixture_all_blocks_are_shuffled_once_an_epoch():
 @pytest.mark.parametrize(("weights", "temperature"), [((1, 1, 1, 1), 5.0), ((1, 6, 1, 2), 1.0), ((9, 1, 1, 1), 1.0)])
 def test_over_many_epochs_each_corpus_has_its_share(weights, temperature):
     mixture = mix(COUNTS, weights, temperature)
-    sizes = np.array([of_corpora(epoch) for epoch in epochs(mixture, 400)])
+    ends = np.cumsum(COUNTS)
+    made = [mixture.epoch(np.random.default_rng([1, epoch])) for epoch in range(400)]  # as the stream makes them
+    sizes = np.array(
+        [np.bincount(np.searchsorted(ends, b.starts, "right"), b.ends - b.starts, len(COUNTS)) for b in made]
+    )
+    assert sizes[:20].tolist() == [of_corpora(epoch) for epoch in epochs(mixture, 20)]
     wanted = np.array(mixture.shares) * sum(COUNTS)
     assert (np.abs(sizes - wanted).max(0) <= 2 * 8).all(), "an epoch is right to two blocks"
     np.testing.assert_allclose(sizes.mean(0), wanted, atol=0.5)

@@ -1,5 +1,6 @@
 """Every pair once an epoch, within the budget, in an order that only lengths, budget, seed and epoch decide."""
 
+from functools import partial
 from itertools import islice
 from typing import get_args
 
@@ -50,6 +51,12 @@ def size(rows: list[list[int]], source: np.ndarray, target: np.ndarray) -> int:
     return len(rows) * max(max(source[row].sum(), target[row].sum()) for row in rows)
 
 
+def row_lengths(sides: tuple[np.ndarray, np.ndarray], batch: PlannedBatch) -> tuple[np.ndarray, np.ndarray]:
+    """The lengths of the rows, source and target: what size sums row by row, faster for many rows."""
+    source, target = (np.bincount(batch.rows, side[batch.pairs]).astype(np.int64) for side in sides)
+    return source, target
+
+
 @pytest.fixture(params=get_args(Batching))
 def batching(request: pytest.FixtureRequest) -> str:
     return request.param
@@ -80,7 +87,8 @@ def test_no_budget_is_exceeded_by_a_single_token(batching):
     sides = lengths(300)
     for budget in range(30, 100):
         made = plan_batches(*sides, budget, np.random.default_rng(budget), batching)
-        assert all(size(rows_of(made.batch(b)), *sides) <= budget for b in range(len(made)))
+        for source, target in map(partial(row_lengths, sides), map(made.batch, range(len(made)))):
+            assert len(source) * max(source.max(), target.max()) <= budget
 
 
 def test_a_pair_as_long_as_the_budget_is_a_batch_of_its_own(batching):
@@ -93,9 +101,9 @@ def test_a_pair_as_long_as_the_budget_is_a_batch_of_its_own(batching):
 def padding(sides: tuple[np.ndarray, np.ndarray], budget: int, batching: Batching) -> tuple[float, float]:
     """The share of all positions that is padding, and the share of the budget that is used."""
     made = plan_batches(*sides, budget, np.random.default_rng(0), batching)
-    batches = [rows_of(made.batch(b)) for b in range(len(made))]
-    positions = sum(len(rows) * max(side[row].sum() for row in rows) for rows in batches for side in sides)
-    used = sum(size(rows, *sides) for rows in batches)
+    batches = [row_lengths(sides, made.batch(b)) for b in range(len(made))]
+    positions = sum(len(lengths) * lengths.max() for batch in batches for lengths in batch)
+    used = sum(len(source) * max(source.max(), target.max()) for source, target in batches)
     return 1 - sum(map(np.sum, sides)) / positions, used / (budget * len(made))
 
 
