@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from mtkit.config.data_and_model_settings import AnyModelConfig, MixedConfig, RecurrentConfig, Stack, TransformerConfig
 from mtkit.data.batches import Rows
@@ -128,12 +129,23 @@ ARCHITECTURES: dict[str, tuple[Build, Callable[[nn.Module], None]]] = {
 OWN_SPECIALS = Specials()  # the special tokens of vocabularies trained by mtkit
 
 
+class _Unfilled(TorchFunctionMode):
+    """While it is active, new layers do not fill their weights; on the meta device, filling them only takes time."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Calls `function`, or returns its tensor as it is if `function` would draw weights."""
+        kwargs = kwargs or {}
+        if function in (nn.init.kaiming_uniform_, nn.init.uniform_, nn.init.normal_):
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return function(*args, **kwargs)
+
+
 def empty_model(
     config: AnyModelConfig, source_vocab_size: int, target_vocab_size: int, specials: Specials = OWN_SPECIALS
 ) -> TranslationModel:
     """Returns a model on the meta device, without weights and thus small in memory; `fill_model` adds the weights."""
     build, _ = ARCHITECTURES[config.architecture]
-    with torch.device("meta"):
+    with torch.device("meta"), _Unfilled():
         model = build(config, source_vocab_size, target_vocab_size)
     model.set_specials(specials)
     return model
