@@ -280,6 +280,20 @@ def tiny_run(corpus_files: CorpusFiles, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="session")
+def written_opus(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint like those of OPUS-MT, with random weights and the tokenizer of tiny_run; must not be changed."""
+    from tests.exported import write_opus
+
+    return made_once(tmp_path_factory, "opus", lambda folder: write_opus(folder, tiny_run))
+
+
+@pytest.fixture
+def opus(written_opus: Path, tmp_path: Path) -> Path:
+    """The same, which may be changed."""
+    return Path(shutil.copytree(written_opus, tmp_path / "opus"))
+
+
+@pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory with a tokenizer and 120 binarized pairs, before training; must not be changed."""
 

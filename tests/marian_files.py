@@ -5,6 +5,8 @@ import math
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -74,14 +76,21 @@ def has_two(options: dict[str, Any]) -> bool:
 
 
 def write_sentencepiece(path: Path, side: int | None, vocab_size: int) -> sentencepiece.SentencePieceProcessor:
-    """Train a SentencePiece model with Marian's special ids on one side of the toy corpus, or both if None."""
-    lines = [text for pair in toy_pairs(200) for text in (pair if side is None else pair[side : side + 1])]
-    with path.open("wb") as file:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines), model_writer=file, vocab_size=vocab_size, hard_vocab_limit=False,
-            bos_id=-1, eos_id=0, unk_id=1, pad_id=-1, minloglevel=2,
-        )  # fmt: skip
+    """Write a SentencePiece model with Marian's special ids, of one side of the toy corpus, or of both if None."""
+    path.write_bytes(sentencepiece_model(side, vocab_size))
     return sentencepiece.SentencePieceProcessor(model_file=str(path))
+
+
+@cache
+def sentencepiece_model(side: int | None, vocab_size: int) -> bytes:
+    """The model, which is trained once."""
+    lines = [text for pair in toy_pairs(200) for text in (pair if side is None else pair[side : side + 1])]
+    file = BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_writer=file, vocab_size=vocab_size, hard_vocab_limit=False,
+        bos_id=-1, eos_id=0, unk_id=1, pad_id=-1, minloglevel=2,
+    )  # fmt: skip
+    return file.getvalue()
 
 
 def pieces_of(model: sentencepiece.SentencePieceProcessor) -> list[str]:

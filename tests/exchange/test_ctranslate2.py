@@ -119,14 +119,16 @@ def ending_of(choice: dict[str, Any]) -> PortableModel:
     }
     end, bias = portable.target.special.end, "decoder.output.bias"
     sources, _ = sentences_of(portable, 50)
+    model, original = model_of(replace(portable, weights=weights)), weights[bias].clone()
+    short = DecodingConfig(beam_size=1, max_length_ratio=1.0, max_length_extra=6)
     for push in range(40):
-        pushed = weights[bias].clone()
+        pushed = original.clone()
         pushed[end] += push / 2
-        found = replace(portable, weights={**weights, bias: pushed})
-        said = [best.tokens for [best] in decode(model_of(found), DecodingConfig(beam_size=1), sources)]
-        ended = [len(t) for s, t in zip(sources, said, strict=True) if 0 < len(t) < 2 * len(s) + 20]
+        model.output.bias.copy_(pushed)
+        said = [best.tokens for [best] in decode(model, short, sources)]
+        ended = [len(t) for s, t in zip(sources, said, strict=True) if 0 < len(t) < len(s) + 6]
         if len(ended) >= 5 and len(set(ended)) > 1:
-            return found
+            return replace(portable, weights={**weights, bias: pushed})
     raise AssertionError("no push makes translations of different lengths end")
 
 

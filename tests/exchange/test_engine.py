@@ -172,10 +172,11 @@ def test_a_model_with_random_weights_says_the_same(
     engine = engine_of(portable, tmp_path)
     sources, prefixes = sentences_of(portable, 40)
     prefixes = [row[: n % 3] if n % 2 else [] for n, row in enumerate(prefixes)]
-    decoding = DecodingConfig(**settings, stopping="count")
-    batches = [(sources[begin : begin + 16], prefixes[begin : begin + 16]) for begin in range(0, 40, 16)]
+    decoding = DecodingConfig(**{"max_length_ratio": 1.5, "max_length_extra": 4, **settings}, stopping="count")
+    batches = [(sources[begin : begin + 25], prefixes[begin : begin + 25]) for begin in range(0, 40, 25)]
     found = [row for batch in engine.decode(decoding, batches, num_best, ()) for row in batch]
-    wanted = [row for rows, begin in batches for row in decode(model_of(portable), decoding, rows, num_best, begin, ())]
+    model = model_of(portable)
+    wanted = [row for rows, begin in batches for row in decode(model, decoding, rows, num_best, begin, ())]
     for ours, theirs in zip(wanted, found, strict=True):
         # What comes after the best num_best is found only if the search goes on for long enough.
         assert [best.tokens for best in ours[:num_best]] == [best.tokens for best in theirs[:num_best]]

@@ -6,6 +6,9 @@ import re
 import shlex
 import shutil
 import sys
+from collections.abc import Callable
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,7 @@ from safetensors.torch import load_file
 from mtkit.bundle.bundle import open_bundle
 from mtkit.cli import _run
 from mtkit.config.data_and_model_settings import TokenizerConfig
-from mtkit.errors import CheckpointError, ConfigError, MtkitError
+from mtkit.errors import CheckpointError, ConfigError, MtkitError, show_progress
 from mtkit.exchange.formats import export, extend, import_model
 from mtkit.pipeline import run_train
 from mtkit.text.tokenizer import Tokenizer, extended, train_tokenizer
@@ -34,17 +37,51 @@ def trained(corpus_files, tmp_path_factory) -> dict[str, Path]:
     """Runs in the shapes that travel, which have learnt the toy language but for the one with two vocabularies."""
     runs = {}
     apart = {**MARIAN, "tie_embeddings": "decoder"}
-    for name, model in (("marian", MARIAN), ("apart", apart), ("m2m100", M2M100)):
+    for name, model, steps in (("marian", MARIAN, 150), ("apart", apart, 60), ("m2m100", M2M100, 150)):
         run = tmp_path_factory.mktemp(name) / "run"
         config = config_with(
             toy_settings(corpus_files, run),
             model={**model, "d_ff": 64},
-            training={**LEARNING, "max_steps": 60 if name == "apart" else 150},
+            training={**LEARNING, "max_steps": steps, "validate_every": steps, "save_every": steps},
             tokenizer={"shared": name != "apart"},
         )
         run_train(config)
         runs[name] = run
     return runs
+
+
+Exported = Callable[[str, str], tuple[Path, str]]
+
+
+@pytest.fixture(scope="module")
+def exported(trained, tmp_path_factory) -> Exported:
+    """A function that exports a run, once in each format: the folder, not to be changed, and what was told."""
+    made: dict[tuple[str, str], tuple[Path, str]] = {}
+
+    def export_once(kind: str, to: str) -> tuple[Path, str]:
+        if (kind, to) not in made:
+            folder = tmp_path_factory.mktemp("exported") / "out"
+            show_progress(False)
+            with redirect_stderr(StringIO()) as told:
+                export(trained[kind], to, folder)
+            made[kind, to] = folder, told.getvalue()
+        return made[kind, to]
+
+    return export_once
+
+
+@pytest.fixture(scope="module")
+def back(exported, tmp_path_factory) -> Callable[[str, str], Path]:
+    """A function that imports an export, once for each; the model is not to be changed."""
+    made: dict[str, Path] = {}
+
+    def import_once(kind: str, to: str) -> Path:
+        if kind not in made:
+            made[kind] = tmp_path_factory.mktemp("back") / "model"
+            import_model(exported(kind, to)[0], made[kind])
+        return made[kind]
+
+    return import_once
 
 
 def test_models_of_the_shapes_that_travel_learn_to_read_numbers(trained, corpus_files):
@@ -55,12 +92,11 @@ def test_models_of_the_shapes_that_travel_learn_to_read_numbers(trained, corpus_
 
 
 @pytest.mark.parametrize("to", ["ctranslate2", "marian", "m2m100"])
-def test_an_export_tells_how_far_the_library_agrees(trained, tiny_run, to, tmp_path, capsys, quiet):
+def test_an_export_tells_how_far_the_library_agrees(exported, to):
     pytest.importorskip("ctranslate2" if to == "ctranslate2" else "transformers")
-    run = tiny_run if to == "ctranslate2" else trained[to]
-    export(run, to, tmp_path / "out")
-    told = capsys.readouterr().err.splitlines()
-    assert told[0] == f"{to}: {tmp_path / 'out'}"
+    folder, text = exported("marian" if to == "ctranslate2" else to, to)
+    told = text.splitlines()
+    assert told[0] == f"{to}: {folder}"
     found = re.fullmatch(
         r"(ctranslate2|transformers) [\d.]+, from text to text: (\d) of 8 lines have the same ids, (\d) the same "
         r"greedy translation; log-probabilities of tokens differ by at most ([\d.e+-]+)",
@@ -69,38 +105,44 @@ def test_an_export_tells_how_far_the_library_agrees(trained, tiny_run, to, tmp_p
     assert found, told
     assert (found[2], found[3]) == ("8", "8")
     assert float(found[4]) < 1e-4
-    assert len({path.stat().st_mode for path in (tmp_path / "out").iterdir()}) == 1  # who may read one may read all
-    marker = json.loads((tmp_path / "out" / "mtkit.json").read_text())
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1  # who may read one may read all
+    marker = json.loads((folder / "mtkit.json").read_text())
     assert marker["format"] == to
-    export(run, to, tmp_path / "out")  # what an export wrote another may replace
+
+
+def test_what_an_export_wrote_another_may_replace(exported, tiny_run, tmp_path):
+    folder = shutil.copytree(exported("marian", "marian")[0], tmp_path / "out")
+    for _ in range(2):
+        export(tiny_run, "ctranslate2", folder)
+        assert json.loads((folder / "mtkit.json").read_text())["format"] == "ctranslate2"
+        assert not (folder / "vocab.json").exists()
 
 
 @pytest.mark.parametrize(("kind", "to"), [("marian", "marian"), ("apart", "marian"), ("m2m100", "m2m100")])
 def test_an_import_of_an_export_translates_like_the_model_and_is_exported_as_the_same_bytes(
-    trained, kind, to, tmp_path
+    trained, exported, back, kind, to, tmp_path, monkeypatch
 ):
-    run = trained[kind]
-    export(run, to, tmp_path / "out")
-    import_model(tmp_path / "out", tmp_path / "back")
-    limit = ["decoding.max_length_ratio=2", "decoding.max_length_extra=20"]  # an export does not carry the model's own
+    run, (out, _), imported = trained[kind], exported(kind, to), back(kind, to)
+    limit = ["decoding.max_length_ratio=1.5", "decoding.max_length_extra=4"]  # an export does not carry the model's own
     for greedy in ([], ["decoding.beam_size=1"]):
-        before, after = (load(path, ["device=cpu", *limit, *greedy]) for path in (run, tmp_path / "back"))
+        before, after = (load(path, ["device=cpu", *limit, *greedy]) for path in (run, imported))
         assert after.translate(LINES) == before.translate(LINES)
-    assert check(tmp_path / "back", None).faults == []
-    config = open_bundle(tmp_path / "back").config
+    assert check(imported, None).faults == []
+    config = open_bundle(imported).config
     assert (config.languages.source, config.languages.target) == ("en", "digits")
     assert config.decoding.beam_size == 2
-    export(tmp_path / "back", to, tmp_path / "again")
+    monkeypatch.setattr("mtkit.exchange.formats._comparison", lambda *_: [])  # the first export was compared
+    export(imported, to, tmp_path / "again")
     for name in ("model.safetensors", "vocab.json", "source.spm", "target.spm", "generation_config.json"):
-        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "out" / name).read_bytes(), name
+        assert (tmp_path / "again" / name).read_bytes() == (out / name).read_bytes(), name
 
 
-def test_quantized_files_are_smaller_and_translate(trained, tmp_path, capsys):
+def test_quantized_files_are_smaller_and_translate(trained, exported, tmp_path, capsys):
     pytest.importorskip("ctranslate2")
-    for quantization in (None, "int8"):
-        export(trained["marian"], "ctranslate2", tmp_path / str(quantization), quantization)
+    whole, _ = exported("marian", "ctranslate2")
+    export(trained["marian"], "ctranslate2", tmp_path, "int8")
     assert re.search(r"8 of 8 lines have the same ids, [5-8] the same greedy translation", capsys.readouterr().err)
-    sizes = [(tmp_path / name / "model.bin").stat().st_size for name in ("None", "int8")]
+    sizes = [(folder / "model.bin").stat().st_size for folder in (whole, tmp_path)]
     assert sizes[1] < 0.8 * sizes[0]
 
 
@@ -140,17 +182,18 @@ def test_what_cannot_be_exported_is_told_before_anything_is_written(tiny_run, tm
 
 @pytest.mark.filterwarnings("ignore")  # of the other library
 @pytest.mark.parametrize("to", ["ctranslate2", "marian", "m2m100"])
-def test_what_the_card_of_an_export_says_works(trained, to, tmp_path, monkeypatch, capsys):
+def test_what_the_card_of_an_export_says_works(trained, exported, to, monkeypatch, capsys):
     pytest.importorskip("ctranslate2" if to == "ctranslate2" else "transformers")
-    run = trained["m2m100" if to == "m2m100" else "marian"]
-    export(run, to, tmp_path)
-    card = (tmp_path / "README.md").read_text("utf-8")
+    kind = "m2m100" if to == "m2m100" else "marian"
+    folder, _ = exported(kind, to)
+    card = (folder / "README.md").read_text("utf-8")
     code = "".join(f"{line[4:]}\n" for line in card.splitlines() if line.startswith("    "))
-    program = f"lines = ['one two three', 'nine four']\n{code}"
-    monkeypatch.chdir(tmp_path)
+    lines = ["one two three", "nine four"]
+    program = f"lines = {lines}\n{code}"
+    monkeypatch.chdir(folder)
     capsys.readouterr()
     exec(program, {})
-    assert capsys.readouterr().out == f"{load(run, ['device=cpu']).translate(['one two three', 'nine four'])}\n"
+    assert capsys.readouterr().out == f"{load(trained[kind], ['device=cpu']).translate(lines)}\n"
 
 
 def test_the_card_tells_of_a_length_penalty_that_ctranslate2_lacks(trained, tmp_path):
@@ -163,12 +206,6 @@ def test_the_card_tells_of_a_length_penalty_that_ctranslate2_lacks(trained, tmp_
 
 
 # In.
-
-
-@pytest.fixture
-def opus(tiny_run, tmp_path) -> Path:
-    write_opus(tmp_path / "opus", tiny_run)
-    return tmp_path / "opus"
 
 
 def test_an_import_keeps_the_ids_and_the_tokenizer(opus, tiny_run, tmp_path):
@@ -249,14 +286,13 @@ def test_an_import_replaces_only_a_bundle(opus, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Recommended. pip install sacremoses")
-def test_hostile_text_comes_out_as_in_transformers(trained, tmp_path):
+def test_hostile_text_comes_out_as_in_transformers(exported, back):
     transformers = pytest.importorskip("transformers")
-    export(trained["marian"], "marian", tmp_path / "out")
-    import_model(tmp_path / "out", tmp_path / "back")
+    out, _ = exported("marian", "marian")
     lines = [line for line in [*LINES, *hostile_lines()] if line.strip() and not line.startswith(">>")]
-    tokenizer = transformers.MarianTokenizer.from_pretrained(tmp_path / "out")
-    model = transformers.MarianMTModel.from_pretrained(tmp_path / "out").eval()
-    here = load(tmp_path / "back", ["device=cpu", "decoding.beam_size=1"])
+    tokenizer = transformers.MarianTokenizer.from_pretrained(out)
+    model = transformers.MarianMTModel.from_pretrained(out).eval()
+    here = load(back("marian", "marian"), ["device=cpu", "decoding.beam_size=1"])
     ids = here.tokenizer.encode_source(lines)
     found = []
     for line, own in zip(lines, ids, strict=True):

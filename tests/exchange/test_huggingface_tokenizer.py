@@ -77,7 +77,8 @@ class Exported:
 
     def differing(self, lines: list[str]) -> list[str]:
         """The lines that they encode otherwise."""
-        return [line for line, row in zip(lines, self.rows(lines), strict=True) if self.theirs(line).input_ids != row]
+        theirs = self.theirs(lines).input_ids  # all at once, which is faster than one by one
+        return [line for line, row, ids in zip(lines, self.rows(lines), theirs, strict=True) if ids != row]
 
     def decoded(self, lines: list[str]) -> list[tuple[str, str]]:
         """What both say, each its own way, to what mtkit encoded."""

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -193,11 +194,18 @@ def test_the_export_of_an_import_has_the_same_tensors_and_ids(choice, tmp_path):
     assert {key: after[key] for key in same} == {key: before.get(key, True) for key in same}
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that transformers wrote; not to be changed."""
+    directory = tmp_path_factory.mktemp("written") / "theirs"
+    made_by_transformers({}).save_pretrained(directory)
+    return directory
+
+
 @pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    """One that transformers wrote."""
-    made_by_transformers({}).save_pretrained(tmp_path / "theirs")
-    return tmp_path / "theirs"
+def checkpoint(written: Path, tmp_path: Path) -> Path:
+    """The same, which may be changed."""
+    return Path(shutil.copytree(written, tmp_path / "theirs"))
 
 
 def test_older_checkpoints_store_copies_and_tables_and_are_read_without_code(checkpoint):

@@ -24,8 +24,7 @@ from mtkit.pipeline import run_train
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.translation.stream import check
 from mtkit.translation.translator import load, load_bundle
-from tests.conftest import CorpusFiles, config_with, toy_settings, write_toy_corpus
-from tests.exported import write_opus
+from tests.conftest import CorpusFiles, config_with, toy_settings, write_lines, write_toy_corpus
 
 MARIAN = {"norm_placement": "post", "activation": "silu", "output_bias": True, "start_token": "zero"}
 M2M100 = {"sinusoid_exponent": "tensor2tensor", "sinusoid_first": 2, "start_token": "end"}
@@ -35,12 +34,21 @@ ALIKE = re.compile(r"from text to text: (\d+) of (\d+) lines have the same ids, 
 
 @pytest.fixture(scope="module")
 def few_files(tmp_path_factory) -> CorpusFiles:
-    """A small corpus; must not be changed."""
-    return CorpusFiles(write_toy_corpus(tmp_path_factory.mktemp("few"), 200))
+    """A small corpus, whose validation lines are short, since models are compared on them; must not be changed."""
+    files = CorpusFiles(write_toy_corpus(tmp_path_factory.mktemp("few"), 200))
+    for side, lines in zip(("src", "tgt"), files.lines("valid"), strict=True):
+        write_lines(files.root / f"valid.{side}", [" ".join(line.split()[: 2 + n % 2]) for n, line in enumerate(lines)])
+    return files
+
+
+_RUNS: dict[str, Path] = {}
 
 
 def tagged_run(files: CorpusFiles, run: Path, tags: tuple[str, ...], model: dict[str, Any], **tokenizer: Any) -> Path:
-    """A young model whose corpora begin with tags, if there are any."""
+    """A young model whose corpora begin with tags, if there are any; it is trained once."""
+    key = json.dumps([str(files.root), tags, model, tokenizer])
+    if key in _RUNS:
+        return Path(shutil.copytree(_RUNS[key], run))
     settings = toy_settings(files, run)
     for part in ("train", "valid"):
         [corpus] = settings["data"][part]
@@ -49,6 +57,7 @@ def tagged_run(files: CorpusFiles, run: Path, tags: tuple[str, ...], model: dict
         settings, model={**model, "d_ff": 64}, training=SHORT, tokenizer={"vocab_size": 340, **tokenizer}
     )
     run_train(config)
+    _RUNS[key] = Path(shutil.copytree(run, run.with_name("as-trained")))
     return run
 
 
@@ -137,12 +146,6 @@ def test_a_report_counts_what_is_read_and_said_and_shows_what_differs():
 # Settings of decoding.
 
 
-@pytest.fixture
-def opus(tiny_run, tmp_path) -> Path:
-    write_opus(tmp_path / "opus", tiny_run)
-    return tmp_path / "opus"
-
-
 def change(path: Path, **changes: Any) -> None:
     content = json.loads(path.read_text("utf-8"))
     path.write_text(json.dumps({**content, **changes}), "utf-8")
@@ -151,12 +154,13 @@ def change(path: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     "decoding", [{"no_repeat_ngram": 2}, {"min_length": 7}, {"no_repeat_ngram": 1, "min_length": 3}], ids=str
 )
-def test_constraints_of_decoding_travel_and_come_back(decoding, corpus_files, tmp_path, capsys):
-    settings = toy_settings(corpus_files, tmp_path / "run")
-    run_train(config_with(settings, model={**MARIAN, "d_ff": 64}, training=SHORT, decoding=decoding))
+def test_constraints_of_decoding_travel_and_come_back(decoding, few_files, tmp_path, capsys):
+    run = tagged_run(few_files, tmp_path / "run", (), MARIAN)
+    _with_decoding(run, decoding)
     for to in ("marian", "ctranslate2"):
         require_alike(told(to, tmp_path / "run", tmp_path / to, capsys))
     import_model(tmp_path / "marian", tmp_path / "back")
+    assert open_bundle(tmp_path / "back").config.decoding.beam_size == 2
     found = open_bundle(tmp_path / "back").config.decoding
     assert {name: getattr(found, name) for name in decoding} == decoding
     card = (tmp_path / "ctranslate2" / "README.md").read_text("utf-8")
@@ -164,13 +168,32 @@ def test_constraints_of_decoding_travel_and_come_back(decoding, corpus_files, tm
     assert f"min_decoding_length={decoding.get('min_length', 0)}" in card
 
 
+def _with_decoding(run: Path, decoding: dict[str, Any]) -> None:
+    """Edit the model as if it had been trained with these settings of decoding."""
+    bundle = open_bundle(run)
+    kept = bundle.config.decoding.model_dump(mode="json", exclude_unset=True)
+    config = with_sections(bundle.config, {"decoding": {**kept, **decoding}}, "test")
+    weights = {name: weight.clone() for name, weight in bundle.weights().items()}
+    tokenizer = Tokenizer.from_files(bundle.tokenizer_files(), bundle.tokenizer_path)
+    about = {k: v for k, v in bundle.description.items() if k.endswith("vocab_size")}
+    canaries = bundle.canaries()
+    save_bundle(run / "model", weights, config, tokenizer.save, about, canaries)
+
+
+@pytest.fixture(scope="module")
+def first(written_opus, tmp_path_factory) -> Path:
+    """The checkpoint as it was imported; not to be changed."""
+    model = tmp_path_factory.mktemp("first") / "model"
+    import_model(written_opus, model)
+    return model
+
+
 SAMPLES = {"method": "sample", "temperature": 0.7}
 
 
 @pytest.mark.parametrize("cut", [{"top_k": 3}, {"top_p": 0.9}, {"top_k": 1, "top_p": 1.0}], ids=str)
-def test_sampling_travels_and_comes_back(cut, opus, tmp_path, capsys, monkeypatch):
-    import_model(opus, tmp_path / "first")
-    bundle = open_bundle(tmp_path / "first")
+def test_sampling_travels_and_comes_back(cut, first, tmp_path, capsys, monkeypatch):
+    bundle = open_bundle(first)
     decoding = {**bundle.config.decoding.model_dump(mode="json", exclude_unset=True), **SAMPLES, **cut}
     config = with_sections(bundle.config, {"decoding": decoding}, "test")
     weights = {name: weight.clone() for name, weight in bundle.weights().items()}
@@ -192,22 +215,15 @@ def test_sampling_travels_and_comes_back(cut, opus, tmp_path, capsys, monkeypatc
     assert (int(call[1]), float(call[2])) == (cut.get("top_k", 0), cut.get("top_p", 1.0))
     call_text = textwrap.dedent(card.split("In this directory:\n")[1].split("\nSuppressed pieces")[0])
     monkeypatch.chdir(tmp_path / "ct2")
-    exec(f"lines = ['one two', 'nine four'] * 20\n{call_text}", {})
+    exec(f"lines = ['one two', 'nine four'] * 6\n{call_text}", {})
     found = {*literal_eval(capsys.readouterr().out)}
     assert len(found) == 2 if cut.get("top_k") == 1 else len(found) > 2
 
 
-def test_a_banned_unknown_travels_and_comes_back(corpus_files, tmp_path, capsys):
-    run = tmp_path / "run"
-    settings = config_with(
-        toy_settings(corpus_files, run),
-        model={**MARIAN, "d_ff": 64},
-        training=SHORT,
-        tokenizer={"byte_fallback": False},
-        decoding={"unknown": "ban"},
-    )
-    run_train(settings)
+def test_a_banned_unknown_travels_and_comes_back(few_files, tmp_path, capsys):
+    run = tagged_run(few_files, tmp_path / "run", (), MARIAN, byte_fallback=False, shared=True, type="bpe")
     _always_unknown(run)
+    _with_decoding(run, {"unknown": "ban"})
     require_alike(told("marian", run, tmp_path / "marian", capsys))
     require_alike(told("ctranslate2", run, tmp_path / "ct2", capsys))
     assert "disable_unk=True" in (tmp_path / "ct2" / "README.md").read_text("utf-8")
