@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -78,6 +79,7 @@ def imports(source: str, package: str) -> Iterator[str]:
             yield from (f"{name}.{alias.name}" for alias in node.names) if name == "mtkit" else (name,)
 
 
+@cache
 def imports_of(module: Path) -> list[str]:
     """Every module that a module of mtkit imports."""
     return list(imports(module.read_text(encoding="utf-8"), ".".join(module.parent.relative_to(ROOT).parts)))

@@ -21,7 +21,7 @@ from mtkit.cli import main
 from mtkit.config.settings import Config
 from mtkit.errors import CheckpointError, MtkitError
 from mtkit.pipeline import run_train
-from tests.conftest import CorpusFiles
+from tests.conftest import CorpusFiles, write_lines
 
 BUNDLES = Path(__file__).parents[1] / "bundles"
 LINES = ["one two three", "", "nine nine eight eight"]
@@ -179,7 +179,9 @@ def test_every_command_takes_the_file(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    source, target = corpus_files.root / "test.src", corpus_files.root / "test.tgt"
+    source, target = tmp_path / "source", tmp_path / "target"
+    for path, lines in zip((source, target), corpus_files.lines("test"), strict=True):
+        write_lines(path, lines[:6])
     for command in (
         ["translate", "MODEL", source],
         ["translate", folder, source, "--ensemble", "MODEL"],

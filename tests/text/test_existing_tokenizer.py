@@ -21,7 +21,7 @@ from mtkit.text.tokenizer import Tokenizer, existing_tokenizer
 from mtkit.text.vocabulary import SpecialIds, pieces_of
 from mtkit.translation.stream import check
 from mtkit.translation.translator import load
-from tests.conftest import CorpusFiles, config_with, toy_pairs, toy_settings
+from tests.conftest import CorpusFiles, config_with, toy_pairs, toy_settings, write_toy_corpus
 from tests.text.test_own_normalization import hostile_lines
 
 NAMES, DIGITS = zip(*toy_pairs(400), strict=True)
@@ -45,6 +45,12 @@ KINDS: dict[str, tuple[dict[str, Any], tuple[int, int, int, int]]] = {
     "over spaces": ({"model_type": "unigram", "split_by_whitespace": False}, (-1, 0, 1, 2)),
     "own rule": ({"normalization_rule_name": "nfkc_cf"}, (-1, 0, 1, 2)),
 }
+
+
+@pytest.fixture(scope="module")
+def corpus_files(tmp_path_factory: pytest.TempPathFactory) -> CorpusFiles:
+    """A corpus that is soon encoded; must not be changed."""
+    return CorpusFiles(write_toy_corpus(tmp_path_factory.mktemp("few"), 200))
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +215,7 @@ def test_a_config_with_a_model_is_printed_and_read_back(model: str) -> None:
     assert config_from_text(config_text(config), "again.yaml") == config
 
 
-FEW = {"max_steps": 4, "validate_every": 2, "save_every": 2}
+FEW = {"max_steps": 4, "validate_every": 4, "save_every": 4, "validation_sentences": 8}
 
 
 def config_of(make_config: Callable[..., Config], tokenizer: dict[str, Any], **sections: Any) -> Config:

@@ -2,6 +2,7 @@
 
 import os
 import random
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 
@@ -18,6 +19,7 @@ TAGGED = ["<2de> the house", "the<2de>house", "<2de>", " <2de> <2fr>  a", "＜2d
 RULES = ["identity", "nfkc", "nmt_nfkc", "nmt_nfkc_zwnj"]
 
 
+@cache
 def hostile_lines() -> list[str]:
     """Lines that tokenizers often get wrong, and many of random characters, mostly spaces and space marks."""
     rng = random.Random(1)

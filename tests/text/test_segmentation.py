@@ -21,7 +21,7 @@ from tests.conftest import toy_pairs
 LINES = [source for source, _ in toy_pairs(300)] + ["seventeen ninety-nine", "<2de> four", "naïve €"]
 MERGES = ["ab", "bc", "abc", "ca", "bca", "abcab"]  # best first
 CHARACTERS = [SPACE_MARK, "a", "b", "c"]
-DRAWS = 40_000
+DRAWS = 12_000
 
 
 def model_of(scores: dict[str, float]) -> SubwordModel:
