@@ -165,14 +165,16 @@ def test_the_scores_of_its_beam_are_our_likelihoods(choice, penalty, tmp_path):
         length_penalty=penalty,
     )
     ids = {piece: id_ for id_, piece in enumerate(portable.target.pieces)}
-    compared = 0
-    for source, result in zip(sources, found, strict=True):
-        for hypothesis, score in zip(result.hypotheses, result.scores, strict=True):
-            if 0 < len(hypothesis) < 60:
-                [log_probs] = log_probs_of(model, [source], [[ids[piece] for piece in hypothesis]], 1000)
-                assert score == pytest.approx(sum(log_probs) / len(log_probs) ** penalty, rel=1e-4, abs=1e-4)
-                compared += 1
-    assert compared > 5
+    compared = [
+        (source, [ids[piece] for piece in hypothesis], score)
+        for source, result in zip(sources, found, strict=True)
+        for hypothesis, score in zip(result.hypotheses, result.scores, strict=True)
+        if 0 < len(hypothesis) < 60
+    ]
+    assert len(compared) > 5
+    read, said, scores = zip(*compared, strict=True)
+    for score, log_probs in zip(scores, log_probs_of(model, read, said, 1000), strict=True):
+        assert score == pytest.approx(sum(log_probs) / len(log_probs) ** penalty, rel=1e-4, abs=1e-4)
 
 
 def test_logits_are_ours(tmp_path):
