@@ -121,9 +121,9 @@ def ending_of(choice: dict[str, Any]) -> PortableModel:
     sources, _ = sentences_of(portable, 50)
     model, original = model_of(replace(portable, weights=weights)), weights[bias].clone()
     short = DecodingConfig(beam_size=1, max_length_ratio=1.0, max_length_extra=6)
-    for push in range(40):
+    for push in range(20):
         pushed = original.clone()
-        pushed[end] += push / 2
+        pushed[end] += push
         model.output.bias.copy_(pushed)
         said = [best.tokens for [best] in decode(model, short, sources)]
         ended = [len(t) for s, t in zip(sources, said, strict=True) if 0 < len(t) < len(s) + 6]
