@@ -1,14 +1,20 @@
 """The scripts that measure training on a GPU run on a CPU, too, where everything is tiny."""
 
 import json
+import os
+import subprocess
 import sys
-from types import ModuleType
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 
 from mtkit.evaluation import bench
 from tests.conftest import script
+from tests.forked import Forked
 
 
 @pytest.fixture(scope="module")
@@ -106,9 +112,25 @@ def test_every_test_for_a_gpu_is_in_one_part(benchmark_gpu, monkeypatch):
     assert all(shares)
 
 
-@pytest.mark.slow
+@contextmanager
+def forked(command: list[str], cwd: Path, env: dict[str, str] | None) -> Iterator[Forked]:
+    """Used as subprocess.Popen is: a child by fork, with the folder, the environment and the path that it is given."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(cwd)
+        for name, value in (env or {}).items():
+            patch.setenv(name, value)
+        patch.setattr(sys, "path", [*filter(None, (env or {}).get("PYTHONPATH", "").split(os.pathsep)), *sys.path])
+        patch.delitem(sys.modules, "benchmark_gpu")
+        process = Forked(command, stdout=1, stderr=2)
+    yield process
+
+
 @pytest.mark.parametrize("part", ["tests-1", "multi30k"])  # tatoeba is as multi30k
-def test_recipes_are_trained_to_their_end(run, part):
+def test_recipes_are_trained_to_their_end(run, benchmark_gpu, part, monkeypatch):
+    others = SimpleNamespace(Popen=forked, TimeoutExpired=subprocess.TimeoutExpired)
+    monkeypatch.setattr(benchmark_gpu, "subprocess", others)
+    short = ["decoding.beam_size=1", "decoding.max_length_ratio=0.1", "decoding.max_length_extra=1"]
+    monkeypatch.setattr(benchmark_gpu, "TINY", [*benchmark_gpu.TINY, *short])
     assert run(part)["code"] == 0
 
 
