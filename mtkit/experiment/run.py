@@ -24,12 +24,12 @@ import torch
 
 from mtkit import __version__
 from mtkit.bundle.opening import checkpoint_steps, has_model, start_checksum
+from mtkit.config.data_and_model_settings import AnyModelConfig
 from mtkit.config.load import SIZES, CardFile, Changes, Size, card_file, config_from_data, read_text
 from mtkit.config.section import read_yaml, write_yaml
 from mtkit.config.settings import Config, setting_schema
 from mtkit.config.training_settings import settled
 from mtkit.errors import ConfigError, DivergedError, MtkitError, StoppedError, counted, duration, inform, say
-from mtkit.evaluation.estimate import parameters_by_part
 from mtkit.experiment.boards import BOARDS
 from mtkit.experiment.measures import (
     ALWAYS,
@@ -56,6 +56,7 @@ from mtkit.experiment.measures import (
     values_of,
 )
 from mtkit.files import json_text, only_writer, write_file
+from mtkit.models.registry import empty_model
 from mtkit.pipeline import run_binarize, run_train
 from mtkit.preparation.prepare import adopt, is_prepared
 from mtkit.text.parallel import with_patterns_expanded
@@ -704,12 +705,19 @@ GUESSED_USE = 0.3  # of the speed of products of matrices, in training small mod
 GUESSED_MEASURING = {"translations": 0.1, "joined": 0.2, "likelihood": 0.05, "wrong source": 0.05, "shuffled": 0.1}
 
 
+@cache
+def _num_parameters(model: AnyModelConfig, source_vocab_size: int, target_vocab_size: int) -> int:
+    """Returns the number of parameters of a model; kept, for costs are estimated again after every training."""
+    return empty_model(model, source_vocab_size, target_vocab_size).num_parameters
+
+
 def work_of(config: Config) -> float:
     """Returns the work of a training: parameters times tokens of all batches."""
-    sizes = [config.tokenizer.size_of(side)[1] for side in ("source", "target")]
-    parameters = sum(parameters_by_part(config, sizes[0], sizes[1]).values())
+    source, target = (config.tokenizer.size_of(side)[1] for side in ("source", "target"))
     settings = config.training
-    return float(parameters * settings.tokens_per_update * settled(settings.max_steps))
+    return float(
+        _num_parameters(config.model, source, target) * settings.tokens_per_update * settled(settings.max_steps)
+    )
 
 
 # Running.
