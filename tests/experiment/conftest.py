@@ -8,7 +8,7 @@ import pytest
 
 from mtkit.config.section import write_yaml
 from mtkit.experiment.run import Card, Choice, Lab, load_folder, run
-from tests.conftest import CorpusFiles
+from tests.conftest import CorpusFiles, made_once, write_toy_corpus
 
 MODEL = {"d_model": 16, "num_heads": 2, "d_ff": 16, "encoder_layers": 1, "decoder_layers": 1}
 TRAINING = {"batch_tokens": 128, "max_steps": 6, "learning_rate": 0.01, "warmup_steps": 2, "validate_every": 3}
@@ -81,7 +81,7 @@ def base_of(corpus: CorpusFiles) -> str:
         "tokenizer": {"vocab_size": 330},
         "model": MODEL,
         "training": TRAINING,
-        "decoding": {"beam_size": 1},
+        "decoding": {"beam_size": 1, "max_length_ratio": 1.0, "max_length_extra": 2},
     }
     return "".join(f"{key}: {write_yaml(json.loads(json.dumps(value)))}\n" for key, value in settings.items())
 
@@ -95,10 +95,16 @@ def written(path: Path, corpus: CorpusFiles) -> Folder:
     return folder
 
 
+@pytest.fixture(scope="session")
+def few_pairs(tmp_path_factory: pytest.TempPathFactory) -> CorpusFiles:
+    """A toy corpus of 120 pairs, enough for trainings of a few updates; must not be changed."""
+    return CorpusFiles(made_once(tmp_path_factory, "few", lambda root: write_toy_corpus(root, 120)))
+
+
 @pytest.fixture
-def folder(tmp_path: Path, corpus_files: CorpusFiles) -> Folder:
+def folder(tmp_path: Path, few_pairs: CorpusFiles) -> Folder:
     """The experiments, in a folder that a test may change."""
-    return written(tmp_path / "lecture", corpus_files)
+    return written(tmp_path / "lecture", few_pairs)
 
 
 @dataclass(frozen=True)
@@ -114,10 +120,10 @@ class Done:
 
 
 @pytest.fixture(scope="session")
-def done(tmp_path_factory: pytest.TempPathFactory, corpus_files: CorpusFiles) -> Done:
+def done(tmp_path_factory: pytest.TempPathFactory, few_pairs: CorpusFiles) -> Done:
     """The experiments, run once; must not be changed: copy the results first."""
     place = tmp_path_factory.mktemp("experiments")
-    folder = written(place / "lecture", corpus_files)
+    folder = written(place / "lecture", few_pairs)
     lab = Lab(place / "results", Choice())
     import time
 

@@ -70,10 +70,10 @@ def test_equal_settings_on_equal_data_are_trained_once(done):
         assert steps == list(range(1, TRAINING["max_steps"] + 1))
 
 
-def test_a_training_is_named_by_what_it_depends_on(folder, corpus_files, tmp_path):
+def test_a_training_is_named_by_what_it_depends_on(folder, few_pairs, tmp_path):
     config = folder.cards[0].config("base", "toy", 1)
     key = training_key(config)
-    moved = Path(shutil.copytree(corpus_files.root, tmp_path / "moved"))
+    moved = Path(shutil.copytree(few_pairs.root, tmp_path / "moved"))
     same = config.model_copy(
         update={
             "name": "other",
