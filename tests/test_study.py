@@ -20,7 +20,7 @@ from mtkit.errors import ConfigError, StoppedError
 from mtkit.files import Stop
 from mtkit.pipeline import run_train
 from mtkit.training.optimizers import divergence
-from tests.conftest import SCRIPTS, CorpusFiles, script, toy_settings
+from tests.conftest import SCRIPTS, CorpusFiles, script, toy_settings, write_toy_corpus
 from tests.forked import Forked
 from tests.runs import MODEL, TRAINING, events
 
@@ -30,10 +30,16 @@ def study() -> ModuleType:
     return script("study")
 
 
+@pytest.fixture(scope="module")
+def few_pairs(tmp_path_factory: pytest.TempPathFactory) -> CorpusFiles:
+    """A toy corpus of 120 pairs."""
+    return CorpusFiles(write_toy_corpus(tmp_path_factory.mktemp("study"), 120))
+
+
 @pytest.fixture
-def write(corpus_files: CorpusFiles, tmp_path: Path) -> Callable[..., Path]:
+def write(few_pairs: CorpusFiles, tmp_path: Path) -> Callable[..., Path]:
     """Writes a study of two variants, two budgets and two seeds of a tiny model, with some keys replaced."""
-    settings = toy_settings(corpus_files, tmp_path / "unused")
+    settings = toy_settings(few_pairs, tmp_path / "unused")
     settings |= {"model": MODEL, "training": {**TRAINING, "accumulate": 1, "log_every": 2}}
     settings["tokenizer"] = {"vocab_size": 330}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings), "utf-8")
