@@ -94,27 +94,27 @@ def require_same(found: list[TranslatedLine], wanted: list[TranslatedLine]) -> N
 
 
 @pytest.mark.parametrize(
-    ("overrides", "num_best"),
+    ("overrides", "num_best", "has_prefixes"),
     [
-        (["decoding.beam_size=1"], 1),
-        (["decoding.beam_size=4"], 3),
-        (["decoding.method=sample", "decoding.seed=7"], 2),
-        (["decoding.mbr_samples=4", "decoding.method=sample"], 1),
+        (["decoding.beam_size=1"], 1, False),
+        (["decoding.beam_size=4"], 3, True),
+        (["decoding.method=sample", "decoding.seed=7"], 2, False),
+        (["decoding.mbr_samples=4", "decoding.method=sample"], 1, True),
     ],
 )
 def test_workers_give_what_one_process_gives(
-    tiny_run: Path, lines: list[str], overrides: list[str], num_best: int
+    tiny_run: Path, lines: list[str], overrides: list[str], num_best: int, has_prefixes: bool
 ) -> None:
     translator = mtkit.load(tiny_run, ["device=cpu", *overrides])
-    prefixes = [random.Random(number).choice(["", "", "7", "3 1"]) for number in range(len(lines))]
-    for given in (None, prefixes):
-        wanted = list(translator.translate_lines(lines, num_best, prefixes=given))
-        done: list[int] = []
-        with with_two(translator, tiny_run) as several:
-            found = list(several.translate_lines(iter(lines), num_best, prefixes=given, done=done.append))
-        require_same(found, wanted)
-        assert sum(done) == len(lines)
-        assert [line.num_parts > 1 for line in found].index(True) == 50
+    choices = [random.Random(number).choice(["", "", "7", "3 1"]) for number in range(len(lines))]
+    prefixes = choices if has_prefixes else None
+    wanted = list(translator.translate_lines(lines, num_best, prefixes=prefixes))
+    done: list[int] = []
+    with with_two(translator, tiny_run) as several:
+        found = list(several.translate_lines(iter(lines), num_best, prefixes=prefixes, done=done.append))
+    require_same(found, wanted)
+    assert sum(done) == len(lines)
+    assert [line.num_parts > 1 for line in found].index(True) == 50
 
 
 def test_workers_that_load_the_model_give_the_same(alone: Translator, tiny_run: Path, lines: list[str]) -> None:
@@ -169,14 +169,14 @@ def test_small_groups_are_translated_without_workers(
 ) -> None:
     before = children()
     with with_two(alone, tiny_run) as several:
-        for _ in several.translate_lines(lines, at_once=True):
+        for _ in several.translate_lines(lines[:9], at_once=True):
             assert children() == before
         monkeypatch.setattr(workers, "FEW_CHARACTERS", 10**6)
-        for _ in several.translate_lines(lines):
+        for _ in several.translate_lines(lines[:WINDOW]):
             assert children() == before
         monkeypatch.setattr(workers, "FEW_CHARACTERS", 0)
         if before or Path("/proc/self/task").exists():
-            assert any(children() > before for _ in several.translate_lines(lines))
+            assert any(children() > before for _ in several.translate_lines(lines[:WINDOW]))
     assert children() == before
 
 
@@ -196,14 +196,14 @@ def test_no_more_lines_are_read_than_the_windows_hold(alone: Translator, tiny_ru
 
     def counted() -> Iterator[str]:
         nonlocal num_read
-        for line in lines * 5:
+        for line in lines * 2:
             num_read += 1
             yield line
 
     with with_two(alone, tiny_run) as several:
         for number, _ in enumerate(several.translate_lines(counted()), start=1):
             assert num_read <= number + MOST_WINDOWS * WINDOW + 1
-    assert number == num_read == 5 * len(lines)
+    assert number == num_read == 2 * len(lines)
 
 
 def test_a_pipe_that_pauses_gets_its_answers(alone: Translator, tiny_run: Path) -> None:
@@ -316,15 +316,10 @@ def is_running(process: int) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="only Linux lists the children of a process")
-@pytest.mark.parametrize(
-    ("number", "start", "group"),
-    [(signal.SIGINT, subprocess.Popen, 1000), (signal.SIGTERM, Forked, WINDOW), (signal.SIGKILL, Forked, WINDOW)],
-)
-def test_no_worker_outlives_the_program(
-    tiny_run: Path, tmp_path: Path, number: signal.Signals, start: Any, group: int
-) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_no_worker_outlives_the_program(tiny_run: Path, tmp_path: Path, number: signal.Signals) -> None:
     with (tmp_path / "told").open("wb") as told:
-        program = start(
+        program = Forked(
             [*MTKIT, "translate", str(tiny_run), "--workers", "2", "--device", "cpu"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -334,9 +329,9 @@ def test_no_worker_outlives_the_program(
     started: list[int] = []
     num_answers = 0
     while len(started) < 2:  # a group may be so small, on a busy machine, that no workers are started for it
-        program.stdin.write(b"one two three\n" * group)
+        program.stdin.write(b"one two three\n" * WINDOW)
         program.stdin.flush()
-        num_answers += len([program.stdout.readline() for _ in range(group)])
+        num_answers += len([program.stdout.readline() for _ in range(WINDOW)])
         started = list(map(int, listing.read_text().split()))
         assert num_answers < 10_000
     program.send_signal(number)
