@@ -51,9 +51,9 @@ def brute_force(extend: Extended, sentence: int, longest: int, penalty: Penalty)
     return sorted(found, key=lambda pair: -pair[0])
 
 
-def test_exact_search_finds_what_brute_force_finds_on_200_random_models() -> None:
+def test_exact_search_finds_what_brute_force_finds_on_90_random_models() -> None:
     better = 0
-    for seed in range(200):
+    for seed in range(90):
         network, penalty, num_best = Network(7, seed), PENALTIES[seed % len(PENALTIES)], 1 + 2 * (seed % 2)
         extend, longest = Extended(network, network.start(FEW, seed)), [4, 3]
         beam = beam_search(
@@ -66,7 +66,7 @@ def test_exact_search_finds_what_brute_force_finds_on_200_random_models() -> Non
             assert [h.score for h in found[sentence]] == pytest.approx([score for score, _ in wanted])
             assert not any(h.cut_short for h in found[sentence])
             better += found[sentence][0].score > beam[sentence][0].score + 1e-9
-    assert better > 50, "a beam of one errs often, so that the first bound was not all"
+    assert better > 25, "a beam of one errs often, so that the first bound was not all"
 
 
 def test_a_good_first_bound_saves_work_and_the_limit_is_kept_and_told() -> None:
