@@ -67,7 +67,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_all(
         config_with(
             settings_of(root, root / "run"),
-            training={**LEARNING, "max_steps": 480, "validate_every": 160, "save_every": 160},
+            training={**LEARNING, "max_steps": 440, "validate_every": 440, "save_every": 220},
             decoding={"max_length_ratio": 2.0, "max_length_extra": 20},
         )
     )
