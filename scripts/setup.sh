@@ -54,8 +54,13 @@ if [[ ! -f $stamp || $(<"$stamp") != "$wanted" ]]; then
     grep -E '^(torch=|[a-i])' <<<"$pins" | install --no-deps --requirement /dev/stdin 2>/dev/null &
     grep -vE '^(torch=|[a-i])' <<<"$pins" | install --no-deps --requirement /dev/stdin 2>/dev/null || true
     wait
+    # Python compiles a module when it is first imported. That is done here once, while the last call of pip takes the
+    # other core, and not in each process of the tests.
+    env -u PYTHONDONTWRITEBYTECODE "$venv/bin/python" -c \
+      'import torch._dynamo, transformers, matplotlib.pyplot, tensorboard, sacrebleu, typer' 2>/dev/null &
   fi
   install --constraint scripts/constraints.txt --editable ".${extras:+[$extras]}"
+  wait
   echo "$wanted" >"$venv/installed"
   echo "$wanted" >"$stamp"
 fi
