@@ -50,6 +50,7 @@ from mtkit.training.checkpoint import FreshStart, fresh_start, settle_fresh
 from mtkit.training.distributed import ALONE, Ranks
 from mtkit.training.records import (
     changed_since_trained,
+    complete_shortlist,
     ending_of,
     is_trained,
     note_scores,
@@ -253,6 +254,10 @@ def _train(
     if is_trained(config) and (end_in is None or (ended and ended.steps == end_in)):
         write_file(config.run_path / "config.yaml", config_text(config).encode())
         how = f"; --end-in {ended.steps} ended the run at step {ended.last_step:,}" if ended else ""
+        if ranks.is_first and config.decoding.shortlist is not None:
+            most = config.training.validation_sentences
+            sources, references = read_validation(config)
+            complete_shortlist(config, sources[:most], references[:most])
         say(f"training: {config.run_path / 'model'} is up to date{how}")
         ranks.begin(trains=False)
         ranks.part()
@@ -418,10 +423,12 @@ def _evaluation_inputs(
         name: [fingerprint_of(files.source), *map(fingerprint_of, files.target), *([files.tag] if files.tag else [])]
         for name, files in sets.items()
     }
+    # Earlier versions had no shortlists.
+    newer = {"shortlist"} if config.decoding.shortlist is None else set()
     return json.dumps(
         {
             "weights": weights,
-            "decoding": config.decoding.model_dump(mode="json"),
+            "decoding": config.decoding.model_dump(mode="json", exclude=newer),
             "language": config.languages.target,
             "test": content,
         },

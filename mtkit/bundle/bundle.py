@@ -382,6 +382,7 @@ LONGEST_HEADER = 1 << 24  # in bytes; the header for a thousand tensors has abou
 MOST_DIMENSIONS = 8
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+WHOLE_DTYPES = {"I32": torch.int32}  # of a shortlist
 
 
 @dataclass(frozen=True)
@@ -409,15 +410,15 @@ def numbers_begin(data: memoryview) -> int:
     return LENGTH_BYTES + int(length)
 
 
-def read_tensors(data: memoryview, where: str) -> dict[str, Tensor]:
-    """Returns {name: tensor} from `data`, the content of a safetensors file.
+def read_tensors(data: memoryview, where: str, dtypes: Mapping[str, torch.dtype] = DTYPES) -> dict[str, Tensor]:
+    """Returns {name: tensor} from `data`, the content of a safetensors file whose tensors may have the given `dtypes`.
 
     The tensors share the memory of `data`, which must be writable. Raises CheckpointError if `data` is damaged; for
     example, if a byte after the header belongs to no tensor, or to more than one. The message begins with `where`.
     """
     try:
         begin = numbers_begin(data)
-        entries = _entries(bytes(data[LENGTH_BYTES:begin]))
+        entries = _entries(bytes(data[LENGTH_BYTES:begin]), dtypes)
         numbers = data[begin:]
         place = 0
         for name, entry in sorted(entries.items(), key=lambda item: item[1].begin):
@@ -442,7 +443,7 @@ def not_finite(weights: Mapping[str, Tensor]) -> str | None:
     return None
 
 
-def _entries(header: bytes) -> dict[str, _Entry]:
+def _entries(header: bytes, dtypes: Mapping[str, torch.dtype]) -> dict[str, _Entry]:
     """Parses `header`, the header of a safetensors file, and returns its entries by tensor name.
 
     Raises ValueError if the header is damaged.
@@ -456,7 +457,7 @@ def _entries(header: bytes) -> dict[str, _Entry]:
     if not isinstance(content, dict):
         raise ValueError("its header is not a table of tensors")
     content.pop("__metadata__", None)  # free text, not used here
-    return {name: _tensor_entry(name, value) for name, value in content.items()}
+    return {name: _tensor_entry(name, value, dtypes) for name, value in content.items()}
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -467,19 +468,19 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _tensor_entry(name: str, value: Any) -> _Entry:
+def _tensor_entry(name: str, value: Any, dtypes: Mapping[str, torch.dtype]) -> _Entry:
     """The entry of the tensor called `name`, parsed from `value`; raises ValueError if `value` is not valid."""
     told = f"tensor {name[:100]!r}"
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{told} is not told by dtype, shape and data_offsets")
     dtype, shape, span = value["dtype"], value["shape"], value["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise ValueError(f"{told} is of no type that is known: {', '.join(DTYPES)}")
+    if not isinstance(dtype, str) or dtype not in dtypes:
+        raise ValueError(f"{told} is of no type that is known: {', '.join(dtypes)}")
     if not _are_counts(shape) or len(shape) > MOST_DIMENSIONS or 0 in shape:
         raise ValueError(f"{told} has no shape that a tensor can have")
-    if not _are_counts(span) or len(span) != 2 or span[1] - span[0] != math.prod(shape) * DTYPES[dtype].itemsize:
+    if not _are_counts(span) or len(span) != 2 or span[1] - span[0] != math.prod(shape) * dtypes[dtype].itemsize:
         raise ValueError(f"{told} has not the bytes that its shape wants")
-    return _Entry(DTYPES[dtype], tuple(shape), *span)
+    return _Entry(dtypes[dtype], tuple(shape), *span)
 
 
 def _are_counts(values: Any) -> bool:
@@ -547,6 +548,7 @@ KINDS = {
             "length_limit": {"ratio": float, "extra": int},
         },
     },
+    "shortlist": {"sentences": int, "size": int, "bleu": float, "bleu_without": float, "tokens": float},
     "files": Table({"bytes": int, "sha256": str}),
 }
 
@@ -669,8 +671,9 @@ def _are_ids(tokens: Any, vocab_size: int) -> bool:
 
 # The files of a bundle, and the open bundle.
 
-WEIGHTS, CONFIG, DESCRIPTION, CANARIES, SCORES, CARD, TOKENIZER = (
+WEIGHTS, SHORTLIST, CONFIG, DESCRIPTION, CANARIES, SCORES, CARD, TOKENIZER = (
     "weights.safetensors",
+    "shortlist.safetensors",  # optional
     "config.yaml",
     "bundle.json",
     "canaries.json",
@@ -783,6 +786,33 @@ class Bundle:
             raise CheckpointError(f"{self.path / DESCRIPTION}: damaged; copy the model again")
         return ids
 
+    def shortlist(self) -> dict[str, Tensor] | None:
+        """The tensors of shortlist.safetensors, `None` if there is no such file.
+
+        They are `of_source` (S, K), the translations of each source token, padded with -1, and `frequent` (F,), both
+        int32. Raises CheckpointError if the file is damaged or has ids outside the vocabulary.
+        """
+        try:
+            content = self.storage.view(SHORTLIST)
+        except OSError:
+            return None
+        path = self.path / SHORTLIST
+        tensors = read_tensors(content, str(path), WHOLE_DTYPES)
+        rows, size = self.description["source_vocab_size"], self.description["target_vocab_size"]
+        if tensors.keys() != {"of_source", "frequent"}:
+            raise CheckpointError(f"{path}: damaged: wants the tensors of_source and frequent; copy it again")
+        of_source, frequent = tensors["of_source"], tensors["frequent"]
+        if of_source.dim() != 2 or len(of_source) != rows or frequent.dim() != 1:
+            shapes = f"{tuple(of_source.shape)} and {tuple(frequent.shape)}"
+            raise CheckpointError(f"{path}: its tensors are {shapes}, and want ({rows}, K) and (F,); copy it again")
+        for name, tensor, least in (("of_source", of_source, -1), ("frequent", frequent, 0)):
+            low, high = int(tensor.min()), int(tensor.max())
+            if low < least or high >= size:
+                raise CheckpointError(
+                    f"{path}: {name} has the ids {low:,} to {high:,}; the target vocabulary has {size:,}; copy it again"
+                )
+        return tensors
+
     def canaries(self) -> list[Canary]:
         """The canaries in canaries.json; a bundle of format 1 has none.
 
@@ -893,11 +923,13 @@ def save_bundle(
     save_tokenizer: Callable[[Path], None],
     about: dict[str, Any],
     canaries: Sequence[Canary] = (),
+    shortlist: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Writes a bundle to the folder `path`, replacing any older bundle there.
 
     `save_tokenizer` writes the tokenizer's files to the folder that it is given. The keys and values in `about` are
-    added to bundle.json. Raises CheckpointError if the bundle cannot be written.
+    added to bundle.json. `shortlist` has the tensors of the optional file shortlist.safetensors. Raises CheckpointError
+    if the bundle cannot be written.
     """
     try:
         with replaced_directory(path) as new:
@@ -906,6 +938,8 @@ def save_bundle(
             (new / CONFIG).write_bytes(carried_config(config))
             shutil.copymode(new / CONFIG, new / WEIGHTS)  # safetensors makes its file readable only by the owner
             (new / CANARIES).write_bytes(canaries_text(canaries))
+            if shortlist is not None:
+                _save_shortlist(new, shortlist)
             storage = Folder(new)
             files = {name: sums.told for name, sums in all_sums(storage).items()}
             (new / DESCRIPTION).write_bytes(description_of(config, tokenizer_files(storage), files, about))
@@ -913,6 +947,31 @@ def save_bundle(
         raise CheckpointError(f"{path}: cannot be written: {error}; make room and start again") from None
     if fault := not_finite(weights):
         say(f"mtkit: warning: {path}: {fault}; it cannot translate")
+
+
+def _save_shortlist(folder: Path, shortlist: Mapping[str, Tensor]) -> None:
+    save_file({name: tensor.contiguous() for name, tensor in shortlist.items()}, folder / SHORTLIST)
+    shutil.copymode(folder / CONFIG, folder / SHORTLIST)
+
+
+def add_shortlist(bundle: Bundle, config: Config, shortlist: Mapping[str, Tensor], told: dict[str, Any]) -> None:
+    """Writes a shortlist to a bundle, which must be a folder, and `config` in place of its settings.
+
+    `told` becomes the value of the key shortlist in bundle.json. The folder is replaced as a whole. Raises
+    CheckpointError if it cannot be written.
+    """
+    try:
+        with replaced_directory(bundle.path) as new:
+            shutil.copytree(bundle.path, new, dirs_exist_ok=True)
+            (new / CONFIG).write_bytes(carried_config(config))
+            _save_shortlist(new, shortlist)
+            description = {**bundle.description, "shortlist": told}
+            if "files" in description:
+                changed = {name: sums_of(Folder(new).view(name)).told for name in (CONFIG, SHORTLIST)}
+                description["files"] = dict(sorted({**description["files"], **changed}.items()))
+            (new / DESCRIPTION).write_bytes(sealed(description))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{bundle.path}: cannot be written: {error}; make room and start again") from None
 
 
 def carried_config(config: Config) -> bytes:

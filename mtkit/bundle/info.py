@@ -13,6 +13,7 @@ from mtkit.bundle.bundle import (
     CONFIG,
     DESCRIPTION,
     SCORES,
+    SHORTLIST,
     TOKENIZER,
     WEIGHTS,
     Bundle,
@@ -82,13 +83,35 @@ In Python:
 
     translator = mtkit.load("MODEL")
     print(translator.{python})
-{table if translates else ""}{_data(config, training.get("data", {}))}
+{table if translates else ""}{_shortlist(about)}{_data(config, training.get("data", {}))}
 ## Model{" and training" if training else ""}
 
 {model}.
 
 {_training(config, training)}All settings are in config.yaml, checksums of all files in bundle.json.
 """
+
+
+def _shortlist(about: dict[str, Any]) -> str:
+    """The section of the card on the shortlist; an empty string if the model has none."""
+    if "shortlist" not in about:
+        return ""
+    return f"""
+## Shortlist
+
+With `--shortlist auto`, a translation has only tokens that are frequent or that translate a token of its source:
+{shortlist_text(about["shortlist"])}. `--shortlist null` allows all tokens.
+"""
+
+
+def shortlist_text(told: dict[str, Any]) -> str:
+    """A phrase on what a shortlist costs, as measured by greedy search when it was made."""
+    if "bleu" not in told:
+        return "not measured"
+    return (
+        f"{told['tokens']:.0f} tokens a sentence, and BLEU {told['bleu']:.2f} instead of {told['bleu_without']:.2f}, "
+        f"by greedy search on {counted(told['sentences'], 'validation sentence')} with lists of size {told['size']}"
+    )
 
 
 def _data(config: Config, data: dict[str, Any]) -> str:
@@ -333,6 +356,8 @@ def _rows(info: Info) -> Iterator[tuple[str, str]]:
     shared = "one vocabulary for both sides" if config.tokenizer.shared else "a vocabulary for each side"
     sizes = f"{about['source_vocab_size']:,} source pieces, {about['target_vocab_size']:,} target pieces"
     yield "tokenizer", f"{config.tokenizer.type}, {shared}: {sizes}"
+    if "shortlist" in about:
+        yield "shortlist", shortlist_text(about["shortlist"])
     training = about.get("training", {})
     if data := training.get("data"):
         left_out = sum(data.get("dropped", {}).values())
@@ -402,7 +427,7 @@ def _sizes(section: Section) -> Iterator[str]:
 # The files of a bundle: finding faults in them, and packing them into one file, whose weights can be memory-mapped.
 
 # The files of a bundle, apart from those of its tokenizer.
-PARTS = (DESCRIPTION, CONFIG, CANARIES, SCORES, CARD, WEIGHTS)
+PARTS = (DESCRIPTION, CONFIG, CANARIES, SCORES, CARD, WEIGHTS, SHORTLIST)
 
 
 def faults_of_files(storage: Storage, description: Mapping[str, Any], sums: Mapping[str, Sums]) -> list[str]:
@@ -437,8 +462,8 @@ def members_of(storage: Storage, sums: Mapping[str, Sums]) -> list[Member]:
 
 
 def _align_at(storage: Storage, name: str) -> int | None:
-    """The value of `Member.align_at` for a file: for the weights, the offset of the first tensor; else `None`."""
-    if name != WEIGHTS:
+    """The value of `Member.align_at` for a file: the offset of the first tensor, or `None` if it has no tensors."""
+    if name not in (WEIGHTS, SHORTLIST):
         return None
     try:
         return numbers_begin(storage.view(name))

@@ -605,7 +605,10 @@ def _checkpoint(run: Path, directory: Path, choice: str | None) -> CheckpointSto
     snapshot = read_snapshot(directory)
     tokenizer = run_tokenizer(run, directory, snapshot.identity)
     config = run_config(run, snapshot.identity)
-    config = config.model_copy(update={"tokenizer": bundled_settings(config.tokenizer, tokenizer)})
+    # A shortlist is made when training ends.
+    decoding = config.decoding.model_copy(update={"shortlist": None})
+    settings = bundled_settings(config.tokenizer, tokenizer)
+    config = config.model_copy(update={"tokenizer": settings, "decoding": decoding})
     tokenizer_files = tokenizer.files()
     files = {
         CONFIG: carried_config(config),

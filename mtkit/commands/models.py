@@ -36,6 +36,7 @@ from mtkit.commands.options import (
     PrecisionOption,
     QuietOption,
     SetOption,
+    ShortlistOption,
     TagOption,
     UsageError,
     WorkersOption,
@@ -88,7 +89,7 @@ def translate(
     output: OutputOption = None,
     beam_size: BeamSizeOption = None,
     length_penalty: LengthPenaltyOption = None,
-    n_best: Annotated[str, typer.Option(metavar="N", help="Translations of each line: number, score and text.")] = "1",
+    n_best: Annotated[str, typer.Option(metavar="N", help="N best a line: number, score, text.")] = "1",
     sample: Annotated[bool, typer.Option("--sample", help="Sample translations by their probability.")] = False,
     temperature: TemperatureOption = None,
     top_k: TopKOption = None,
@@ -104,6 +105,7 @@ def translate(
         typer.Option(metavar="MODEL", help="A language model that takes part in the search."),
     ] = None,
     settings: SetOption = None,
+    shortlist: ShortlistOption = None,
     batch_tokens: BatchTokensOption = None,
     device: DeviceOption = None,
     workers: WorkersOption = "auto",
@@ -130,7 +132,7 @@ def translate(
         *set_settings(settings),
         *decoding_settings(beam_size, length_penalty, batch_tokens, device),
         *(["decoding.method=sample"] if sample else []),
-        *given(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, mbr_samples=mbr),
+        *given(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, mbr_samples=mbr, shortlist=shortlist),
     ]
     if language_model is None and any(each.startswith("decoding.language_model_weight=") for each in overrides):
         raise UsageError("--set language_model_weight weighs a language model; name one by --language-model")

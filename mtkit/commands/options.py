@@ -47,6 +47,10 @@ DevicesOption = Annotated[
 ]
 BeamSizeOption = Annotated[str | None, typer.Option(metavar="N", help="Hypotheses kept at each step; 1 is greedy.")]
 LengthPenaltyOption = Annotated[str | None, typer.Option(metavar="X", help="Exponent of the length penalty.")]
+ShortlistOption = Annotated[
+    str | None,
+    typer.Option(metavar="N|auto", help="Search only likely target tokens; auto: lists of 50."),
+]
 BatchTokensOption = Annotated[
     str | None, typer.Option(metavar="N", help="Largest batch: sentences x source x beam size.")
 ]

@@ -201,6 +201,11 @@ class Config(Section):
                 f"decoding.coverage_penalty {self.decoding.coverage_penalty} wants a model with attention, "
                 "which tells what was covered; set it to 0"
             )
+        if self.decoding.shortlist is not None and self.task == "language_model":
+            raise ValueError(
+                f"decoding.shortlist {self.decoding.shortlist} has translations of source tokens, and a language model "
+                "reads no source; set it to null"
+            )
         if self.decoding.unknown == "copy" and not self.model.has_attention:
             raise ValueError(
                 "decoding.unknown copy wants a model with attention, which tells the source word; set it to ban or keep"

@@ -24,6 +24,11 @@ ExtraTokens = Annotated[
     Discriminator(number_or_auto),
 ]
 
+ShortlistSize = Annotated[
+    Annotated[Annotated[int, Field(ge=1, le=100)], Tag(NUMBER)] | Annotated[Auto, Tag(AUTO)],
+    Discriminator(number_or_auto),
+]
+
 LEAST_BATCH_TOKENS = 1024  # that "auto" means, where update_tokens is not less; smaller batches are slow everywhere
 
 # In YAML, a bare `on` or `off` is a truth value.
@@ -34,6 +39,8 @@ Switch = Annotated[
 
 # The numbers that "auto" stands for where the lengths of the training pairs are not known.
 LENGTH_RATIO, EXTRA_TOKENS = 2.0, 20
+
+SHORTLIST_SIZE = 50  # that "auto" means; smaller lists cost BLEU
 
 # Schedules that end at max_steps. Since their rates depend on max_steps, a run needs --change to change max_steps. With
 # wsd, it needs --change only once the rate has begun to fall.
@@ -449,7 +456,7 @@ NOT_MASKED = [
     *("beam_size", "length_penalty", "length_penalty_form", "stopping", "search_steps", "min_length"),
     "no_repeat_ngram",
     *("coverage_penalty", "diversity_groups", "diversity_strength", "temperature", "top_k", "top_p"),
-    *("mbr_samples", "mbr_utility", "language_model_weight"),
+    *("mbr_samples", "mbr_utility", "shortlist", "language_model_weight"),
 ]
 
 
@@ -553,6 +560,12 @@ class DecodingConfig(CarriedSection):
         description="<unk>, where the vocabulary has it: allowed like any token (keep), never produced (ban), or "
         "replaced by the source word that it attends to most (copy).",
     )
+    shortlist: ShortlistSize | None = Field(
+        None,
+        description="Tokens that a translation may have: this many of the most frequent ones, and as many likely "
+        "translations of each source token (Jean et al. 2015, section 4); auto is 50, null is all tokens. Training "
+        "counts them if this is set.",
+    )
     language_model_weight: float = Field(
         0.2,
         ge=0,
@@ -608,6 +621,8 @@ class DecodingConfig(CarriedSection):
             raise ValueError(f"stopping optimal finds the best translation, and {said} draws some; take out one")
         if said := self.first_changed("coverage_penalty", "diversity_groups"):
             raise ValueError(f"{said} is of beams; stopping optimal has only a length penalty")
+        if said := self.first_changed("shortlist"):
+            raise ValueError(f"{said} leaves tokens out; stopping optimal looks at all of them")
 
     def with_length_limit(self, ratio: float = LENGTH_RATIO, extra: int = EXTRA_TOKENS) -> "DecodingConfig":
         """Returns these settings with numbers where the limit of the length is "auto".
@@ -616,6 +631,11 @@ class DecodingConfig(CarriedSection):
         """
         numbers = {"max_length_ratio": ratio, "max_length_extra": extra}
         return self.model_copy(update={name: value for name, value in numbers.items() if getattr(self, name) == "auto"})
+
+    @property
+    def shortlist_size(self) -> int:
+        """How many frequent tokens, and how many translations of each source token, are on a shortlist."""
+        return SHORTLIST_SIZE if self.shortlist is None or self.shortlist == "auto" else self.shortlist
 
     def max_length(self, source_length: int) -> int:
         """Returns the maximum length of a translation, in tokens without the end mark; it is at least 1."""

@@ -687,7 +687,7 @@ def length_statistics(
     the number of these pairs.
     """
     num_pairs = len(next(iter(offsets.values()))) - 1
-    blocks = _blocks(num_pairs, most_pairs)
+    blocks = spread_blocks(num_pairs, most_pairs)
     found: dict[str, Any] = {"pairs": num_pairs, "measured": sum(end - begin for begin, end in blocks)}
     for side, begins in offsets.items():
         lengths = np.concatenate([np.diff(begins[begin : end + 1]) for begin, end in blocks])
@@ -731,7 +731,9 @@ def length_limit(
     limits = []
     for begin, end in zip([0, *ends[:-1]], ends, strict=True):
         sources, targets = (
-            np.concatenate([np.diff(offsets[begin + b : begin + e + 1]) for b, e in _blocks(end - begin, most_pairs)])
+            np.concatenate(
+                [np.diff(offsets[begin + b : begin + e + 1]) for b, e in spread_blocks(end - begin, most_pairs)]
+            )
             for offsets in (source_offsets, target_offsets)
         )
         if targets.sum():
@@ -756,7 +758,7 @@ def _limit(sources: NDArray[np.int64], targets: NDArray[np.int64]) -> tuple[floa
     return ratio, extra
 
 
-def _blocks(num_pairs: int, most_pairs: int) -> list[tuple[int, int]]:
+def spread_blocks(num_pairs: int, most_pairs: int) -> list[tuple[int, int]]:
     """Chooses the blocks of pairs whose lengths are measured; returns (begin, end) of each block.
 
     If there are at most `most_pairs` pairs, a single block holds all of them. Otherwise, there are several blocks of

@@ -170,6 +170,8 @@ def fault_of(translator: Translator) -> str | None:
         return f"decoding.coverage_penalty is {decoding.coverage_penalty:g}; CTranslate2 has another one: take 0"
     if decoding.diversity_groups > 1:
         return f"decoding.diversity_groups is {decoding.diversity_groups}; CTranslate2 has ordinary beams: take 1"
+    if decoding.shortlist is not None:
+        return f"decoding.shortlist is {decoding.shortlist}; CTranslate2 looks at all tokens: take null"
     if decoding.stopping == "optimal":
         return "decoding.stopping is optimal; CTranslate2 has no exact search: take count"
     if decoding.beam_size == 1:

@@ -684,7 +684,7 @@ def extend(path: Path, output: Path, pieces: Sequence[str], tags: Sequence[str])
     untrained = [*bundle.untrained, *range(old.tokenizer.target_vocab_size, sizes[1])]
     untrained_tags = [*bundle.untrained_tags, *tags]
     about: dict[str, Any] = {
-        **{key: bundle.description[key] for key in ("training", "imported") if key in bundle.description},
+        **{key: bundle.description[key] for key in ("training", "imported", "shortlist") if key in bundle.description},
         "mtkit": __version__,
         "source_vocab_size": sizes[0],
         "target_vocab_size": sizes[1],
@@ -692,9 +692,13 @@ def extend(path: Path, output: Path, pieces: Sequence[str], tags: Sequence[str])
         UNTRAINED: untrained,
         **({UNTRAINED_TAGS: untrained_tags} if untrained_tags else {}),
     }
+    shortlist = bundle.shortlist()
+    if shortlist is not None:
+        new_rows = torch.full((sizes[0] - len(shortlist["of_source"]), shortlist["of_source"].shape[1]), -1)
+        shortlist["of_source"] = torch.cat([shortlist["of_source"], new_rows.int()])
     translator = translator_of(config, tokenizer, weights, untrained)
     canaries = make_canaries(translator, [canary.source for canary in bundle.canaries()])
-    save_bundle(output, weights, config, tokenizer.save, about, canaries)
+    save_bundle(output, weights, config, tokenizer.save, about, canaries, shortlist)
     new = open_bundle(output)
     save_scores(new, [], card_text(new, []))
     say(

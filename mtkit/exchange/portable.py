@@ -661,6 +661,7 @@ _NOWHERE = (
     "mbr_samples",
     "mbr_utility",
     "language_model_weight",
+    "shortlist",
 )
 # Sampling settings, which are exported only if decoding.method is "sample". MBR decoding uses them too, but no format
 # supports MBR decoding.

@@ -7,6 +7,7 @@ L either S or T, W hypotheses per sentence, H heads, D model width, V vocabulary
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, Self
 
 import torch
@@ -89,6 +90,10 @@ class Embedding(nn.Module):
         return x if rows.cut is None else x.masked_fill(rows.cut[:, :, None], 0.0)
 
 
+# Makes a layer that maps features to logits, from a matrix (V, D) and an optional bias (V,).
+MakeProjection = Callable[[Tensor, Tensor | None], nn.Module]
+
+
 class Output(nn.Module):
     """The output layer, which maps features to logits by an embedding matrix and an optional bias."""
 
@@ -98,6 +103,17 @@ class Output(nn.Module):
         self.bias = nn.Parameter(torch.empty(len(table.weight))) if has_bias else None  # (V,)
         self.untrained: list[int] = []  # tokens added after training; their logits are -inf
         self.projection: nn.Module | None = None  # computes the logits, bias included, in place of matrix and bias
+        self._make_projection: MakeProjection | None = None
+
+    @property
+    def is_replaced(self) -> bool:
+        """Whether a layer of another kind computes the logits, also those of some columns; see `project_by`."""
+        return self._make_projection is not None
+
+    def project_by(self, make: MakeProjection) -> None:
+        """Computes logits from now on by the layer that `make` returns, given the matrix and the bias."""
+        self.projection = make(self.weight, self.bias)
+        self._make_projection = make
 
     def initialize(self) -> None:
         """Sets the bias to zero, if there is one."""
@@ -123,7 +139,18 @@ class Output(nn.Module):
             if self.untrained:
                 logits[..., self.untrained] = float("-inf")
             return logits
-        return F.linear(features, self.weight[columns], None if self.bias is None else self.bias[columns])
+        return self.of(columns)(features)
+
+    def of(self, columns: Tensor) -> Callable[[Tensor], Tensor]:
+        """Returns a function that maps features (…, D) to the logits (…, U) of the tokens `columns` (U,) alone.
+
+        It has the rows of the matrix in memory of its own, so it is to be called often. It computes as `forward` does
+        in the precision of the model: a row of 8-bit numbers, too, does not depend on other rows.
+        """
+        weight, bias = self.weight[columns], None if self.bias is None else self.bias[columns]
+        if self._make_projection is not None:
+            return self._make_projection(weight, bias)
+        return partial(F.linear, weight=weight, bias=bias)
 
 
 SLICE_ELEMENTS = 1 << 19  # log-probabilities computed at a time on a CPU: 2 MB in fp32, which fit into a core's cache
@@ -412,23 +439,29 @@ class Ensemble:
         """
         return EnsembleState([member.encode(source, watch) for member in self.members])
 
+    def features(self, target: Rows, state: State) -> tuple[list[Tensor], EnsembleState]:
+        """Returns the features (R, T, D) that each member has for the target tokens, and the new state."""
+        assert isinstance(state, EnsembleState)
+        pairs = [member.decode(target, own) for member, own in zip(self.members, state.states, strict=True)]
+        return [features for features, _ in pairs], EnsembleState([own for _, own in pairs])
+
     def decode(self, target: Rows, state: State) -> tuple[Tensor, EnsembleState]:
         """Returns, for each target token, the log-probabilities (R, T, V) of the next token, and the new state.
 
         The probability of a token is the mean of the members' probabilities.
         """
-        assert isinstance(state, EnsembleState)
-        states, log_probs = [], []
-        for member, member_state in zip(self.members, state.states, strict=True):
-            features, member_state = member.decode(target, member_state)
-            log_probs.append(log_probs_from(member.output(features)))
-            states.append(member_state)
-        mean = torch.stack(log_probs).logsumexp(0) - math.log(len(self.members))
-        return mean, EnsembleState(states)
+        features, state = self.features(target, state)
+        outputs = zip(self.members, features, strict=True)
+        return mean_of([log_probs_from(member.output(own)) for member, own in outputs]), state
 
     def output(self, log_probs: Tensor) -> Tensor:
         """Returns `log_probs` unchanged; a log-softmax, which usually follows, does not change log-probabilities."""
         return log_probs
+
+
+def mean_of(log_probs: Sequence[Tensor]) -> Tensor:
+    """Returns the logarithm of the mean of probabilities, given the log-probabilities of each member."""
+    return log_probs[0] if len(log_probs) == 1 else torch.stack(list(log_probs)).logsumexp(0) - math.log(len(log_probs))
 
 
 def _smallest(limits: list[int | None]) -> int | None:

@@ -431,6 +431,7 @@ def speed_up(model: TranslationModel, precision: str) -> None:
     if precision != "int8" and not packing_is_right(DTYPES[precision]):
         return
     if precision == "fp32":
+        # Not project_by: for the columns of a shortlist, which differ in every batch, packing gains nothing in fp32.
         model.output.projection = PackedLinear(model.output.weight, model.output.bias)
         return
     replacement = Int8Linear if precision == "int8" else PackedLinear
@@ -439,7 +440,7 @@ def speed_up(model: TranslationModel, precision: str) -> None:
             if isinstance(layer, nn.Linear) and layer.out_features > 1:
                 setattr(parent, name, replacement(layer.weight, layer.bias))
         if isinstance(parent, Output):
-            parent.projection = replacement(parent.weight, parent.bias)
+            parent.project_by(replacement)
 
 
 # Packed weights.

@@ -12,7 +12,7 @@ import platform
 import sys
 import time
 from collections import Counter
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,8 +29,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mtkit import __version__
-from mtkit.bundle.bundle import DESCRIPTION, bundle_at, is_packed, no_model, open_bundle, save_bundle, save_scores
-from mtkit.bundle.info import card_text, weights_text
+from mtkit.bundle.bundle import (
+    DESCRIPTION,
+    add_shortlist,
+    bundle_at,
+    is_packed,
+    no_model,
+    open_bundle,
+    read_scores,
+    save_bundle,
+    save_scores,
+)
+from mtkit.bundle.info import card_text, shortlist_text, weights_text
 from mtkit.bundle.opening import (
     RACE,
     TRAINED,
@@ -79,6 +89,7 @@ from mtkit.training.distributed import ALONE, Ranks
 from mtkit.training.optimizers import Ending, decay_start, expected_steps, has_reached_target, saves_at
 from mtkit.training.update import cross_entropy
 from mtkit.translation.scores import tokenizer_of, unspaced, validation_score
+from mtkit.translation.shortlist import Shortlist, count_shortlist
 from mtkit.translation.stream import make_canaries
 from mtkit.translation.translator import Translator, translator_of
 
@@ -808,23 +819,97 @@ def write_model(
     tokenizer: Tokenizer,
     weights: dict[str, Tensor],
     lines: Sequence[str],
+    references: Sequence[str],
     training: dict[str, Any],
+    corpus: Callable[[], Corpus],
 ) -> None:
     """Write a bundle to `path`.
 
     `training` holds facts for the description of the bundle. `lines` are source sentences. Some of these sentences are
-    stored in the bundle, with the model's translations of them, so that the model can be checked on other machines.
+    stored in the bundle, with the model's translations of them, so that the model can be checked on other machines. If
+    the settings ask for a shortlist, it is counted in the training pairs that `corpus` opens, and measured on all
+    `lines` with their `references`.
     """
     translator = translator_of(config, tokenizer, weights)
+    shortlist = make_shortlist(translator, corpus()) if config.decoding.shortlist is not None else None
     about = {
         "mtkit": __version__,
         "source_vocab_size": tokenizer.source_vocab_size,
         "target_vocab_size": tokenizer.target_vocab_size,
         "num_parameters": sum(map(Tensor.numel, weights.values())),
         "training": training,
+        **({} if shortlist is None else {"shortlist": shortlist_cost(translator, shortlist, lines, references)}),
     }
     config = config.model_copy(update={"tokenizer": bundled_settings(config.tokenizer, tokenizer)})
-    save_bundle(path, weights, config, tokenizer.save, about, make_canaries(translator, lines))
+    canaries = make_canaries(translator, lines)
+    tensors = None if shortlist is None else shortlist.tensors
+    save_bundle(path, weights, config, tokenizer.save, about, canaries, tensors)
+
+
+def make_shortlist(translator: Translator, corpus: Corpus) -> Shortlist:
+    """Returns the shortlist that the training pairs give; raises DataError if they have no tokens."""
+    say("shortlist: counting translations in the training pairs …")
+    found = count_shortlist(corpus, translator.tokenizer)
+    if found is None:
+        raise DataError(f"{corpus.directory}: has no tokens to make a shortlist of; set decoding.shortlist to null")
+    return found
+
+
+def shortlist_cost(
+    translator: Translator, shortlist: Shortlist, sources: Sequence[str], references: Sequence[str]
+) -> dict[str, Any]:
+    """Returns what a shortlist costs, measured by greedy search; {} if there are no sentences.
+
+    These are the BLEU with and without it, the mean number of tokens on a list, the size of the lists, and the number
+    of sentences.
+    """
+    if not sources:
+        return {}
+    config, size = translator.config, translator.config.decoding.shortlist
+    greedy = DecodingConfig(beam_size=1, max_length_ratio=1.5, max_length_extra=10)
+    bleu = []
+    for wanted in (None, size):
+        decoding = greedy.model_copy(update={"shortlist": wanted})
+        searching = Translator(
+            translator.model,
+            translator.tokenizer,
+            config.model_copy(update={"decoding": decoding}),
+            shortlist=shortlist,
+        )
+        texts = [line.text for line in searching.translate_lines(sources)]
+        bleu.append(round(validation_score(texts, references, "bleu", config.languages.target), 2))
+    of_lines = translator.tokenizer.encode_source(sources)
+    lists = shortlist.lists(translator.model, of_lines, (), config.decoding.shortlist_size, ())
+    return {
+        "bleu": bleu[1],
+        "bleu_without": bleu[0],
+        "tokens": round(float(lists.real.sum(1).double().mean()), 1),
+        "size": config.decoding.shortlist_size,
+        "sentences": len(sources),
+    }
+
+
+def complete_shortlist(config: Config, sources: Sequence[str], references: Sequence[str]) -> None:
+    """Add a shortlist to the model of a finished run if the settings ask for one that it does not have.
+
+    It is what training would have made. The decoding settings in the model then have the same size of lists.
+    """
+    bundle = open_bundle(config.run_path)
+    size = config.decoding.shortlist
+    if size is None or (bundle.config.decoding.shortlist == size and bundle.shortlist() is not None):
+        return
+    tokenizer = Tokenizer.load(config.run_path / "tokenizer")
+    decoding = bundle.config.decoding.model_copy(update={"shortlist": size})
+    settings = bundle.config.model_copy(update={"decoding": decoding})
+    translator = translator_of(settings, tokenizer, bundle.weights(), bundle.untrained)
+    shortlist = make_shortlist(translator, Corpus.open(config.run_path / "data" / "train"))
+    told = shortlist_cost(translator, shortlist, sources, references)
+    add_shortlist(bundle, settings, shortlist.tensors, told)
+    written = open_bundle(config.run_path)
+    scores = read_scores(written)
+    rows = [(each["test_set"], each["metric"], each["score"], each["signature"]) for each in scores]
+    save_scores(written, scores, card_text(written, rows))
+    say(f"shortlist: {bundle.path}: {shortlist_text(told)}")
 
 
 def write_trained(config: Config, started_from: str | None, ending: dict[str, Any] | None = None) -> None:
@@ -1043,10 +1128,12 @@ def bundle(run: Path, wanted: str = BEST, output: Path | None = None) -> str:
     target = output or run / "bundles" / name
     _require_free(target, run)
     config = chosen.config
-    sources, _ = read_validation_text(standing(run / "data" / "valid"))
+    sources, references = read_validation_text(standing(run / "data" / "valid"))
     training = training_of(run, chosen.newest, chosen.steps, chosen.choice)
-    lines = sources[: config.training.validation_sentences]
-    write_model(target, config, chosen.tokenizer, chosen.weights, lines, training)
+    most = config.training.validation_sentences
+    corpus = partial(Corpus.open, standing(run / "data" / "train"))
+    pairs = (sources[:most], references[:most])
+    write_model(target, config, chosen.tokenizer, chosen.weights, *pairs, training, corpus)
     written = open_bundle(target)
     save_scores(written, [], card_text(written, []))
     why = f", {chosen.choice}" if chosen.choice else ""

@@ -808,7 +808,8 @@ class Trainer:
             "data": facts_of(self.corpus, self.started_from),
         }
         path = self.run_path / "model"
-        write_model(path, self.config, self.tokenizer, weights, self.validation.sources, training)
+        lines = (self.validation.sources, self.validation.references)
+        write_model(path, self.config, self.tokenizer, weights, *lines, training, lambda: self.corpus)
         say(f"model: {path}")
 
     # Failures: memory that runs out, training that diverges.

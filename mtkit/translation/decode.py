@@ -46,6 +46,7 @@ from mtkit.translation.search import (
     optimal_search,
     sample_search,
 )
+from mtkit.translation.shortlist import ListedState, Lists, Shortlist, listed_step, vocab_size_of
 
 # Decoding with the search that the settings select.
 
@@ -111,6 +112,7 @@ def decode(
     forbidden: Sequence[int] | None = None,
     fusion: Fusion | None = None,
     watch: Callable[[BeamStep], None] | None = None,
+    shortlist: Shortlist | None = None,
 ) -> list[list[Hypothesis]]:
     """Translate sentences, each a sequence of source tokens, as one batch.
 
@@ -122,7 +124,8 @@ def decode(
     the prefix, the tokens in `forbidden` are not generated; by default, these are all special ids except the end mark.
     With `fusion`, scores and log-probabilities are those of shallow fusion. If `model` is a language model, the
     sentences must be empty, and the prefixes are continued. `watch`, if given, is called after each step of beam
-    search; greedy search then runs as a beam of one that stops by count, which finds the same. Raises MtkitError if the
+    search; greedy search then runs as a beam of one that stops by count, which finds the same. If the settings ask for
+    a shortlist, only tokens on the list that `shortlist` has for a sentence are generated. Raises MtkitError if the
     settings ask for a coverage penalty and the model has no attention.
     """
     if forbidden is None:
@@ -139,6 +142,16 @@ def decode(
 
     if fusion and fusion.weight and (limit := fusion.language_model.limits.target) is not None:
         max_lengths = max_lengths.clamp(max=limit - 1)
+    inputs = sentences if model.reads_source else prefixes or sentences  # the random numbers of samples depend on them
+    lists: Lists | None = None
+    if decoding.shortlist is not None:
+        assert shortlist is not None, "callers refuse models that have none"
+        width = num_best if decoding.draws else decoding.num_hypotheses
+        lists = shortlist.lists(model, sentences, prefixes, decoding.shortlist_size, forbidden, width)
+        # Until the search has ended, tokens are now places on the list of their sentence.
+        start, end = torch.full_like(start, lists.place_of(model.boundaries.start)), lists.place_of(end)
+        forbidden, prefixes = [lists.place_of(token) for token in forbidden], lists.places(prefixes)
+        watch = None if watch is None else lists.watching(watch, vocab_size_of(model))
     constraints = _constraints(decoding, max_lengths, end)
     if not set(forbidden).isdisjoint(token for prefix in prefixes for token in prefix):
         constraints, forbidden = [never(forbidden), *constraints], ()  # constraints do not apply to prefixes
@@ -148,7 +161,10 @@ def decode(
     source = source_rows(sources, model.boundaries.source_end).to(model.device)
     step: Step[Any] = partial(next_log_probs, model, forbidden, scratch=Scratch())
     state: Any = model.encode(source, watch=decoding.coverage_penalty > 0)
+    if lists is not None:
+        step, state = listed_step(model, lists, forbidden), ListedState.begin(state, lists, model.device)
     if fusion and fusion.weight:
+        assert lists is None, "callers refuse it"
         nothing = source_rows(ragged([[]] * len(sentences)), model.boundaries.source_end).to(model.device)
         step, state = fused(step, fusion), FusedState(state, fusion.language_model.encode(nothing))
     extra_score: Callable[[Any], Tensor] | None = None
@@ -165,9 +181,9 @@ def decode(
 
     if decoding.draws:
         draw = Draw(decoding.temperature, decoding.top_k, decoding.top_p)
-        inputs = sentences if model.reads_source else prefixes or sentences
         uniform = UniformNumbers(decoding.seed, [list(each) for each in inputs], num_best)
-        return sample_search(step, state, start, max_lengths, end, num_best, draw, uniform)
+        found = sample_search(step, state, start, max_lengths, end, num_best, draw, uniform)
+        return found if lists is None else lists.restored(found)
     penalty = partial(LENGTH_PENALTIES[decoding.length_penalty_form], exponent=decoding.length_penalty)
     num_spare = num_best if num_best > 1 else 0
     is_greedy = decoding.beam_size == 1 and num_best == 1
@@ -190,6 +206,8 @@ def decode(
             groups=Groups(decoding.diversity_groups, decoding.diversity_strength),
             watch=watch,
         )
+    if lists is not None:
+        return lists.restored(found)
     if decoding.stopping != "optimal":
         return found
     extend = partial(log_probs_after, model, forbidden, constraints, sentences)

@@ -437,8 +437,9 @@ class Draw:
     def _draw_chunk(self, log_probs: Tensor, uniform: Tensor) -> Tensor:
         """Does what `__call__` does, for one chunk of the rows."""
         order = None  # (R, W, K): the tokens left after top_k; None if all are left
-        if self.top_k is not None and self.top_k < log_probs.shape[2]:
-            log_probs, order = log_probs.topk(self.top_k, dim=2)
+        # Even if it is more than there are: on shortlists, V depends on the batch, and the order of tokens must not.
+        if self.top_k is not None:
+            log_probs, order = log_probs.topk(min(self.top_k, log_probs.shape[2]), dim=2)
         weights = self._weights(log_probs)  # (R, W, K)
         if self.top_p is not None:
             smallest = _smallest_of_nucleus(weights.flatten(0, 1), self.top_p).view(*weights.shape[:2], 1)

@@ -70,6 +70,7 @@ from mtkit.translation.decode import (
 )
 from mtkit.translation.scores import Utility
 from mtkit.translation.search import BeamStep, Hypothesis
+from mtkit.translation.shortlist import Shortlist
 
 # Lines are gathered into windows, and the lines of a window are sorted by length. A window is full once it has this
 # many lines or this many characters.
@@ -194,7 +195,8 @@ class Translator:
 
     Attributes: `model`; `tokenizer`; `config`, the model's settings, of which `config.decoding` controls the search;
     `tags`, a tuple of the tags that a multilingual model knows; `engine`, which searches in place of PyTorch, or
-    `None`; `fusion`, a language model that takes part in the search, or `None`.
+    `None`; `fusion`, a language model that takes part in the search, or `None`; `shortlist`, what the lists of
+    `decoding.shortlist` are made of, or `None`.
 
     With a language model (`task: language_model`), use `generate`, `generate_lines` and `next_tokens` instead of
     `translate` and `translate_lines`; the sources given to `score` are blank.
@@ -209,8 +211,10 @@ class Translator:
         engine: Engine | None = None,
         tells_cut_off: bool = False,
         fusion: Fusion | None = None,
+        shortlist: Shortlist | None = None,
     ) -> None:
         self.model = model
+        self.shortlist = shortlist
         self.engine = engine
         self.fusion = fusion
         self.tokenizer = tokenizer
@@ -486,7 +490,9 @@ class Translator:
         """
         decoding, forbidden = self.config.decoding, self._forbidden
         if self.engine is None:
-            return decode(self.model, decoding, sentences, num_best, prefixes, forbidden, self.fusion, watch)
+            return decode(
+                self.model, decoding, sentences, num_best, prefixes, forbidden, self.fusion, watch, self.shortlist
+            )
         assert watch is None
         [found] = self.engine.decode(decoding, [(sentences, prefixes)], num_best, forbidden)
         return found
@@ -1102,6 +1108,8 @@ def _fusion(
         )
     if config.decoding.stopping == "optimal":
         raise MtkitError("decoding.stopping: exact search goes without a language model; take exact or count")
+    if config.decoding.shortlist is not None:
+        raise MtkitError("decoding.shortlist: goes without a language model; set it to null")
     if config.decoding.draws:
         raise MtkitError("decoding: samples are drawn by probabilities, which the scores with a language model are not")
     tell_of_ablation(path, found_config)
@@ -1127,7 +1135,21 @@ def _translator(
     Texts that a language model generates are never reported, since no source sets their length.
     """
     is_auto = bundle.config_with(overrides).decoding.max_length_ratio == "auto" and model.reads_source
-    return Translator(model, tokenizer, config, bundle.untrained_tags, tells_cut_off=is_auto, fusion=fusion)
+    shortlist = _shortlist(bundle) if config.decoding.shortlist is not None else None
+    return Translator(
+        model, tokenizer, config, bundle.untrained_tags, tells_cut_off=is_auto, fusion=fusion, shortlist=shortlist
+    )
+
+
+def _shortlist(bundle: Bundle) -> Shortlist:
+    """Returns the shortlist of a bundle. Raises CheckpointError if it has none, with advice on how to make one."""
+    found = Shortlist.of(bundle)
+    if found is None:
+        raise CheckpointError(
+            f"{bundle.path}: has no shortlist; mtkit train CONFIG decoding.shortlist=auto makes one, also for a "
+            "run that is finished; until then, leave decoding.shortlist at null"
+        )
+    return found
 
 
 def check_arguments(

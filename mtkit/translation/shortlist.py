@@ -1,0 +1,434 @@
+"""Shortlists: a search that considers only a few hundred likely target tokens of each source sentence.
+
+The output layer, the softmax and the choice of tokens then take a fraction of their time. A sentence's list has the
+most frequent target tokens, and the most probable translations of each of its source tokens (candidate lists: Jean et
+al. 2015, section 4; Marian's `--shortlist lex 50 50`: Kim et al. 2019). Translations of single tokens are learnt from
+the training pairs by IBM model 1 (Brown et al. 1993). Each sentence has its own list, and its softmax is over this list
+alone, so other sentences of a batch change nothing.
+
+Shapes: V target and S source vocabulary size, K translations kept of a source token, F frequent tokens, N sentences of
+a batch, L length of the longest list, R rows (sentences still being decoded), W hypotheses per sentence, U tokens that
+are on any list of a batch.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mtkit.bundle.bundle import Bundle
+from mtkit.data.batches import Rows
+from mtkit.data.corpus import Corpus, spread_blocks
+from mtkit.models.interface import Ensemble, Scratch, State, TranslationModel, log_probs_from, mean_of, next_rows
+from mtkit.text.tokenizer import Tokenizer
+from mtkit.text.vocabulary import Specials
+from mtkit.translation.search import BeamStep, Hypothesis, Step
+
+Ids = NDArray[np.int64]
+
+KEPT = 100  # K and F at most: tokens kept for each source token, and frequent ones; the largest decoding.shortlist
+
+Model = TranslationModel | Ensemble
+
+# Choosing: the list of each sentence of a batch.
+
+
+@dataclass(frozen=True)
+class Shortlist:
+    """What the lists of a model are made of."""
+
+    of_source: Tensor  # (S, K) int32, translations of each source token, most probable first, padded with -1
+    frequent: Tensor  # (F,) int32, target tokens, most frequent first
+
+    @staticmethod
+    def of(bundle: Bundle) -> "Shortlist | None":
+        """Returns the shortlist that a bundle has, or `None`; raises CheckpointError if its file is damaged."""
+        tensors = bundle.shortlist()
+        return None if tensors is None else Shortlist(**tensors)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by name, as a bundle stores them."""
+        return {"of_source": self.of_source, "frequent": self.frequent}
+
+    def lists(
+        self,
+        model: Model,
+        sentences: Sequence[Sequence[int]],
+        prefixes: Sequence[Sequence[int]],
+        count: int,
+        forbidden: Sequence[int],
+        num_hypotheses: int = 1,
+    ) -> "Lists":
+        """Returns the list of each sentence: `count` frequent tokens, and `count` translations of each source token.
+
+        The special tokens are on all lists, unless they are `forbidden` or can never be generated; so are, for each
+        sentence, the tokens of the prefix with which its translation must begin. By `num_hypotheses`, the number of
+        hypotheses that the search will have for a sentence, the sentences are grouped; this changes no list.
+        """
+        special = {model.boundaries.start, model.boundaries.target_end, *model.special.all, *forbidden}
+        first = np.array(sorted(special), dtype=np.int64)
+        never = {*model.special.never_generated, *forbidden} - {model.special.unknown}
+        marks = np.zeros((len(sentences), vocab_size_of(model)), dtype=np.bool_)  # (N, V) whether a token is on a list
+        marks[:, [token for token in special if token not in never]] = True
+        if model.special.unknown in forbidden:
+            marks[:, model.special.unknown] = False
+        marks[:, self.frequent.numpy()[:count]] = True
+        source = np.concatenate([np.asarray(sentence, dtype=np.int64) for sentence in sentences])
+        likely = self.of_source.numpy()[source, :count]  # (tokens, count)
+        rows = np.repeat(np.arange(len(sentences)), list(map(len, sentences)))
+        marks[np.repeat(rows, likely.shape[1])[likely.ravel() >= 0], likely[likely >= 0]] = True
+        marks[:, model.untrained] = False
+        for row, prefix in enumerate(prefixes):
+            marks[row, list(prefix)] = True
+        return Lists.of(first, marks, _group_size(model, num_hypotheses))
+
+
+def vocab_size_of(model: Model) -> int:
+    """Returns the size of the target vocabulary."""
+    return len((model.members[0] if isinstance(model, Ensemble) else model).output.weight)
+
+
+GROUP_ROWS = 64  # hypotheses whose logits are computed together: fewer lists have fewer tokens in all
+
+
+def _group_size(model: Model, num_hypotheses: int) -> int | None:
+    """Returns how many sentences are in a group; `None` if all are, since small products would take longer there."""
+    members = model.members if isinstance(model, Ensemble) else [model]
+    if model.device.type != "cpu" or any(member.output.is_replaced for member in members):
+        return None
+    return max(1, GROUP_ROWS // num_hypotheses)
+
+
+@dataclass(frozen=True)
+class Lists:
+    """The lists of the sentences of a batch, in the order of the batch; on the CPU.
+
+    A search with lists runs on places: a token is the number of its place on the list of its sentence.
+    """
+
+    tokens: Tensor  # (N, L) int64, ids; after the end of a list, any of the first tokens
+    real: Tensor  # (N, L) whether a token is on the list: special tokens have a place even where they are not
+    columns: list[Tensor]  # of each group of sentences: ids (U,) of all tokens of all its lists, ascending
+    index: Tensor  # (N, L) where each token is among the columns of the group
+    group_sizes: tuple[int, ...]  # sentences in each group; the groups follow one another
+    num_first: int  # tokens at the beginning of each list that all lists have at the same places
+
+    @staticmethod
+    def of(first: Ids, marks: NDArray[np.bool_], group_size: int | None = None) -> "Lists":
+        """Returns the lists of the tokens marked in `marks` (N, V), with the tokens `first` before the others.
+
+        There are `group_size` sentences in a group; with `None`, all are in one.
+        """
+        real_first = marks[:, first]
+        marks[:, first] = False
+        lengths = marks.sum(1)
+        rows, others = marks.nonzero()
+        places = len(first) + np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        longest = len(first) + int(lengths.max())
+        tokens, real = np.full((len(marks), longest), first[0]), np.zeros((len(marks), longest), dtype=np.bool_)
+        tokens[:, : len(first)], real[:, : len(first)] = first, real_first
+        tokens[rows, places], real[rows, places] = others, True
+        columns, index, size = [], np.zeros_like(tokens), group_size or len(marks)
+        groups = [slice(begin, min(begin + size, len(marks))) for begin in range(0, len(marks), size)]
+        for group in groups:
+            marked: NDArray[np.bool_] = np.logical_or.reduce(marks[group])
+            marked[first] = True
+            columns.append(torch.from_numpy(marked.nonzero()[0]))
+            index[group] = (np.cumsum(marked) - 1)[tokens[group]]
+        parts = [torch.from_numpy(part) for part in (tokens, real, index)]
+        group_sizes = tuple(group.stop - group.start for group in groups)
+        return Lists(parts[0], parts[1], columns, parts[2], group_sizes, len(first))
+
+    def place_of(self, token: int) -> int:
+        """Returns the place of one of the first tokens, which is the same on all lists."""
+        return self.tokens[0, : self.num_first].tolist().index(token)
+
+    def places(self, sequences: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Returns the places of the tokens of a sequence for each sentence, all of which must be on its list."""
+        found = []
+        for tokens, own in zip(sequences, self.tokens if sequences else [], strict=False):
+            places = {token: place for place, token in reversed(list(enumerate(own.tolist())))} if tokens else {}
+            found.append([places[token] for token in tokens])
+        return found
+
+    def restored(self, found: list[list[Hypothesis]]) -> list[list[Hypothesis]]:
+        """Returns hypotheses of ids, of hypotheses of places."""
+        return [
+            [replace(h, tokens=own[h.tokens].tolist()) if h.tokens else h for h in hypotheses]
+            for own, hypotheses in zip(self.tokens, found, strict=True)
+        ]
+
+    def watching(self, watch: Callable[[BeamStep], None], vocab_size: int) -> Callable[[BeamStep], None]:
+        """Returns a function that calls `watch` with steps of ids, of steps of places; other tokens have -inf."""
+
+        def watch_ids(step: BeamStep) -> None:
+            tokens = self.tokens.to(step.rows.device)[step.rows]  # (R, L)
+            log_probs = step.log_probs
+            whole = log_probs.new_full((*log_probs.shape[:2], vocab_size), -torch.inf)
+            real = self.real.to(step.rows.device)[step.rows, None].expand_as(log_probs)
+            whole.scatter_reduce_(
+                2, tokens[:, None].expand_as(log_probs), log_probs.masked_fill(~real, -torch.inf), "amax"
+            )
+            ended, alive = (replace(each, tokens=tokens.gather(1, each.tokens)) for each in (step.ended, step.alive))
+            watch(replace(step, log_probs=whole, ended=ended, alive=alive))
+
+        return watch_ids
+
+
+# Searching on the lists.
+
+
+@dataclass(frozen=True)
+class ListedState:
+    """A decoding state, with the list of the sentence of each row."""
+
+    state: State
+    tokens: Tensor  # (R, L)
+    index: Tensor  # (R, 1, L)
+    outside: Tensor  # (R, 1, L) whether a token is not on the list
+    group_rows: tuple[int, ...]  # rows of each group, which follow one another
+
+    @staticmethod
+    def begin(state: State, lists: Lists, device: torch.device) -> "ListedState":
+        """Returns the state before the first step, with one row for each sentence."""
+        tokens, index, outside = (part.to(device) for part in (lists.tokens, lists.index, ~lists.real))
+        return ListedState(state, tokens, index[:, None], outside[:, None], lists.group_sizes)
+
+    @property
+    def attention(self) -> list[Tensor]:
+        """The attention weights of the model."""
+        return self.state.attention
+
+    def branch(self, parents: Tensor) -> Self:
+        """Returns a state whose hypothesis w of row r continues hypothesis `parents[r, w]`; `parents` is (R, W')."""
+        return replace(self, state=self.state.branch(parents))
+
+    def keep(self, sentences: Tensor) -> Self:
+        """Returns a state with only the rows listed in `sentences`, (R',) int64, which must be ascending."""
+        parts = (self.tokens[sentences], self.index[sentences], self.outside[sentences])
+        group_rows: tuple[int, ...] = (len(sentences),)
+        if len(self.group_rows) > 1:
+            groups = np.repeat(np.arange(len(self.group_rows)), self.group_rows)[sentences.numpy()]
+            group_rows = tuple(np.bincount(groups, minlength=len(self.group_rows)).tolist())
+        return type(self)(self.state.keep(sentences), *parts, group_rows)
+
+
+def listed_step(model: Model, lists: Lists, forbidden: Sequence[int]) -> Step[ListedState]:
+    """Returns a step of a search on lists: places (R, W) to log-probabilities (R, W, L).
+
+    A softmax is over the list of a sentence alone; of an ensemble, each member has one. The log-probabilities of the
+    places `forbidden` are -inf, and so are those of places that have no token on the list.
+
+    The logits of all tokens on any list of a group of sentences are computed together, of which each row then takes its
+    own. That is faster than a product for each sentence, whose weights would have to be read from memory at each step.
+    """
+    members = model.members if isinstance(model, Ensemble) else [model]
+    heads = [[member.output.of(columns.to(model.device)) for columns in lists.columns] for member in members]
+    scratches = [Scratch() for _ in members]
+    barred = torch.tensor(list(forbidden), dtype=torch.int64, device=model.device)
+
+    def step(places: Tensor, listed: ListedState) -> tuple[Tensor, ListedState]:
+        rows = next_rows(listed.tokens.gather(1, places), listed.state)
+        features, state = _features_of(model, rows, listed.state)
+        found = []
+        for feature, own_heads, scratch in zip(features, heads, scratches, strict=True):
+            logits = _own_logits(own_heads, feature, listed)
+            found.append(log_probs_from(logits.masked_fill_(listed.outside, -torch.inf), scratch))
+        return mean_of(found).index_fill_(2, barred, -torch.inf), replace(listed, state=state)
+
+    return step
+
+
+def _features_of(model: Model, rows: Rows, state: State) -> tuple[list[Tensor], State]:
+    """Returns the features (R, W, D) of each member of an ensemble, or of the only model, and the new state."""
+    if isinstance(model, Ensemble):
+        return model.features(rows, state)
+    features, state = model.decode(rows, state)
+    return [features], state
+
+
+def _own_logits(heads: Sequence[Callable[[Tensor], Tensor]], features: Tensor, listed: ListedState) -> Tensor:
+    """Returns the logits (R, W, L) of the tokens on the list of each row; `heads` has the layer of each group."""
+    logits, begin = [], 0
+    for head, num_rows in zip(heads, listed.group_rows, strict=True):
+        if num_rows:
+            rows = slice(begin, begin + num_rows)
+            of_group = head(features[rows])  # (rows, W, U)
+            logits.append(of_group.gather(2, listed.index[rows].expand(-1, of_group.shape[1], -1)))
+            begin += num_rows
+    return torch.cat(logits) if len(logits) > 1 else logits[0]
+
+
+# Counting: IBM model 1.
+
+MOST_PAIRS = 200_000  # training pairs that are counted; more change few of the lists
+MOST_LINKS = 1 << 25  # links (a source token and a target token of a pair) that are counted, 4 bytes each
+CHUNK_LINKS = 1 << 21  # links that are made at a time
+ITERATIONS = 4  # of expectation maximisation
+
+
+def count_shortlist(corpus: Corpus, tokenizer: Tokenizer) -> Shortlist | None:
+    """Returns the shortlist of the training pairs; `None` if they have no tokens.
+
+    Where source and target share a vocabulary, each token is the first of its own translations: names are copied.
+    """
+    source_size, target_size = tokenizer.source_vocab_size, tokenizer.target_vocab_size
+    found = model_1(sample_of(corpus, tokenizer.specials), source_size, target_size)
+    frequent = most_frequent(sample_of(corpus, tokenizer.specials), target_size)
+    if not len(frequent):
+        return None
+    best = likeliest(found, source_size)
+    if tokenizer.is_shared:
+        best = with_copies(best, tokenizer.specials.source.all)
+    return Shortlist(torch.from_numpy(best), torch.from_numpy(frequent))
+
+
+@dataclass(frozen=True)
+class TokenPairs:
+    """Pairs of token sequences, one after the other, without special tokens; no sequence is empty."""
+
+    source: Ids  # the tokens of all sources
+    target: Ids
+    source_lengths: Ids  # (pairs,)
+    target_lengths: Ids
+
+
+def sample_of(corpus: Corpus, specials: Specials, most_pairs: int = MOST_PAIRS) -> Iterator[TokenPairs]:
+    """Yields the pairs of a corpus, or at most `most_pairs` of them in blocks spread over it."""
+    for begin, end in spread_blocks(len(corpus), most_pairs):
+        sides = []
+        for tokens, offsets, special in (
+            (corpus.source_tokens, corpus.source_offsets, specials.source),
+            (corpus.target_tokens, corpus.target_offsets, specials.target),
+        ):
+            bounds = offsets[begin : end + 1].astype(np.int64)
+            ids = tokens[bounds[0] : bounds[-1]].astype(np.int64)
+            sides.append(_without(ids, np.diff(bounds), special.all))
+        yield _whole(*sides)
+
+
+def _without(ids: Ids, lengths: Ids, special: Sequence[int]) -> tuple[Ids, Ids]:
+    """Returns sequences without special tokens: all tokens, and the lengths."""
+    kept = ~np.isin(ids, special)
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    return ids[kept], np.bincount(rows[kept], minlength=len(lengths))
+
+
+def _whole(source: tuple[Ids, Ids], target: tuple[Ids, Ids]) -> TokenPairs:
+    """Returns the pairs of which neither side is empty."""
+    whole = (source[1] > 0) & (target[1] > 0)
+    (sources, source_lengths), (targets, target_lengths) = (
+        (ids[np.repeat(whole, lengths)], lengths[whole]) for ids, lengths in (source, target)
+    )
+    return TokenPairs(sources, targets, source_lengths, target_lengths)
+
+
+def links_of(pairs: TokenPairs, null: int) -> Iterator[tuple[Ids, Ids, Ids]]:
+    """Yields all links of some pairs at a time: source tokens, target tokens, and where each target token begins.
+
+    The links of a target token stand together: with `null`, which stands for no source token, then with each token of
+    its source.
+    """
+    num_links = np.cumsum((pairs.source_lengths + 1) * pairs.target_lengths)
+    source_ends, target_ends = np.cumsum(pairs.source_lengths), np.cumsum(pairs.target_lengths)
+    begin = 0
+    while begin < len(num_links):
+        before = num_links[begin - 1] if begin else 0
+        end = max(begin + 1, int(np.searchsorted(num_links, before + CHUNK_LINKS, side="right")))
+        chosen = slice(begin, end)
+        lengths, target_lengths = pairs.source_lengths[chosen], pairs.target_lengths[chosen]
+        targets = pairs.target[target_ends[begin] - target_lengths[0] : target_ends[end - 1]]
+        counts = np.repeat(lengths + 1, target_lengths)  # links of each target token
+        begins = np.cumsum(counts) - counts
+        place = np.arange(counts.sum()) - np.repeat(begins, counts)  # 0 is for null
+        first = np.repeat(np.repeat(source_ends[chosen] - lengths, target_lengths), counts)
+        sources = np.where(place == 0, null, pairs.source[first + np.maximum(place - 1, 0)])
+        yield sources, np.repeat(targets, counts), begins
+        begin = end
+
+
+@dataclass(frozen=True)
+class Translations:
+    """Probabilities of single target tokens, given single source tokens, sorted by source and target.
+
+    A source token may be the number after the last one, which stands for no token (Brown's null).
+    """
+
+    source: Ids
+    target: Ids
+    probability: NDArray[np.float64]
+
+
+def model_1(samples: Iterator[TokenPairs], source_size: int, target_size: int) -> Translations:
+    """Returns t(target | source) of IBM model 1 (Brown et al. 1993), after some iterations from equal probabilities."""
+    keys, chunks = _counted(samples, source_size, target_size)
+    source, target = keys // target_size, keys % target_size
+    probability = np.ones(len(keys))
+    for _ in range(ITERATIONS):
+        counts = np.zeros(len(keys))
+        for index, begins in chunks:
+            share = probability[index]
+            sums = np.add.reduceat(share, begins)
+            share /= np.repeat(sums, np.diff(begins, append=len(index)))
+            counts += np.bincount(index, share, minlength=len(keys))
+        probability = counts / np.bincount(source, counts, minlength=source_size + 1)[source]
+    return Translations(source, target, probability)
+
+
+def _counted(
+    samples: Iterator[TokenPairs], source_size: int, target_size: int
+) -> tuple[Ids, list[tuple[NDArray[np.int32], Ids]]]:
+    """Returns the different links as sorted keys and, of each chunk, the index of each link's key and the groups.
+
+    A key is source x `target_size` + target.
+    """
+    own: list[tuple[Ids, NDArray[np.int32], Ids]] = []
+    num_links = 0
+    for pairs in samples:
+        for sources, targets, begins in links_of(pairs, source_size):
+            keys, index = np.unique(sources * target_size + targets, return_inverse=True)
+            own.append((keys, index.astype(np.int32), begins))
+            num_links += len(index)
+        if num_links >= MOST_LINKS:
+            break
+    if not own:
+        return np.zeros(0, np.int64), []
+    every = np.unique(np.concatenate([keys for keys, _, _ in own]))
+    chunks = [(np.searchsorted(every, keys).astype(np.int32)[index], begins) for keys, index, begins in own]
+    return every, chunks
+
+
+def likeliest(found: Translations, source_size: int, kept: int = KEPT) -> NDArray[np.int32]:
+    """Returns the `kept` most probable translations of each source token (S, kept), best first, padded with -1."""
+    real = found.source < source_size
+    source, target, probability = found.source[real], found.target[real], found.probability[real]
+    order = np.lexsort((target, -probability, source))
+    source, target = source[order], target[order]
+    rank = np.arange(len(source)) - np.searchsorted(source, source)
+    best = np.full((source_size, kept), -1, dtype=np.int32)
+    best[source[rank < kept], rank[rank < kept]] = target[rank < kept]
+    return best
+
+
+def with_copies(best: NDArray[np.int32], special: Sequence[int]) -> NDArray[np.int32]:
+    """Returns translations (S, K) in which each token that is not special is the first of its own."""
+    found = best.copy()
+    for token in np.setdiff1d(np.arange(len(best)), special).tolist():
+        others = best[token][best[token] != token][: best.shape[1] - 1]
+        found[token, : len(others) + 1] = [token, *others]
+        found[token, len(others) + 1 :] = -1
+    return found
+
+
+def most_frequent(samples: Iterator[TokenPairs], target_size: int, kept: int = KEPT) -> NDArray[np.int32]:
+    """Returns the target tokens that occur most often (F,), most frequent first."""
+    counts = np.zeros(target_size, dtype=np.int64)
+    for pairs in samples:
+        counts += np.bincount(pairs.target, minlength=target_size)
+    order = np.argsort(-counts, kind="stable")[:kept]
+    return order[counts[order] > 0].astype(np.int32)
