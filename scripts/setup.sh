@@ -57,7 +57,7 @@ if [[ ! -f $stamp || $(<"$stamp") != "$wanted" ]]; then
     # Python compiles a module when it is first imported. That is done here once, while the last call of pip takes the
     # other core, and not in each process of the tests.
     env -u PYTHONDONTWRITEBYTECODE "$venv/bin/python" -c \
-      'import torch._dynamo, transformers, matplotlib.pyplot, tensorboard, sacrebleu, typer' 2>/dev/null &
+      'import torch._dynamo, transformers' 2>/dev/null &
   fi
   install --constraint scripts/constraints.txt --editable ".${extras:+[$extras]}"
   wait
