@@ -155,11 +155,23 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that runs slow tests, too."""
+    parser.addoption("--slow", action="store_true", help="run the tests that are marked slow, too, as .ci/run does")
+
+
 SLOW_TEST = 300  # a test that is marked slow counts as so many others
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the files that take longest first where several processes share them, so that none runs long after others."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip slow tests unless they are asked for, and have the files that take longest come first.
+
+    Where several processes share the files, none then runs long after the others.
+    """
+    if not config.getoption("slow"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="takes half a minute; run with --slow"))
     if "PYTEST_XDIST_WORKER" not in os.environ:
         return
     weights: Counter[Path] = Counter()

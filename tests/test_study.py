@@ -58,7 +58,6 @@ def write(few_pairs: CorpusFiles, tmp_path: Path) -> Callable[..., Path]:
     return written
 
 
-@pytest.mark.slow
 def test_a_study_that_was_stopped_repeats_nothing_and_its_table_says_what_the_logs_say(
     study, write, tmp_path, monkeypatch
 ):

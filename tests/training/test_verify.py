@@ -543,7 +543,6 @@ def trainings_wait_to_be_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.usefixtures("trainings_wait_to_be_killed")
-@pytest.mark.slow  # four trainings
 def test_a_killed_training_of_a_run_is_proved_to_end_as_one_that_was_left_alone(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
