@@ -13,7 +13,7 @@ from sacrebleu.tokenizers.tokenizer_spm import SPM_MODELS
 
 import mtkit.translation.scores
 from mtkit.errors import MtkitError
-from mtkit.translation.scores import bleu, tokenizer_of, unspaced
+from mtkit.translation.scores import bleu, bleu_of, bleu_statistics, tokenizer_of, unspaced
 from tests.evaluation.test_comparisons import Run, corpus, corrupted, run, write
 from tests.forked import SACREBLEU as COMMAND
 from tests.forked import output_of
@@ -269,3 +269,14 @@ def test_a_tokenizer_that_is_missing_is_told_before_anything_is_translated(
     # Which can be followed.
     for options in (("--tokenize", "char"), ("--metrics", "chrf")):
         assert run(tiny_run, "--languages", "en-ja-JP", *options)[0] == 0
+
+
+def test_sums_of_statistics_give_the_bleu_of_the_corpus() -> None:
+    hypotheses = ["A dog runs fast.", "Two men talk in the rain .", "a cat"]
+    references = [["A dog runs very fast.", "Two men are talking in the rain.", "The cat sleeps."]]
+    statistics = bleu_statistics(hypotheses, references, "en")
+    for chosen in ([0, 1, 2], [0, 0, 1]):  # all, and a resample
+        [score] = bleu_of(statistics[chosen].sum(0)[None])
+        wanted = BLEU().corpus_score([hypotheses[i] for i in chosen], [[references[0][i] for i in chosen]]).score
+        assert 0 < wanted < 100
+        assert score == pytest.approx(wanted, abs=1e-9)
