@@ -111,8 +111,8 @@ def _is_plain(text: str) -> bool:
     """
     if len(text) > 1_000_000:  # at most 1,400 lines, each indented more than the one before it
         return False
-    rest = _COMMENT.sub("", text)
-    return sum(map(rest.count, "[{-")) < 2_000 and not _READ_DIFFERENTLY.search(rest)
+    # All brackets count, since what looks like a comment may stand within quotes: "a # ": [[[
+    return sum(map(text.count, "[{-")) < 2_000 and not _READ_DIFFERENTLY.search(_COMMENT.sub("", text))
 
 
 @lru_cache(maxsize=32)  # PyYAML's own parser takes 20 ms for the settings of a run, which commands read several times

@@ -17,14 +17,13 @@ from torch import Tensor
 import mtkit
 from mtkit.bundle.bundle import SHORTLIST, open_bundle
 from mtkit.bundle.info import info_of, info_text, pack
-from mtkit.config.data_and_model_settings import TokenizerConfig
 from mtkit.config.settings import Config
 from mtkit.errors import CheckpointError, MtkitError
 from mtkit.exchange.formats import extend
 from mtkit.models.interface import Ensemble
 from mtkit.models.registry import speed_up
 from mtkit.pipeline import run_train
-from mtkit.text.tokenizer import Tokenizer, train_tokenizer
+from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.vocabulary import END, UNKNOWN
 from mtkit.training.records import bundle
 from mtkit.translation.decode import decode
@@ -43,17 +42,10 @@ from mtkit.translation.stream import check
 from mtkit.translation.translator import Translator
 from tests.commands.test_cli import Call, call  # noqa: F401
 from tests.translation.test_translator import ARCHITECTURES, random_translator, sentences, settings
+from tests.translation.test_translator import tokenizer as tokenizer
 
 LINES = sentences(8)
 SIZE = 6
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    directory = tmp_path_factory.mktemp("tokenizer")
-    lines = sentences(50)
-    train_tokenizer(lambda: lines, lambda: lines, TokenizerConfig(vocab_size=320), directory)
-    return Tokenizer.load(directory)
 
 
 def shortlist_of(tokenizer: Tokenizer, seed: int = 3) -> Shortlist:
