@@ -473,10 +473,9 @@ def parsed_record(text: str) -> Record:
         found: Record = json.loads(text)
         sets, parts = found["sets"], found.get("parts", {})
         tables = [np.array(rows, dtype=np.float64) for rows in sets.values()]  # ValueError if rows differ in length
-        places = [place for part in parts.values() for place in part]
-        fits = all(table.ndim == 2 for table in tables if len(table)) and set(places) <= set(
-            range(len(sets.get("all", [])))
-        )
+        places = {place for part in parts.values() for place in part}
+        sentences = range(len(sets.get("all", [])))
+        fits = places <= set(sentences) and all(table.ndim == 2 for table in tables if len(table))
     except (LookupError, TypeError, AttributeError):
         fits = False
     if not fits:
