@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Literal, Protocol, TypeVar
 
 import numpy as np
@@ -443,10 +443,10 @@ class Batch:
         """Returns a copy of the batch on a device; the copying is asynchronous if the batch is in pinned memory."""
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def halves(self) -> tuple["Batch", "Batch"]:
-        """Divides a batch of two or more rows into two; their losses add up to that of the whole."""
-        middle = len(self.labels) // 2
-        return self._between(0, middle), self._between(middle, len(self.labels))
+    def parts(self, number: int) -> list["Batch"]:
+        """Divides a batch of at least `number` rows into as many batches; their losses add up to that of the whole."""
+        bounds = [place * len(self.labels) // number for place in range(number + 1)]
+        return [self._between(begin, end) for begin, end in pairwise(bounds)]
 
     def _between(self, begin: int, end: int) -> "Batch":
         source, target = self.source.between(begin, end), self.target.between(begin, end)

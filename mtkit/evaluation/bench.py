@@ -1060,11 +1060,14 @@ def profiled(work: Callable[[], object], device: torch.device) -> list[tuple[str
     """Returns the operators that `work` calls, each with its seconds and its number of calls.
 
     The seconds are those on the GPU if `device` is a CUDA device, else those on the CPU, without the seconds of other
-    operators that the operator calls. The operator with the most seconds comes first.
+    operators that the operator calls; they are added up over all threads that call operators. The operator with the
+    most seconds comes first.
     """
     activity = torch.profiler.ProfilerActivity
     on_gpu = device.type == "cuda"
-    with torch.profiler.profile(activities=[activity.CPU, *([activity.CUDA] if on_gpu else [])]) as profile:
+    all_threads = torch.profiler._ExperimentalConfig(profile_all_threads=True)  # type: ignore[attr-defined]
+    activities = [activity.CPU, *([activity.CUDA] if on_gpu else [])]
+    with torch.profiler.profile(activities=activities, experimental_config=all_threads) as profile:
         work()
         synchronize(device)
     found = [

@@ -3,6 +3,7 @@
 Shapes: R rows, L length, Q queries, N keys, S source length, H heads, K width of a head, D model width, P positions.
 """
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar, cast
@@ -64,9 +65,10 @@ class SinusoidalPositions(nn.Module):
 
     def forward(self, positions: Tensor, length: int) -> Tensor:
         """Returns the embeddings (R, L, D) of `positions` (R, L), all of which must be less than `length`."""
-        if length > len(self.table):
-            self.table = self.make_table(2 * length).to(self.table)
-        return F.embedding(positions, self.table)
+        table = self.table
+        if length > len(table):
+            table = self.table = self.make_table(2 * length).to(table)
+        return F.embedding(positions, table)
 
 
 class LearnedPositions(nn.Module):
@@ -161,15 +163,16 @@ class RotaryPositions(nn.Module):
         With `consecutive=True`, the positions in each row are 0, 1, 2 and so on, except for padding. In training on a
         CPU, vectors are then multiplied by a rotation matrix for each position, which takes half the time.
         """
-        if length > len(self.table):
-            self.table = sinusoids(2 * length, self.table.shape[1])
-        self.table = self.table.to(positions.device)
-        sines, cosines = F.embedding(positions, self.table)[:, None].chunk(2, -1)
+        table = self.table
+        if length > len(table):
+            table = sinusoids(2 * length, table.shape[1])
+        self.table = table = table.to(positions.device)
+        sines, cosines = F.embedding(positions, table)[:, None].chunk(2, -1)
         if not torch.is_grad_enabled():  # a step of a search has few numbers, so that operators count
             return Rotation(torch.cat([-sines, sines], -1), torch.cat([cosines, cosines], -1))
         if not consecutive or positions.device.type != "cpu":
             return Rotation(sines, cosines)
-        sine, cosine = (part.diag_embed() for part in self.table[: positions.shape[1]].chunk(2, -1))  # (L, K/2, K/2)
+        sine, cosine = (part.diag_embed() for part in table[: positions.shape[1]].chunk(2, -1))  # (L, K/2, K/2)
         matrices = torch.cat([torch.cat([cosine, sine], 2), torch.cat([-sine, cosine], 2)], 1)
         return Rotation(sines, cosines, matrices)
 
@@ -254,6 +257,28 @@ POSITIONS: dict[str, Callable[[TransformerConfig], nn.Module] | None] = {
 LEVELS = 1 << 16  # on a CPU, the rate is rounded to a multiple of 1 / LEVELS, but never to 0 or 1
 
 
+class _Random(threading.local):
+    """The generator of random numbers of each thread; `None` stands for PyTorch's default generator."""
+
+    generator: torch.Generator | None = None
+
+
+_random = _Random()
+
+
+def draw_from(generator: torch.Generator | None) -> None:
+    """Has forward passes in this thread draw their random numbers from `generator`, which is one on the CPU.
+
+    With `None`, they draw them from PyTorch's default generator again, which all threads share.
+    """
+    _random.generator = generator
+
+
+def random_generator() -> torch.Generator | None:
+    """Returns the generator on the CPU from which this thread draws; `None` stands for PyTorch's default generator."""
+    return _random.generator
+
+
 def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
     """Sets each value of `x` to zero with probability `rate`, and divides the other values by 1 - `rate`.
 
@@ -266,7 +291,7 @@ def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
     dropped = min(max(round(rate * LEVELS), 1), LEVELS - 1)
     # The seed is drawn from PyTorch's generator, so that the same state of that generator gives the same dropout.
     seed = np.empty(1, dtype=np.int64)
-    torch.from_numpy(seed).random_()  # writes into `seed`
+    torch.from_numpy(seed).random_(generator=random_generator())  # writes into `seed`
     words = torch.from_numpy(np.random.SFC64(seed).random_raw((x.numel() + 3) // 4))
     drawn = words.view(torch.int16)[: x.numel()].view(x.shape)
     factor = torch.empty(x.shape, dtype=x.dtype, device="cpu")
@@ -629,7 +654,7 @@ def draw_layers(num_layers: int, rate: float, training: bool) -> list[bool]:
     """
     if not training or rate == 0.0:
         return [True] * num_layers
-    drawn: list[bool] = (torch.rand(num_layers, device="cpu") >= rate).tolist()
+    drawn: list[bool] = (torch.rand(num_layers, device="cpu", generator=random_generator()) >= rate).tolist()
     return drawn
 
 

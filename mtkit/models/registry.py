@@ -361,14 +361,16 @@ def pick_precision(name: str, device: torch.device, d_model: int) -> str:
     return "fp32"
 
 
-def mixed_precision(device: torch.device, precision: str) -> AbstractContextManager[object]:
+def mixed_precision(device: torch.device, precision: str, keeps_casts: bool = True) -> AbstractContextManager[object]:
     """Returns an autocast context for bf16 or fp16; for fp32, returns a context that does nothing.
 
-    Under autocast, matrix products are computed in bf16 or fp16, while the weights stay in fp32.
+    Under autocast, matrix products are computed in bf16 or fp16, while the weights stay in fp32. Each weight is cast
+    once, and the result is kept until the context ends. Since all threads of a process share these results, threads
+    that compute at the same time need `keeps_casts=False`, which casts a weight each time it is used.
     """
     if precision == "fp32":
         return nullcontext()
-    return torch.autocast(device.type, DTYPES[precision])
+    return torch.autocast(device.type, DTYPES[precision], cache_enabled=keeps_casts)
 
 
 # Which precision.

@@ -7,8 +7,10 @@ those of the losses are explained where the losses begin.
 
 import copy
 import math
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -40,7 +42,7 @@ from mtkit.data.batches import (
 from mtkit.errors import MtkitError, is_out_of_memory, say, working
 from mtkit.files import Stop
 from mtkit.models.interface import SLICE_ELEMENTS, Output, TranslationModel
-from mtkit.models.layers import compute_dtype
+from mtkit.models.layers import compute_dtype, draw_from, random_generator
 from mtkit.models.registry import mixed_precision, return_freed_memory
 from mtkit.models.transformer import MaskedModel, call_layer, recompute_layers, stacks_of
 from mtkit.training.distributed import ALONE, GradientSum, Ranks
@@ -407,7 +409,7 @@ def cut_tokens(rows: Rows, share: float, mark: int) -> Tensor:
 
     Each token is True with probability `share`, except that padding and the token `mark` are always False.
     """
-    drawn = torch.rand(rows.ids.shape, device=rows.ids.device) < share
+    drawn = torch.rand(rows.ids.shape, device=rows.ids.device, generator=random_generator()) < share
     return drawn & rows.mask & (rows.ids != mark)
 
 
@@ -471,6 +473,11 @@ class LossScaler:
         """Returns the loss multiplied by the scale; `backward` is to be called on this product."""
         return self._scaler.scale(loss)
 
+    @property
+    def is_enabled(self) -> bool:
+        """Whether the loss is scaled, as in fp16."""
+        return self._scaler.is_enabled()
+
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
         """Divide the gradients by the scale; to be called once in each update, before the gradients are read."""
         self._scaler.unscale_(optimizer)
@@ -530,6 +537,7 @@ class Updater:
         self.scaler = scaler
         self.ranks = ranks
         self._gradients = GradientSum(state.model, ranks) if ranks.are_many else None
+        self._threads: dict[int, ThreadPoolExecutor] = {}  # by their number
         self.batch: Batch | None = None  # the current batch: if memory runs out, the error message says its shape
 
     def update(self, batches: Sequence[Batch], step: int, rate: float, tokens: int | None = None) -> Update:
@@ -538,6 +546,9 @@ class Updater:
         The loss is summed over all batches of all ranks, then divided by the number of target tokens in these batches.
         If the loss or the gradient is not finite, the weights stay unchanged. `tokens` is the number of these target
         tokens; without it, the ranks count them.
+
+        On a CPU on which PyTorch has several threads, a batch is divided into parts, which are computed at the same
+        time, each by a thread of its own.
 
         If memory runs out in a forward or backward pass, and the object was made with `splits=True`, the gradient is
         computed anew from the two halves of each batch, if need be from the halves of these, down to single rows; a
@@ -558,7 +569,7 @@ class Updater:
             if state.model.device.type == "cuda":
                 torch.cuda.empty_cache()
             whole = max(parts, key=lambda batch: batch.target.ids.numel())
-            parts = [half for batch in parts for half in (batch.halves() if len(batch.labels) > 1 else (batch,))]
+            parts = [half for batch in parts for half in batch.parts(min(2, len(batch.labels)))]
             say(
                 f"mtkit: warning: out of memory in step {step:,}, with {len(whole.labels):,} rows of "
                 f"{whole.source.ids.shape[1]:,} source and {whole.target.ids.shape[1]:,} target tokens; the gradient "
@@ -592,14 +603,66 @@ class Updater:
             # Each batch has a seed of its own, so that checkpoints need not hold a random state. The ranks take the
             # batches in turn, so this is the number of the batch in the update, as in a process that is alone.
             place = number * self.ranks.count + self.ranks.rank
+            if (num_parts := self._num_parts(batch)) > 1:
+                sums.append(self._passes_of_parts(batch.parts(num_parts), step, place, tokens))
+                continue
             seed_device(state.model.device, random_seed(settings.seed, step, place))
             if self._gradients and number == len(batches) - 1:
                 self._gradients.begin()
-            with mixed_precision(state.model.device, state.progress.precision):
-                loss = OBJECTIVES[settings.consistency](state.model, batch.to(state.model.device), settings)
-            self.scaler.scaled(loss.total / tokens).backward()  # type: ignore[no-untyped-call]
+            loss = self._loss(batch.to(state.model.device), tokens)
+            loss.total.backward()  # type: ignore[no-untyped-call]
             sums.append(loss.sums)
         return torch.stack(sums).sum(0), sum(batch.padding for batch in batches) / len(batches)
+
+    def _loss(self, batch: Batch, tokens: int, alone: bool = True) -> BatchLoss:
+        """Returns the loss of a batch; its `total` is divided by `tokens` and multiplied by the loss scale.
+
+        `alone=False` says that other threads compute losses at the same time.
+        """
+        state, settings = self.state, self.settings
+        with mixed_precision(state.model.device, state.progress.precision, keeps_casts=alone):
+            loss = OBJECTIVES[settings.consistency](state.model, batch, settings)
+        return replace(loss, total=self.scaler.scaled(loss.total / tokens))
+
+    def _num_parts(self, batch: Batch) -> int:
+        """Returns how many parts of a batch are computed at the same time; 1 means that the batch stays whole.
+
+        The number depends only on the batch, the settings and the number of PyTorch's threads.
+        """
+        model, settings, num_threads = self.state.model, self.settings, torch.get_num_threads()
+        if model.device.type != "cpu" or num_threads == 1:
+            return 1
+        # The random numbers of compiled code, and of layers that are computed again, come from PyTorch's default
+        # generator, which all threads share. The loss of a masked model is not a sum over its rows.
+        is_divisible = not (settings.recompute or self.scaler.is_enabled or isinstance(model, MaskedModel))
+        if not is_divisible or is_compiled(settings, model.device, self.state.progress.precision):
+            return 1
+        most = min(len(batch.labels), batch.labels.numel() // LEAST_PART_TOKENS, MOST_PARTS)
+        return next((number for number in range(most, 1, -1) if num_threads % number == 0), 1)
+
+    def _passes_of_parts(self, parts: Sequence[Batch], step: int, place: int, tokens: int) -> Tensor:
+        """Adds the gradient of a batch, computed from its parts at the same time; returns its `BatchLoss.sums`.
+
+        Each part draws its random numbers from a generator of its own, and the gradients of the parts are added in
+        their order, so the result does not depend on which thread is done first.
+        """
+        if len(parts) not in self._threads:
+            self._threads[len(parts)] = part_threads(len(parts))
+        parameters = [parameter for parameter in self.state.model.parameters() if parameter.requires_grad]
+
+        def passes(part: Batch, number: int) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+            generator = torch.Generator()
+            draw_from(generator.manual_seed(random_seed(self.settings.seed, step, place, number)))
+            loss = self._loss(part, tokens, alone=False)
+            return loss.sums, torch.autograd.grad(loss.total, parameters, allow_unused=True)
+
+        pool = self._threads[len(parts)]
+        futures = [pool.submit(passes, part, number) for number, part in enumerate(parts)]
+        wait(futures)
+        sums, gradients = zip(*(future.result() for future in futures), strict=True)
+        for parameter, *of_parts in zip(parameters, *gradients, strict=True):
+            add_gradients(parameter, [gradient for gradient in of_parts if gradient is not None])
+        return torch.stack(sums).sum(0)
 
     def _step(self, total: Tensor, padding: float, tokens: int, step: int, rate: float) -> Update:
         """Changes the weights by the gradient that was computed; returns the statistics of the update."""
@@ -631,12 +694,44 @@ def seed_device(device: torch.device, seed: int) -> None:
         torch.manual_seed(seed)
 
 
-def random_seed(seed: int, step: int, micro_batch: int) -> int:
-    """Returns the seed for the forward pass of one batch.
+def random_seed(seed: int, step: int, *places: int) -> int:
+    """Returns the seed for the forward pass of one batch; `places` are its number in the update, and that of its part.
 
     The seed depends on the arguments alone, so a resumed run draws the same random numbers as an uninterrupted one.
     """
-    return int(np.random.SeedSequence([seed, step, micro_batch]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return int(np.random.SeedSequence([seed, step, *places]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+# Parts of a batch, which threads compute at the same time on a CPU. Otherwise, PyTorch divides each operator among its
+# threads, and after each operator they wait for the slowest.
+
+LEAST_PART_TOKENS = 256  # target positions of a part
+MOST_PARTS = 8  # each has gradients of its own in memory
+
+
+def add_gradients(parameter: nn.Parameter, gradients: list[Tensor]) -> None:
+    """Adds the gradients to that of the parameter, in their order; two of them may be the same tensor."""
+    if parameter.grad is None and gradients:
+        parameter.grad = gradients.pop(0).clone()
+    for gradient in gradients:
+        assert parameter.grad is not None
+        parameter.grad += gradient
+
+
+def part_threads(num_parts: int) -> ThreadPoolExecutor:
+    """Returns `num_parts` threads, among which PyTorch's threads are divided equally."""
+    num_threads = torch.get_num_threads()
+    barrier = threading.Barrier(num_parts)
+
+    def begin() -> None:
+        torch.get_num_threads()  # PyTorch sets the number of a new thread when it is first used
+        torch.set_num_threads(num_threads // num_parts)  # of this thread alone
+        barrier.wait()
+
+    pool = ThreadPoolExecutor(num_parts, thread_name_prefix="part")
+    wait([pool.submit(begin) for _ in range(num_parts)])
+    torch.set_num_threads(num_threads)  # PyTorch also notes the number for threads that begin later
+    return pool
 
 
 # Compiled layers.

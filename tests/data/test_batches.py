@@ -128,7 +128,7 @@ def test_the_halves_of_a_batch_hold_its_pairs():
     batch = padded_batch(ragged(SOURCES), ragged(TARGETS), rows=np.array([0, 0, 1, 2]))
     links = ([0, 0, 1, 2], [3, 0, 1, 0], [4, 1, 0, 2], [1.0, 0.5, 1.0, 1.0])
     batch = replace(batch, alignment=AlignedTokens(*map(torch.tensor, links)))
-    first, second = batch.halves()
+    first, second = batch.parts(2)
     assert first.source.ids.tolist() == [[5, 6, 7, END, 8, END]]
     assert first.labels.tolist() == [[14, END, 15, 16, 17, 18, END]]
     assert second.target.ids.tolist() == [[BEGIN, 19], [BEGIN, PAD]]

@@ -1,6 +1,8 @@
-"""An update waits for the device once, and its batches are on the device before it begins."""
+"""An update waits for the device once; its batches are on the device before it begins; threads share its batches."""
 
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from itertools import islice
 from typing import Any
@@ -9,10 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from mtkit.config.settings import Config
 from mtkit.data.batches import NO_LABEL, AlignedTokens, Batch, micro_batches, padded_batch, ragged, sent_ahead
 from mtkit.models.registry import new_model
+from mtkit.training import update
 from mtkit.training.update import OBJECTIVES
-from tests.runs import trainer_of
+from tests.runs import MASKED, MODEL, RECURRENT, outcome, trainer_of, whole_and_killed
 
 
 def a_batch(packed: bool = False) -> Batch:
@@ -35,7 +39,7 @@ def tensors_of(item: Any) -> Iterator[Tensor]:
 def test_places_are_those_of_all_labels(packed):
     batch = a_batch(packed)
     assert torch.equal(batch.places, (batch.labels != NO_LABEL).flatten().nonzero()[:, 0])
-    for half in batch.halves():
+    for half in batch.parts(2):
         assert torch.equal(half.places, (half.labels != NO_LABEL).flatten().nonzero()[:, 0])
 
 
@@ -102,3 +106,92 @@ def test_an_update_reads_from_the_device_once(make, monkeypatch, clip_norm):
     trainer._update((0, (batch,)) for batch in batches)
     assert read == ["tolist"]
     assert trainer.state.progress.window.norm > 0
+
+
+# Parts of a batch, computed by threads at the same time.
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """Within the block, PyTorch has so many threads, and the smallest batch is divided among them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(update, "LEAST_PART_TOKENS", 1)
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def gradient_of(config: Config, num_threads: int) -> tuple[list[Tensor], list[float], set[str]]:
+    """Gradient and losses of the first update, from two batches, and the names of the threads that computed losses."""
+    trainer = trainer_of(config)
+    trainer.log.close()
+    batches = [batch for _, (batch,) in islice(micro_batches(trainer.corpus, config.training, 0), 2)]
+    names: set[str] = set()
+    objective = OBJECTIVES[config.training.consistency]
+
+    def noting(*given: Any) -> Any:
+        names.add(threading.current_thread().name)
+        return objective(*given)
+
+    trainer.model.train()
+    with threads(num_threads), pytest.MonkeyPatch.context() as patch:
+        patch.setitem(OBJECTIVES, config.training.consistency, noting)
+        losses, _ = trainer.updater._passes(batches, 1, sum(batch.target_tokens for batch in batches))
+    return [p.grad for p in trainer.model.parameters() if p.grad is not None], losses.tolist(), names
+
+
+DIVISIBLE = {
+    "transformer": {"model": {**MODEL, "dropout": 0.0, "positions": "rotary"}},
+    "packed": {"model": {**MODEL, "dropout": 0.0}, "batching": "packed", "batch_tokens": 900},
+    "recurrent": {"model": {**RECURRENT, "dropout": 0.0, "attention": "general"}},
+}
+
+
+@pytest.mark.parametrize("options", DIVISIBLE.values(), ids=DIVISIBLE)
+def test_threads_that_share_a_batch_compute_its_gradient(make, options):
+    whole, losses, names = gradient_of(make(**options), 1)
+    assert names == {"MainThread"}
+    for number in (2, 3):
+        gradient, same_losses, names = gradient_of(make(**options), number)
+        assert len(names - {"MainThread"}) == number  # a batch of two rows is not for three threads
+        assert same_losses == pytest.approx(losses, rel=1e-5)
+        assert len(gradient) == len(whole)
+        for one, other in zip(gradient, whole, strict=True):
+            assert torch.linalg.vector_norm(one - other) <= 1e-5 * torch.linalg.vector_norm(other) + 1e-9
+
+
+@pytest.mark.parametrize("options", [{"recompute": True}, {"model": MASKED}], ids=["recompute", "cmlm"])
+def test_where_threads_would_change_the_gradient_one_computes_it(make, options):
+    assert gradient_of(make(**options), 2)[2] == {"MainThread"}
+
+
+def test_parts_of_a_batch_have_dropout_of_their_own(make):
+    trainer = trainer_of(make(model={**MODEL, "layer_dropout": 0.2}))
+    trainer.log.close()
+    one = next(iter(micro_batches(trainer.corpus, trainer.settings, 0)))[1][0].parts(2)[0]
+    trainer.model.train()
+    with threads(2):
+        alike, other, once_more = (trainer.updater._passes_of_parts([one, one], step, 0, 1) for step in (1, 2, 1))
+        drawn = [trainer.updater._passes_of_parts([one], 1, place, 1) for place in (0, 1)]
+    assert torch.equal(alike, once_more)
+    assert not torch.equal(alike, other)
+    assert not torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(alike, 2 * drawn[0])  # the second part is not what the first one is
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"model": {**MODEL, "layer_dropout": 0.2, "positions": "rotary"}, "optimizer": "muon"},
+        {"model": RECURRENT, "precision": "bf16"},
+        {"consistency": "simcut", "batching": "packed", "batch_tokens": 900},
+    ],
+    ids=["transformer", "recurrent in bf16", "simcut"],
+)
+def test_a_run_whose_batches_are_shared_by_threads_resumes_to_the_bit(make, options):
+    with threads(3):
+        whole, killed = whole_and_killed(make, 10, **options, max_steps=12)
+    assert outcome(killed) == outcome(whole)
