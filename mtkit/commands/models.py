@@ -54,7 +54,7 @@ from mtkit.commands.options import (
     typed,
     worker_count,
 )
-from mtkit.errors import CheckpointError, MtkitError, say
+from mtkit.errors import CheckpointError, MtkitError, say, whole_number
 from mtkit.files import json_text
 
 if TYPE_CHECKING:
@@ -122,12 +122,12 @@ def translate(
     alignment_threshold: HiddenAlignmentThreshold = None,
     alignment_step: HiddenAlignmentStep = "predicted",
     line_buffered: LineBufferedOption = False,
+    part: Annotated[
+        str | None, typer.Option("--part", metavar="K/N", help="Only this part of FILE's lines, such as 2/8.")
+    ] = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Translate standard input or a file, line by line.
-
-    N lines in, N lines out, in order; a blank line gives a blank line.
-    """
+    """Translate text: N lines in, N lines out, in order."""
     overrides = [
         *set_settings(settings),
         *decoding_settings(beam_size, length_penalty, batch_tokens, device),
@@ -142,6 +142,7 @@ def translate(
         alignments, alignment_units, alignment_layer, alignment_head, alignment_threshold, alignment_step
     )
     one_standard_input(file or Path("-"), prefix)
+    lines = None if part is None else _part(part, file)
     with opened(file) as source, ExitStack() as open_to_the_end:
         from mtkit.exchange.engines import load
         from mtkit.translation.workers import Opening, with_workers
@@ -161,7 +162,7 @@ def translate(
         at_once = line_buffered or source.isatty()
         if source.isatty():
             tell_of_typing("to have it translated")
-        _translate(translator, file, source, output, num_best, scores, at_once, tag, prefix, alignments)
+        _translate(translator, file, source, output, num_best, scores, at_once, tag, prefix, alignments, lines)
 
 
 MOST_SAMPLES = 10_000
@@ -191,14 +192,31 @@ def _translate(
     tag: str | None,
     prefixes: Path | None,
     alignments: Path | None,
+    part: range | None,
 ) -> None:
     from mtkit.translation.stream import lines_to_come, translate, writing
 
-    num_lines = lines_to_come(file)
+    num_lines = lines_to_come(file) if part is None else len(part)
     with ExitStack() as files:
         links = None if alignments is None else files.enter_context(writing(alignments))
         out = standard_output() if output is None or str(output) == "-" else files.enter_context(writing(output))
-        translate(translator, source, out, num_best, scores, at_once, tag, prefixes, num_lines, links)
+        translate(translator, source, out, num_best, scores, at_once, tag, prefixes, num_lines, links, part)
+
+
+def _part(text: str, file: Path | None) -> range:
+    """Returns the indices, from 0, of the lines of `file` that --part asks for by `text`, such as 2/8.
+
+    Raises MtkitError if `text` is not of this form, or if the lines of the file cannot be counted beforehand.
+    """
+    from mtkit.text.lines import STANDARD_INPUT, count_lines, path_may_pause
+    from mtkit.translation.stream import parted
+
+    number, _, parts = map(whole_number, text.partition("/"))
+    if not number or not parts or number > parts:
+        raise MtkitError(f"--part: found {text}, wants K/N, such as 2/8 for the second of eight parts")
+    if file is None or file == STANDARD_INPUT or path_may_pause(file):
+        raise MtkitError(f"--part {text}: wants a FILE, whose lines can be counted before they are translated")
+    return parted(number, parts, count_lines(file))
 
 
 def _alignment(

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from operator import itemgetter
 from pathlib import Path
 from typing import BinaryIO, TypeVar
@@ -53,6 +53,7 @@ def translate(
     prefixes: Path | Iterable[str] | None = None,
     num_lines: int | None = None,
     alignments: BinaryIO | None = None,
+    part: range | None = None,
 ) -> None:
     """Translate each line of `source`, and write the translations to `out` as UTF-8.
 
@@ -74,10 +75,14 @@ def translate(
     If `alignments` is given, the word alignment of each output line is written to it, a line in Pharaoh form for each
     output line; `translator.align_with` must have been called.
 
-    `num_lines`, if known, is the number of lines in `source`, for the progress display. If a signal ends the program,
+    With `part`, only the lines with these indices, from 0, are translated; `prefixes` still holds a text for each line
+    of `source`, and numbers of lines, in the output and in warnings, are still those in `source`.
+
+    `num_lines`, if known, is the number of lines to translate, for the progress display. If a signal ends the program,
     raises StoppedError, which says how many lines were written. Raises the errors of `Translator.translate_lines`, too.
     """
     warnings = Warnings()
+    first = 1 if part is None else part.start + 1
 
     def flush() -> None:
         for stream in (alignments, out):
@@ -85,25 +90,25 @@ def translate(
                 stream.flush()
 
     with InputStreams(flush, line_buffered) as streams:
-        decoded = streams.read(decode_lines(source), may_pause(source), lambda line: len(line[0]))
-        lines = _readable(decoded, str(getattr(source, "name", "source")), warnings)
+        decoded = streams.read(_part_of(decode_lines(source), part), may_pause(source), lambda line: len(line[0]))
+        lines = _readable(decoded, str(getattr(source, "name", "source")), warnings, first)
         if tag is None:
-            lines = _tags_checked(lines, str, translator, warnings)
+            lines = _tags_checked(lines, str, translator, warnings, first)
         if isinstance(prefixes, Path):
-            prefixes = streams.read(read_lines(prefixes), path_may_pause(prefixes), len)
+            prefixes = streams.read(_part_of(read_lines(prefixes), part), path_may_pause(prefixes), len)
         with (
             counted_when_ended("translated") as written,
             Meter("translating", "lines", num_lines, hidden=line_buffered) as meter,
         ):
             translated = translator.translate_lines(lines, num_best, streams.answer_now, tag, prefixes, meter.add)
-            for number, line in enumerate(translated, start=1):
+            for number, line in enumerate(translated, start=first):
                 if line.num_parts > 1:
                     warnings.add("was too long for the model; translated in parts", number)
                 _write_line(line, number, out, warnings, num_best, with_scores, line_buffered)
                 if alignments is not None:
                     for best in line.translations if num_best > 1 else line.translations[:1]:
                         _write_links(best.alignment, alignments, line_buffered)
-                written.number = number
+                written.number = number - first + 1
     out.flush()
     warnings.close()
 
@@ -187,14 +192,27 @@ def lines_to_come(file: Path | None) -> int | None:
     return count_lines(file)
 
 
-def _readable(lines: Iterable[tuple[str, bool]], name: str, warnings: Warnings) -> Iterator[str]:
+def parted(number: int, count: int, num_lines: int) -> range:
+    """Returns the indices, from 0, of the lines in part `number` of `count`, from 1, of a text of `num_lines` lines.
+
+    The parts follow one another, and differ by one line at most.
+    """
+    return range((number - 1) * num_lines // count, number * num_lines // count)
+
+
+def _part_of(items: Iterator[T], part: range | None) -> Iterator[T]:
+    """Yields the items with the indices `part`, or all if it is `None`."""
+    return items if part is None else islice(items, part.start, part.stop)
+
+
+def _readable(lines: Iterable[tuple[str, bool]], name: str, warnings: Warnings, first: int = 1) -> Iterator[str]:
     """Yields the text of each line, and warns of replaced bytes and of carriage returns within a line.
 
-    `lines` holds the text of each line, and whether bytes of the line were replaced. Raises DataError if reading fails;
-    the error message begins with `name`.
+    `lines` holds the text of each line, and whether bytes of the line were replaced; `first` is the number of the first
+    one. Raises DataError if reading fails; the error message begins with `name`.
     """
     try:
-        for number, (line, damaged) in enumerate(lines, start=1):
+        for number, (line, damaged) in enumerate(lines, start=first):
             if damaged:
                 warnings.add("is not valid UTF-8; what could not be read was replaced", number)
             if "\r" in line.rstrip("\r"):
@@ -209,13 +227,13 @@ def _readable(lines: Iterable[tuple[str, bool]], name: str, warnings: Warnings) 
 
 
 def _tags_checked(
-    items: Iterable[T], source_of: Callable[[T], str], translator: Translator, warnings: Warnings
+    items: Iterable[T], source_of: Callable[[T], str], translator: Translator, warnings: Warnings, first: int = 1
 ) -> Iterator[T]:
     """Yields the items unchanged, and warns of each item whose source, `source_of(item)`, has an unknown tag.
 
-    If the model was trained with tags, also warns of sources without a tag.
+    If the model was trained with tags, also warns of sources without a tag. `first` is the number of the first item.
     """
-    for number, item in enumerate(items, start=1):
+    for number, item in enumerate(items, start=first):
         if fault := translator.tag_fault(source_of(item)):
             warnings.add(fault, number)
         yield item

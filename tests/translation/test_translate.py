@@ -2,14 +2,17 @@
 
 import io
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
 import mtkit
+from mtkit.cli import main
+from mtkit.commands import models
 from mtkit.errors import NUM_NAMED, DataError, MtkitError
 from mtkit.text.lines import COMPRESSIONS, open_to_read
-from mtkit.translation.stream import reading, translate, writing
+from mtkit.translation.stream import parted, reading, translate, writing
 from mtkit.translation.translator import Translator
 
 
@@ -252,3 +255,63 @@ def test_what_cannot_be_read_or_written_is_told_in_one_line(tmp_path: Path) -> N
         with pytest.raises(DataError) as error, reading(path):
             pass
         assert str(error.value) == f"{path}: {told}"
+
+
+# Parts of a file, for several machines.
+
+
+@pytest.mark.parametrize("num_lines", [0, 1, 5, 97])
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_the_parts_of_a_text_follow_one_another_and_are_of_equal_size(num_lines: int, count: int) -> None:
+    parts = [parted(number, count, num_lines) for number in range(1, count + 1)]
+    assert [index for part in parts for index in part] == list(range(num_lines))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_parts_of_a_file_put_together_are_what_the_whole_file_gives(
+    tiny_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfdbinary: pytest.CaptureFixture[bytes],
+) -> None:
+    (tmp_path / "text").write_bytes(b"one\ntwo \xff\n\nthree four\n" + b"five six. " * 60 + b"\nseven")
+    (tmp_path / "prefixes").write_text("9\n\n\n8\n\n\n")
+    command = [
+        "mtkit",
+        "translate",
+        tiny_run,
+        tmp_path / "text",
+        "--prefix",
+        tmp_path / "prefixes",
+        "--n-best",
+        "2",
+        "-q",
+    ]
+
+    def result(*options: str) -> tuple[bytes, bytes]:
+        monkeypatch.setattr(sys, "argv", [*map(str, command), "--device", "cpu", "--workers", "1", "-q", *options])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 0
+        return capfdbinary.readouterr()
+
+    whole, parts = result(), [result("--part", f"{number}/4") for number in range(1, 5)]
+    assert b"".join(out for out, _ in parts) == whole[0]
+    assert b"\n4\t" in whole[0]
+    assert all(out for out, _ in parts)
+    assert sorted(line for _, error in parts for line in error.splitlines()) == sorted(whole[1].splitlines())
+    assert b"line 2 is not valid UTF-8" in whole[1]
+    assert b"line 5 was too long" in whole[1]
+
+
+@pytest.mark.parametrize("part", ["0/2", "3/2", "2", "1/0", "/", "a/b", "1/2/3"])
+def test_a_part_that_there_is_not_is_told(tmp_path: Path, part: str) -> None:
+    (tmp_path / "text").write_text("one\n")
+    with pytest.raises(MtkitError, match=f"--part: found {part}, wants K/N, such as 2/8 for the second of eight parts"):
+        models.translate(tmp_path / "no model", tmp_path / "text", part=part)
+
+
+def test_standard_input_has_no_parts(tmp_path: Path) -> None:
+    for file in (None, Path("-")):
+        with pytest.raises(MtkitError, match="--part 1/2: wants a FILE, whose lines can be counted"):
+            models.translate(tmp_path / "no model", file, part="1/2")
