@@ -760,7 +760,7 @@ class TransformerConfig(CarriedSection):
 
     @property
     def reads_source(self) -> bool:
-        """Whether the model has an encoder, which a language model has not."""
+        """Whether the model has an encoder; a language model has none."""
         return self.encoder_layers > 0
 
     @property
@@ -864,7 +864,7 @@ class RecurrentConfig(CarriedSection):
 
     @property
     def reads_source(self) -> bool:
-        """Whether the model has an encoder, which a language model has not."""
+        """Whether the model has an encoder; a language model has none."""
         return self.encoder_layers > 0
 
     @property
@@ -914,7 +914,7 @@ DecoderConfig = Annotated[
 
 
 class MixedConfig(CarriedSection):
-    """The encoder of one model with the decoder of another (Chen et al. 2018); their other settings are not used."""
+    """The encoder of one model with the decoder of another (Chen et al. 2018); the other half of each is not used."""
 
     architecture: Literal["mixed"] = Field("mixed", description="Kind of model.")
     encoder: EncoderConfig = Field(TransformerConfig(), description="A whole model, of which the encoder is built.")
@@ -950,7 +950,7 @@ class MixedConfig(CarriedSection):
 
     @property
     def reads_source(self) -> bool:
-        """Whether the model has an encoder, which a language model has not."""
+        """Always `True`: a mixed model has an encoder."""
         return True
 
     @property

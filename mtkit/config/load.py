@@ -612,11 +612,10 @@ def _defaults(keys: Keys) -> str:
 
 
 def _found(key: str) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """Returns the keys of the setting called `key`, and settings that name an architecture with it.
+    """Returns the keys of the setting called `key`, and the architecture that has it, as data of a settings file.
 
     `key` is a full name, or its last part; of the settings with this last part, only the least nested ones count.
-    The settings are as parsed from a settings file, and have only the architecture. Raises ConfigError if there is
-    no such setting, or several.
+    The data has the form {"model": {"architecture": NAME}}. Raises ConfigError if there is no such setting, or several.
     """
     candidates: dict[tuple[str, ...], dict[str, Any]] = {}
     known: set[str] = set()

@@ -581,7 +581,7 @@ class DecodingConfig(CarriedSection):
     )
 
     def check(self) -> None:
-        """Raise ValueError if settings of beam search, sampling and minimum Bayes risk decoding are incompatible."""
+        """Raise ValueError if settings of decoding are incompatible, or have no effect with the chosen `method`."""
         if self.method == "mask_predict":
             if said := self.first_changed(*NOT_MASKED):
                 raise ValueError(f"{said} is not for method mask_predict, which has iterations and length_candidates")

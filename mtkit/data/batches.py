@@ -854,10 +854,10 @@ class Feed:
     ) -> Iterator[Stream]:
         """Context manager that gives the endless stream of batches after the first `pairs` pairs of the run.
 
-        Of these, only the batches of `share` are given. The batches are prefetched; for a GPU, the next one is on its
-        way there already. `earlier` lists the values of
-        `batch_tokens` and `batching` that the run used before, and `order` is that of the run. Raises CheckpointError
-        if no batch ends after exactly `pairs` pairs; the message names `step`.
+        Of these, only the batches of `share` are given. Batches are prefetched, and on a GPU, the next
+        batch is copied there in advance. `earlier` lists the values of `batch_tokens` and `batching` that the run used
+        before, and `order` is that of the run. Raises CheckpointError if no batch ends after exactly `pairs` pairs; the
+        message names `step`.
         """
         stream = micro_batches(
             self.corpus,

@@ -197,7 +197,8 @@ class Ids:
     """A tokenizer that remembers the ids of all text that it encodes and decodes.
 
     With `replays`, it looks up the ids of lines that it has encoded before, and does not decode ids, but returns
-    empty texts. So a translator with it goes from ids to ids. Otherwise, it acts as the tokenizer that it replaces.
+    empty texts. A translator that uses it then spends no time on tokenization. Without `replays`, it acts as the
+    tokenizer that it replaces.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -369,7 +370,7 @@ def _in_order(
 
 
 def _alone(variant: Variant) -> Variant:
-    """Returns the variant with the same model and search, in one process."""
+    """Returns a copy of the variant that translates in one process (`workers=1`), with the same model and search."""
     return replace(variant, workers=1)
 
 
@@ -378,7 +379,7 @@ def _open(
 ) -> tuple[dict[Variant, Translator], dict[Variant, str]]:
     """Returns the Translator of each possible variant, without workers, and why the other variants are impossible.
 
-    Raises MtkitError if all of them are.
+    Raises MtkitError if all variants are impossible.
     """
     loaded: dict[Variant, Translator | str] = {}  # by the variant without workers; a text says why it is impossible
     translators, faults = {}, {}
@@ -406,7 +407,7 @@ def _open(
 def _read(source: Path, reference: Path | None, num_lines: int) -> tuple[list[str], list[str] | None]:
     """Returns the first lines of the source and, if there is a reference, those of the reference.
 
-    Raises DataError if there is no line, or if both files differ in their number of lines.
+    Raises DataError if there is no line, or if the two files have different numbers of lines.
     """
     if reference is None:
         lines, references = list(islice(read_lines(source), num_lines)), None
@@ -489,7 +490,7 @@ def _result(measured: _Measured, lines: list[str], references: list[str] | None,
 
 
 def _chosen(translator: Translator, num_workers: int) -> Record:
-    """Returns what "auto" meant."""
+    """Returns the precision, engine and number of workers that were used, also where the variant says "auto"."""
     engine = "torch" if translator.engine is None else "ctranslate2"
     return {"precision": translator.precision, "engine": engine, "workers": num_workers}
 

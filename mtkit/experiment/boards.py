@@ -464,7 +464,7 @@ def learning_rates() -> Figures:
 
 
 def loss_at(odds: float, vocab_size: int, smoothing: float) -> tuple[float, float]:
-    """Returns the loss of a token whose label has the log-odds `odds`, and the derivative of the loss by them.
+    """Returns the loss of a token whose label has the log-odds `odds`, and its derivative with respect to them.
 
     The other tokens share the rest of the probability evenly.
     """
@@ -720,8 +720,9 @@ FORCED_LENGTH = 20
 def search_work() -> Figures:
     """What the decoder computes to write 20 words: how often it is called, and for how many words in all.
 
-    A decoder with a cache computes each word once, one without it the whole beginning at every step. Scoring a given
-    translation takes one call. Mask-predict takes as many as it has iterations, however long the sentence is.
+    A decoder with a cache computes each word once; a decoder without one computes all words so far at every step.
+    Scoring a given translation takes one call. Mask-predict takes one call for each of its iterations, however long
+    the sentence is.
     """
     models = {
         "cache": transformer(),
@@ -849,10 +850,12 @@ def batches() -> Figures:
 def chain_rule() -> Figures:
     """Whether the probabilities of all translations sum to 1, and how two means of a loss differ.
 
-    "complete" is the probability of all translations of at most three tokens. "unfinished" is that of all longer ones:
-    the sum of the probabilities of all possible first four tokens. For a short and a long sentence, "mean over tokens"
-    is the mean loss over all tokens; "loss per token" is the same by the loss of training. "mean of sentence means" is
-    the mean of the mean losses of the two sentences, which gives a short sentence as much weight as a long one.
+    "complete" is the probability of all translations of at most three tokens. "unfinished" is the probability of all
+    longer ones, computed as that of all sequences of four tokens that a translation can begin with.
+
+    The means are those of two sentences, a short one and a long one. "mean over tokens" is the mean loss of all their
+    tokens, and "loss per token" is the same mean as training computes it. "mean of sentence means" is the mean of the
+    two sentences' mean losses, in which a short sentence has as much weight as a long one.
     """
     vocab_size, longest = FIRST_WORD + 1, 3
     model = made(TransformerConfig(**SMALL), vocab_size)
@@ -884,10 +887,10 @@ def chain_rule() -> Figures:
 
 
 def memory() -> Figures:
-    """How much a word, 1, 5, 20 or 50 steps before, changes the state of a recurrent layer, before training.
+    """How much the state of a recurrent layer depends on the word 1, 5, 20 or 50 steps before, before training.
 
-    The figures are norms of gradients relative to that of the current word. "later" is the gradient of a later word,
-    which must be 0. "attention" has the same for a self-attention layer, relative to the current word, too.
+    A figure is the norm of the gradient with respect to that word, divided by the norm for the current word. "later" is
+    the largest norm for a later word, which must be 0. "attention" has the same figures for a self-attention layer.
     """
     length, width = 60, 32
     x = random_numbers(4, length, width).requires_grad_()

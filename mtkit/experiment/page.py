@@ -692,7 +692,7 @@ def fault_of(seed: int) -> str:
 
 
 def answered(seed: int, answer: str) -> str:
-    """Returns what is said to an answer. Raises MtkitError if the answer is none of the faults."""
+    """Returns the reply to an answer of a puzzle's reader. Raises MtkitError if the answer names no fault."""
     if answer not in FAULTS:
         raise MtkitError(f"--answer: found {answer}, wants one of {', '.join(FAULTS)}")
     name = fault_of(seed)

@@ -281,7 +281,7 @@ def overlay_path(base: Path) -> Path:
 
 
 def size_paths(base: Path) -> dict[Size, Path]:
-    """The files with what each size adds for all experiments with this base: base-toy.yaml and so on for base.yaml."""
+    """For each size, the file of settings that it adds to a base, such as base-toy.yaml for base.yaml."""
     return {size: base.with_name(f"{base.stem}-{size}.yaml") for size in SIZES}
 
 
@@ -656,7 +656,7 @@ class Lab:
 
     @property
     def is_guessing(self) -> bool:
-        """Whether no training has ended here by which others could be estimated."""
+        """Whether no training has ended here yet, from whose speed the minutes of others could be estimated."""
         return not self._costs
 
     def minutes_left(self, card: Card, trainings: Iterable[Training]) -> dict[str, float]:
@@ -707,7 +707,7 @@ GUESSED_MEASURING = {"translations": 0.1, "joined": 0.2, "likelihood": 0.05, "wr
 
 @cache
 def _num_parameters(model: AnyModelConfig, source_vocab_size: int, target_vocab_size: int) -> int:
-    """Returns the number of parameters of a model; kept, for costs are estimated again after every training."""
+    """Returns the number of parameters of a model; cached, since costs are estimated again after every training."""
     return empty_model(model, source_vocab_size, target_vocab_size).num_parameters
 
 
@@ -759,7 +759,7 @@ def run(cards: Sequence[Card], lab: Lab, minutes: float, begun: float) -> None:
 
 
 def _warn_of_equals(cards: Sequence[Card], lab: Lab) -> None:
-    """Warn of variants with equal settings: what is predicted of their difference can only be 0."""
+    """Warn of variants with equal settings, between which there can be no difference."""
     for card in cards:
         seen: dict[tuple[str, str], str] = {}
         for name, training in lab.trainings(card, 1).items():
@@ -819,7 +819,11 @@ def _run_boards(cards: Sequence[Card], lab: Lab, clock: Clock, failed: dict[str,
 def _in_order(
     cards: Sequence[Card], lab: Lab, seed: int, clock: Clock, failed: dict[str, str]
 ) -> Iterator[tuple[Card, str, Training]]:
-    """Yields the trainings of one seed in the order in which they are to be run, while they fit into the time."""
+    """Yields the next training of one seed to run, as (card, variant, training), until none is left that fits.
+
+    A training fits if it is expected to end in time; as long as the lab is guessing, every training fits. Before the
+    next training is asked for, this one must be run or be added to `failed`. If none fits, prints how many must wait.
+    """
     while True:
         waiting = {}
         for card in cards:
@@ -887,7 +891,7 @@ def _run_one(card: Card, name: str, training: Training, lab: Lab, clock: Clock) 
 
 
 def _note_cost(training: Training, lab: Lab, took: dict[str, float]) -> None:
-    """Write down what a training and its measures took, by which others are estimated."""
+    """Write down how many minutes a training and its measures took, from which those of others are estimated."""
     config, path = training.config, training.config.run_path / COST
     record = lab.record(training, "training")
     if record is None or config.training.max_steps == "auto" or (config.run_path / DIVERGED).exists():
@@ -915,7 +919,7 @@ def _read_cost(path: Path) -> dict[str, Any] | None:
 
 
 def _share_data(config: Config, results: Path) -> None:
-    """Give a new run the tokenizer and the data that other runs with the same settings of text have."""
+    """Give a new run its tokenizer and data, which are prepared once for all runs with the same settings of text."""
     if config.tokenizer.model is not None or config.training.start_from is not None:
         return
     run = config.run_path

@@ -107,7 +107,7 @@ class Output(nn.Module):
 
     @property
     def is_replaced(self) -> bool:
-        """Whether a layer of another kind computes the logits, also those of some columns; see `project_by`."""
+        """Whether a layer of another kind computes the logits (see `project_by`), including those that `of` gives."""
         return self._make_projection is not None
 
     def project_by(self, make: MakeProjection) -> None:
@@ -144,8 +144,9 @@ class Output(nn.Module):
     def of(self, columns: Tensor) -> Callable[[Tensor], Tensor]:
         """Returns a function that maps features (…, D) to the logits (…, U) of the tokens `columns` (U,) alone.
 
-        It has the rows of the matrix in memory of its own, so it is to be called often. It computes as `forward` does
-        in the precision of the model: a row of 8-bit numbers, too, does not depend on other rows.
+        The function keeps a copy of the rows of the matrix, so it should be made once and called often. Its logits are
+        those of `forward`, up to rounding, in every precision: the weights of each token are rounded to 8 bits
+        independently of the others.
         """
         weight, bias = self.weight[columns], None if self.bias is None else self.bias[columns]
         if self._make_projection is not None:

@@ -267,7 +267,7 @@ _random = _Random()
 
 
 def draw_from(generator: torch.Generator | None) -> None:
-    """Has forward passes in this thread draw their random numbers from `generator`, which is one on the CPU.
+    """Has forward passes in this thread draw their random numbers from `generator`, a generator on the CPU.
 
     With `None`, they draw them from PyTorch's default generator again, which all threads share.
     """

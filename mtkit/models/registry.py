@@ -301,10 +301,10 @@ def keep_few_kernels(model: nn.Module, device: torch.device, precision: str) -> 
     """Sets oneDNN to keep few of the kernels that it makes, if an LSTM is trained in fp32 on a CPU.
 
     oneDNN makes kernels for each shape of a batch, and keeps up to 1,024. They are small, but lie scattered among the
-    tensors, so that freed memory is in pieces too small for the next batch. Making them takes less than a hundredth of
-    the time of an update, but a third of that of an LSTM's step in translation. In fp32, nothing else in training uses
-    oneDNN; in bf16, all layers do. Has no effect once oneDNN has been used, or if the environment says how many kernels
-    are kept.
+    tensors, so that freed memory is in pieces too small for the next batch. Making kernels anew takes less than a
+    hundredth of the time of an update. In translation, it would be a third of the time of an LSTM's step, so kernels
+    are kept there. In fp32, nothing else in training uses oneDNN; in bf16, all layers do. Has no effect once oneDNN has
+    been used, or if the environment says how many kernels are kept.
     """
     is_set = any(f"{library}_PRIMITIVE_CACHE_CAPACITY" in os.environ for library in ("ONEDNN", "DNNL"))
     has_lstm = any(isinstance(module, nn.LSTM) for module in model.modules())
@@ -601,9 +601,9 @@ class Int8Linear(nn.Module):
     """A linear layer that multiplies 8-bit whole numbers.
 
     Each row of the input is rounded to whole numbers from -127 to 127, with a scale of its own, so that no row depends
-    on another. The weights of each output are rounded so once, when the layer is made. The sums of products are exact;
-    they are multiplied by both scales, and the bias is added, in fp32. An input that is not a number gives an output
-    that is not a number.
+    on another. The weights of each output are rounded in the same way when the layer is made. The sums of products are
+    exact; they are multiplied by both scales, and the bias is added, in fp32. An input that is not a number gives an
+    output that is not a number.
 
     If this processor has no kernel that is right, only the weights are rounded.
     """
@@ -639,7 +639,7 @@ class Int8Linear(nn.Module):
 def quantized(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Rounds each row (R, I) to whole numbers from -127 to 127.
 
-    Returns the whole numbers, as floats, and the largest absolute value of each row, (R,), for which 127 stands.
+    Returns the whole numbers, as floats, and the largest absolute value of each row, (R,), which 127 represents.
     """
     largest = rows.abs().amax(1).clamp(min=TINY)
     return (rows * (LEVELS / largest[:, None])).round_(), largest

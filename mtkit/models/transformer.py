@@ -162,8 +162,8 @@ def source_attention_mask(query_segments: Tensor, source: Rows) -> Tensor:
 def padding_mask(source: Rows, dtype: torch.dtype) -> Tensor | None:
     """Returns a mask (R, 1, 1, S) that hides the padding of source rows which are not packed.
 
-    Outside training, the mask is `additive` already, and is `None` on a CPU if there is no padding; other devices would
-    have to be waited for.
+    In training, the mask is a bool tensor. Outside training, it has the form that `additive` returns; on a CPU, it is
+    `None` if there is no padding. Other devices are not asked whether there is, since the CPU would have to wait.
     """
     mask = source.mask[:, None, None, :]
     if torch.is_grad_enabled():
@@ -455,8 +455,8 @@ class TransformerState:
     def _advance_by_one(self) -> tuple[Self, Tensor | None]:
         """Does what `advance` does, for one token of each hypothesis: a step of a search.
 
-        Its own token and those of its ancestors are what a hypothesis may attend to. So the mask is that of the
-        ancestors; and there is none as long as a single hypothesis grows.
+        A new token may attend to itself and to the earlier tokens of its hypothesis, so the mask is the new
+        `ancestors`. As long as each sentence has only ever had one hypothesis, the mask is `None`, which hides nothing.
         """
         ancestors = self.ancestors
         if self.num_hypotheses > 1 or ancestors is not None:

@@ -840,8 +840,8 @@ def learn_languages(source: Block, target: Block) -> Languages | None:
 def _is_language(sides: Sequence[Letters], kinds: Sequence[NDArray[np.int8]], models: Sequence[LetterModel]) -> bool:
     """Whether the third model is one of a language, rather than of names or of one topic.
 
-    So it is if its lines fit it clearly better than the model of their side, and have far fewer of the letter sequences
-    that are most common on that side.
+    It is a language if its lines fit it clearly better than they fit the model of their side, and contain far fewer of
+    the letter sequences that are most common on that side.
     """
     margins: list[float] = []
     commonness: list[float] = []

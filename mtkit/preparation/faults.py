@@ -228,8 +228,8 @@ def _without_common_words(source: str, target: str) -> tuple[str, str]:
 def _far_longer(sides: Sides, learned: Learned, is_judged: Chosen) -> Chosen:
     """Which pairs have one side far longer than is usual for the other.
 
-    If only one side ends as sentences do, the other may be cut off, so LEAST_FACTOR times the usual length is far.
-    Otherwise, FREE_FACTOR times is. See `Lengths.outliers`.
+    Far means by a factor of FREE_FACTOR or, if only one side ends like a sentence, LEAST_FACTOR, since the other side
+    may then be cut off. See `Lengths.outliers`.
     """
     lengths = sides.lower[0].lengths, sides.lower[1].lengths
     is_longest = learned.lengths.outliers(*lengths, FREE_FACTOR)
@@ -285,8 +285,8 @@ def _is_address(text: str) -> bool:
 def _lacks_translated_words(source: str, target: str) -> bool:
     """Whether two sides with few letters have no words that translate each other.
 
-    So it is if the sides have different numbers of words, or the same words. Otherwise the words may be translations,
-    as those among figures in "1.3 à 1.5" for "1.3 to 1.5".
+    This is so if the sides have different numbers of words, or the same words. Otherwise, the words may translate each
+    other, as "à" and "to" do in "1.3 à 1.5" and "1.3 to 1.5".
     """
     words, others = _words(source.casefold()), _words(target.casefold())
     return len(words) != len(others) or set(words) == set(others)
@@ -327,7 +327,7 @@ def _has_other_numbers(text: str, other: str) -> bool:
 
 
 def _digits(text: str) -> str:
-    """The digits of a text, as ASCII whatever script they are of."""
+    """The decimal digits of a text as ASCII digits, whatever script they are written in."""
     return "".join(str(unicodedata.decimal(character)) for character in text if character.isdecimal())
 
 
@@ -783,7 +783,7 @@ CHUNK = 500  # lines, whose vectors fit into the cache of a processor
 def _sums(table: Vectors, words: NDArray[np.int64], starts: NDArray[np.int64]) -> Vectors:
     """The sum of the vectors of the words of each line, (L, D).
 
-    The lines are taken in the order of their lengths, a chunk at a time, so that their n-th words are added in one go.
+    Lines are sorted by length and divided into chunks; in a chunk, the vectors of all n-th words are added at once.
     """
     lengths = np.diff(starts)
     order = np.argsort(-lengths, kind="stable")

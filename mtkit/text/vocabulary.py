@@ -364,9 +364,9 @@ _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 def word_of_each_piece(pieces: Sequence[str]) -> list[int]:
     """Returns, for each piece of a line, the index of the word in which it begins.
 
-    White space separates words. So, unlike in `group_by_word`, text of a script without spaces is one word. A piece
-    that shows no text counts with the next piece that does, or with the last word at the end of the line: such a piece
-    is a lone space mark, or any byte of a character but the last.
+    Words are separated by white space. So, unlike in `group_by_word`, a text in a script without spaces is one word.
+    Some pieces show no text: a lone space mark, and each byte of a character except the last. Such a piece belongs to
+    the word of the next piece that shows text or, at the end of the line, to the last word.
     """
     words: list[int] = []
     number, inside, num_invisible = -1, False, 0

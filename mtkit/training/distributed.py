@@ -173,7 +173,7 @@ def _require_devices(name: str, count: int) -> None:
 def _joined(
     device: str, place: Place, store: "Store | None", processes: Sequence["subprocess.Popen[bytes]"]
 ) -> Iterator["Ranks"]:
-    """Context manager that joins the other ranks.
+    """Context manager that connects this process to the other ranks, and gives them as this process sees them.
 
     `store` is the key-value store if this process has made it. `processes` are those that this process has started.
     """

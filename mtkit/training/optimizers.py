@@ -259,12 +259,12 @@ def orthogonalized(matrices: Tensor) -> Tensor:
 
 
 def _by_gram_matrices(x: Tensor) -> Tensor:
-    """Returns what the iteration makes of `x` (M, A, B), with products of (A, A) matrices, except for two.
+    """Returns the result of the Newton-Schulz iteration for `x`, (M, A, B), with only two products that involve x.
 
-    If B is four times A, this takes 0.57 of the time. An iteration multiplies x by a polynomial of the Gram matrix
-    x x', and thus the Gram matrix by the square of this polynomial. So the polynomials can be multiplied with one
-    another first, and with x in the end (https://tridao.me/blog/2026/gram-newton-schulz). In half precision, the Gram
-    matrices lose small singular values.
+    All other products are of (A, A) matrices; if B is four times A, this takes 0.57 of the time. An iteration
+    multiplies x by a polynomial of the Gram matrix x x', and thus the Gram matrix by the square of this polynomial. So
+    the polynomials can be multiplied by one another first, and by x in the end
+    (https://tridao.me/blog/2026/gram-newton-schulz). In half precision, the Gram matrices lose small singular values.
     """
     a, b, c = COEFFICIENTS
     gram = x @ x.mT

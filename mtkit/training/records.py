@@ -847,7 +847,7 @@ def write_model(
 
 
 def make_shortlist(translator: Translator, corpus: Corpus) -> Shortlist:
-    """Returns the shortlist that the training pairs give; raises DataError if they have no tokens."""
+    """Returns a shortlist that is learnt from the training pairs; raises DataError if they have no tokens."""
     say("shortlist: counting translations in the training pairs …")
     found = count_shortlist(corpus, translator.tokenizer)
     if found is None:
@@ -858,10 +858,10 @@ def make_shortlist(translator: Translator, corpus: Corpus) -> Shortlist:
 def shortlist_cost(
     translator: Translator, shortlist: Shortlist, sources: Sequence[str], references: Sequence[str]
 ) -> dict[str, Any]:
-    """Returns what a shortlist costs, measured by greedy search; {} if there are no sentences.
+    """Returns figures on what a shortlist costs in BLEU, measured by greedy search; {} if there are no sentences.
 
-    These are the BLEU with and without it, the mean number of tokens on a list, the size of the lists, and the number
-    of sentences.
+    They are the BLEU with and without the shortlist, the mean number of tokens on the list of a sentence, the setting
+    for the size of lists, and the number of sentences.
     """
     if not sources:
         return {}
@@ -892,7 +892,8 @@ def shortlist_cost(
 def complete_shortlist(config: Config, sources: Sequence[str], references: Sequence[str]) -> None:
     """Add a shortlist to the model of a finished run if the settings ask for one that it does not have.
 
-    It is what training would have made. The decoding settings in the model then have the same size of lists.
+    The shortlist is the one that training would have made. The setting decoding.shortlist of the model is set to that
+    of `config`, and the model card is written anew.
     """
     bundle = open_bundle(config.run_path)
     size = config.decoding.shortlist

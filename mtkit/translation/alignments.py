@@ -156,9 +156,10 @@ def links_of(
 
 
 def raw_words(words: Sequence[int], text: str, normalize: Callable[[str], str]) -> list[int]:
-    """Returns, for each token of a line, the index of its word in `text`, whose words white space separates.
+    """Returns, for each token of a line, the index of the word of `text` that it belongs to.
 
-    `words` are the indices in the normalised line. They differ where normalisation divides words or removes them.
+    The words of `text`, a line, are separated by white space. `words` holds, for each token, the index of its word in
+    the normalised line; this is another index if normalisation splits or removes words.
     """
     raw = text.split()
     found = max(words, default=-1) + 1

@@ -4,11 +4,11 @@ The output layer, the softmax and the choice of tokens then take a fraction of t
 most frequent target tokens, and the most probable translations of each of its source tokens (candidate lists: Jean et
 al. 2015, section 4; Marian's `--shortlist lex 50 50`: Kim et al. 2019). Translations of single tokens are learnt from
 the training pairs by IBM model 1 (Brown et al. 1993). Each sentence has its own list, and its softmax is over this list
-alone, so other sentences of a batch change nothing.
+alone, so a translation does not depend on the other sentences of its batch.
 
-Shapes: V target and S source vocabulary size, K translations kept of a source token, F frequent tokens, N sentences of
-a batch, L length of the longest list, R rows (sentences still being decoded), W hypotheses per sentence, U tokens that
-are on any list of a batch.
+Shapes: V target and S source vocabulary size, K translations kept for each source token, F frequent tokens, N
+sentences of a batch, L length of the longest list, R rows (sentences still being decoded), W hypotheses per sentence, U
+tokens that are on any list of a group.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -39,7 +39,7 @@ Model = TranslationModel | Ensemble
 
 @dataclass(frozen=True)
 class Shortlist:
-    """What the lists of a model are made of."""
+    """What lists are made from: likely translations of each source token, and frequent target tokens."""
 
     of_source: Tensor  # (S, K) int32, translations of each source token, most probable first, padded with -1
     frequent: Tensor  # (F,) int32, target tokens, most frequent first
@@ -66,9 +66,9 @@ class Shortlist:
     ) -> "Lists":
         """Returns the list of each sentence: `count` frequent tokens, and `count` translations of each source token.
 
-        The special tokens are on all lists, unless they are `forbidden` or can never be generated; so are, for each
-        sentence, the tokens of the prefix with which its translation must begin. By `num_hypotheses`, the number of
-        hypotheses that the search will have for a sentence, the sentences are grouped; this changes no list.
+        The end mark and the unknown token are on all lists, unless they are `forbidden`. The list of a sentence also
+        has the tokens of the prefix with which its translation must begin. `num_hypotheses` is the number of hypotheses
+        that the search will have for each sentence; it decides how many sentences form a group, and changes no list.
         """
         special = {model.boundaries.start, model.boundaries.target_end, *model.special.all, *forbidden}
         first = np.array(sorted(special), dtype=np.int64)
@@ -97,7 +97,11 @@ GROUP_ROWS = 64  # hypotheses whose logits are computed together: fewer lists ha
 
 
 def _group_size(model: Model, num_hypotheses: int) -> int | None:
-    """Returns how many sentences are in a group; `None` if all are, since small products would take longer there."""
+    """Returns how many sentences form a group; `None` if all sentences of a batch do.
+
+    All do on other devices than a CPU, and if a layer of another kind computes the logits: there, several small
+    products take longer than a large one.
+    """
     members = model.members if isinstance(model, Ensemble) else [model]
     if model.device.type != "cpu" or any(member.output.is_replaced for member in members):
         return None
@@ -108,7 +112,8 @@ def _group_size(model: Model, num_hypotheses: int) -> int | None:
 class Lists:
     """The lists of the sentences of a batch, in the order of the batch; on the CPU.
 
-    A search with lists runs on places: a token is the number of its place on the list of its sentence.
+    In a search with lists, a place stands for a token: its index on the list of the sentence. The sentences are divided
+    into groups; the logits of all tokens that are on any list of a group are computed together.
     """
 
     tokens: Tensor  # (N, L) int64, ids; after the end of a list, any of the first tokens
@@ -122,7 +127,7 @@ class Lists:
     def of(first: Ids, marks: NDArray[np.bool_], group_size: int | None = None) -> "Lists":
         """Returns the lists of the tokens marked in `marks` (N, V), with the tokens `first` before the others.
 
-        There are `group_size` sentences in a group; with `None`, all are in one.
+        Modifies `marks`. A group has `group_size` sentences; with `None`, all sentences are in one group.
         """
         real_first = marks[:, first]
         marks[:, first] = False
@@ -149,7 +154,7 @@ class Lists:
         return self.tokens[0, : self.num_first].tolist().index(token)
 
     def places(self, sequences: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Returns the places of the tokens of a sequence for each sentence, all of which must be on its list."""
+        """Returns the places of the tokens in a sequence for each sentence; these tokens must be on its list."""
         found = []
         for tokens, own in zip(sequences, self.tokens if sequences else [], strict=False):
             places = {token: place for place, token in reversed(list(enumerate(own.tolist())))} if tokens else {}
@@ -157,14 +162,17 @@ class Lists:
         return found
 
     def restored(self, found: list[list[Hypothesis]]) -> list[list[Hypothesis]]:
-        """Returns hypotheses of ids, of hypotheses of places."""
+        """Returns hypotheses that a search with lists has found, with the ids of their tokens instead of places."""
         return [
             [replace(h, tokens=own[h.tokens].tolist()) if h.tokens else h for h in hypotheses]
             for own, hypotheses in zip(self.tokens, found, strict=True)
         ]
 
     def watching(self, watch: Callable[[BeamStep], None], vocab_size: int) -> Callable[[BeamStep], None]:
-        """Returns a function that calls `watch` with steps of ids, of steps of places; other tokens have -inf."""
+        """Returns a function for a search with lists to call after each step; it calls `watch` with ids for places.
+
+        Tokens that are not on the list of the sentence get a log-probability of -inf.
+        """
 
         def watch_ids(step: BeamStep) -> None:
             tokens = self.tokens.to(step.rows.device)[step.rows]  # (R, L)
@@ -219,13 +227,13 @@ class ListedState:
 
 
 def listed_step(model: Model, lists: Lists, forbidden: Sequence[int]) -> Step[ListedState]:
-    """Returns a step of a search on lists: places (R, W) to log-probabilities (R, W, L).
+    """Returns the step function of a search with lists, which maps places (R, W) to log-probabilities (R, W, L).
 
-    A softmax is over the list of a sentence alone; of an ensemble, each member has one. The log-probabilities of the
-    places `forbidden` are -inf, and so are those of places that have no token on the list.
+    The softmax is over the list of the sentence alone; in an ensemble, each member has a softmax of its own. The
+    log-probabilities of the places in `forbidden`, and of places that have no token on the list, are -inf.
 
-    The logits of all tokens on any list of a group of sentences are computed together, of which each row then takes its
-    own. That is faster than a product for each sentence, whose weights would have to be read from memory at each step.
+    For each group of sentences, one product gives the logits of all tokens that are on any of its lists; each row then
+    takes those on its own list. That is faster than a product for each sentence, since weights are read less often.
     """
     members = model.members if isinstance(model, Ensemble) else [model]
     heads = [[member.output.of(columns.to(model.device)) for columns in lists.columns] for member in members]
@@ -253,7 +261,7 @@ def _features_of(model: Model, rows: Rows, state: State) -> tuple[list[Tensor], 
 
 
 def _own_logits(heads: Sequence[Callable[[Tensor], Tensor]], features: Tensor, listed: ListedState) -> Tensor:
-    """Returns the logits (R, W, L) of the tokens on the list of each row; `heads` has the layer of each group."""
+    """Returns the logits (R, W, L) of the tokens on the list of each row; `heads[g]` computes logits for group g."""
     logits, begin = [], 0
     for head, num_rows in zip(heads, listed.group_rows, strict=True):
         if num_rows:
@@ -273,9 +281,10 @@ ITERATIONS = 4  # of expectation maximisation
 
 
 def count_shortlist(corpus: Corpus, tokenizer: Tokenizer) -> Shortlist | None:
-    """Returns the shortlist of the training pairs; `None` if they have no tokens.
+    """Returns a shortlist that is learnt from the training pairs of `corpus`; `None` if they have no tokens.
 
-    Where source and target share a vocabulary, each token is the first of its own translations: names are copied.
+    If source and target share a vocabulary, the first translation of each token is the token itself, so that names can
+    be copied.
     """
     source_size, target_size = tokenizer.source_vocab_size, tokenizer.target_vocab_size
     found = model_1(sample_of(corpus, tokenizer.specials), source_size, target_size)
@@ -313,7 +322,7 @@ def sample_of(corpus: Corpus, specials: Specials, most_pairs: int = MOST_PAIRS) 
 
 
 def _without(ids: Ids, lengths: Ids, special: Sequence[int]) -> tuple[Ids, Ids]:
-    """Returns sequences without special tokens: all tokens, and the lengths."""
+    """Removes special tokens from sequences; returns the remaining tokens, and the new length of each sequence."""
     kept = ~np.isin(ids, special)
     rows = np.repeat(np.arange(len(lengths)), lengths)
     return ids[kept], np.bincount(rows[kept], minlength=len(lengths))
@@ -329,10 +338,10 @@ def _whole(source: tuple[Ids, Ids], target: tuple[Ids, Ids]) -> TokenPairs:
 
 
 def links_of(pairs: TokenPairs, null: int) -> Iterator[tuple[Ids, Ids, Ids]]:
-    """Yields all links of some pairs at a time: source tokens, target tokens, and where each target token begins.
+    """Yields the links of some pairs at a time: their source tokens, their target tokens, and where groups begin.
 
-    The links of a target token stand together: with `null`, which stands for no source token, then with each token of
-    its source.
+    A link joins a source token and a target token of a pair. The links of one target token form a group: first the one
+    with `null`, which stands for no source token, then one with each token of the source.
     """
     num_links = np.cumsum((pairs.source_lengths + 1) * pairs.target_lengths)
     source_ends, target_ends = np.cumsum(pairs.source_lengths), np.cumsum(pairs.target_lengths)
@@ -356,7 +365,7 @@ def links_of(pairs: TokenPairs, null: int) -> Iterator[tuple[Ids, Ids, Ids]]:
 class Translations:
     """Probabilities of single target tokens, given single source tokens, sorted by source and target.
 
-    A source token may be the number after the last one, which stands for no token (Brown's null).
+    The id after the last one of the source vocabulary stands for no source token (the null word of Brown et al.).
     """
 
     source: Ids
@@ -365,7 +374,10 @@ class Translations:
 
 
 def model_1(samples: Iterator[TokenPairs], source_size: int, target_size: int) -> Translations:
-    """Returns t(target | source) of IBM model 1 (Brown et al. 1993), after some iterations from equal probabilities."""
+    """Returns the probabilities t(target | source) of IBM model 1 (Brown et al. 1993).
+
+    They are estimated by ITERATIONS iterations of expectation maximisation, which start from a uniform distribution.
+    """
     keys, chunks = _counted(samples, source_size, target_size)
     source, target = keys // target_size, keys % target_size
     probability = np.ones(len(keys))
@@ -383,9 +395,10 @@ def model_1(samples: Iterator[TokenPairs], source_size: int, target_size: int) -
 def _counted(
     samples: Iterator[TokenPairs], source_size: int, target_size: int
 ) -> tuple[Ids, list[tuple[NDArray[np.int32], Ids]]]:
-    """Returns the different links as sorted keys and, of each chunk, the index of each link's key and the groups.
+    """Returns the keys of all links, sorted and without duplicates, and two arrays for each chunk of links.
 
-    A key is source x `target_size` + target.
+    The key of a link is source x `target_size` + target. The arrays hold the index of the key of each link, and the
+    index at which each group of links begins (see `links_of`). No more pairs are read after MOST_LINKS links.
     """
     own: list[tuple[Ids, NDArray[np.int32], Ids]] = []
     num_links = 0
@@ -416,7 +429,7 @@ def likeliest(found: Translations, source_size: int, kept: int = KEPT) -> NDArra
 
 
 def with_copies(best: NDArray[np.int32], special: Sequence[int]) -> NDArray[np.int32]:
-    """Returns translations (S, K) in which each token that is not special is the first of its own."""
+    """Returns the translations (S, K), with each token put first among its own translations, unless it is special."""
     found = best.copy()
     for token in np.setdiff1d(np.arange(len(best)), special).tolist():
         others = best[token][best[token] != token][: best.shape[1] - 1]

@@ -807,7 +807,7 @@ class Translator:
         return replace(line, translations=translations)
 
     def _links_without_tag(self, links: Links | None, tag: str) -> Links:
-        """Returns the links of a line that `tag` was put before, numbered as in the line without it."""
+        """Converts links of a line with `tag` before it to links of the line alone; leaves out links of the tag."""
         return shifted(links or (), source=-self._num_units(tag, self._source_tokens(tag)))
 
     # Scoring and checks.
@@ -950,10 +950,11 @@ class _Aligner:
     heads: Heads
 
     def units(self, pieces: Sequence[str], text: str, normalize: Callable[[str], str]) -> list[int]:
-        """Returns the unit of each of the `pieces` of a line: its index, or that of its word.
+        """Returns, for each of the `pieces` of a line, the index of its unit.
 
-        Words are those of `text`, separated by white space. `text` is the line either before or after normalisation;
-        `normalize` is the function that normalises it.
+        A unit is the piece itself or, if words are aligned, the word of `text` that the piece belongs to. Words are
+        separated by white space. `text` is the line before or after normalisation; `normalize` is the function that
+        normalises it.
         """
         if self.settings.units == "pieces":
             return list(range(len(pieces)))

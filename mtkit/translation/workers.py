@@ -87,9 +87,9 @@ def with_workers(translator: Translator, opening: Opening, num_workers: int | No
     """Context manager that gives a Translator that uses `num_workers` worker processes.
 
     It translates as `translator` does, which was opened with the arguments in `opening`. If `num_workers` is `None`,
-    their number is chosen for this machine (see `worker_devices`). If one process is enough, gives `translator` itself;
-    so also if another engine than PyTorch searches, since it has workers of its own. With such an engine, raises
-    MtkitError if `num_workers` is more than 1. No worker is left when the block ends.
+    their number is chosen for this machine (see `worker_devices`). If one process is enough, gives `translator` itself.
+    An engine other than PyTorch has workers of its own: with it, also gives `translator` itself, and raises MtkitError
+    if `num_workers` is more than 1. No worker is left when the block ends.
     """
     devices = worker_devices(translator.model.device, num_workers)
     if translator.engine is not None and (num_workers or 1) > 1:
@@ -278,7 +278,7 @@ def _windows(pairs: Iterable[Pair], at_once: bool | Callable[[], bool], num_work
 
 
 def _pieces(window: _Window, num_workers: int) -> Iterator[_Piece]:
-    """Cuts a window into pieces: the lines are sorted by length, longest first, so that each has similar lengths."""
+    """Divides a window into pieces of lines that are similar in length; yields those with the longest lines first."""
     most = max(LEAST_LINES, min(PIECE_LINES, ceil(len(window.pairs) / (PIECES_PER_WORKER * num_workers))))
     places: list[int] = []
     size = 0
