@@ -723,7 +723,7 @@ class Bundle:
         return _config(self.storage, overrides) if overrides else self.config
 
     def with_length_limit(self, config: Config) -> Config:
-        """Returns `config` with numbers where decoding.max_length_ratio and decoding.max_length_extra are "auto".
+        """Returns `config` with numbers in place of "auto" in decoding.max_length_ratio and decoding.max_length_extra.
 
         The numbers come from the lengths of the model's training pairs. Older bundles do not have these numbers; for
         them, the fixed numbers of `DecodingConfig.with_length_limit` are used.

@@ -432,7 +432,7 @@ def bench_train(
 
 
 def _items(name: str, text: str) -> list[str]:
-    """Returns the items of a list with commas; raises MtkitError if an item comes twice."""
+    """Returns the items of a comma-separated list; raises MtkitError if an item occurs twice."""
     items = text.split(",")
     if len(set(items)) < len(items):
         raise MtkitError(f"{name}: found {text}, wants each item once")

@@ -567,7 +567,7 @@ def explanation(key: str, config: Config | None = None) -> str:
     """Returns what a setting or section means: limits, default and its reason, and which recipes have which value.
 
     `key` is a full name, such as "training.max_steps", or its last part if only one setting has it. With `config`, the
-    value in these settings is told, too. Raises ConfigError if there is no such setting, or several.
+    text also says which value these settings have. Raises ConfigError if there is no such setting, or several.
     """
     keys, data = _found(key)
     schema = setting_schema(keys, data)
@@ -686,14 +686,17 @@ Changes = dict[str, Any]  # settings that differ, nested as in a settings file
 
 
 class Prediction(Section):
-    """A prediction that is made only under a condition; the verdict may name this condition."""
+    """A prediction with a condition: an item of `predict` that has the keys `if` and `then`.
+
+    The condition is text that mtkit only quotes, for example in the verdict "holds, but not if ...".
+    """
 
     condition: str = Field(alias="if", min_length=1, description="The condition, in words.")
     expression: str = Field(alias="then", description="What is expected under it.")
 
 
 class Picture(Section):
-    """What the page draws."""
+    """The picture of an experiment on the page of results: its kind and its axes."""
 
     kind: Literal["bars", "lines", "table"] = Field("bars", description="A bar or a line for each variant.")
     y: str = Field(description="A measure, or the name of a board.")

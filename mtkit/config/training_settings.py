@@ -625,7 +625,7 @@ class DecodingConfig(CarriedSection):
             raise ValueError(f"{said} leaves tokens out; stopping optimal looks at all of them")
 
     def with_length_limit(self, ratio: float = LENGTH_RATIO, extra: int = EXTRA_TOKENS) -> "DecodingConfig":
-        """Returns these settings with numbers where the limit of the length is "auto".
+        """Returns these settings with numbers in place of "auto" in the two settings that limit the length.
 
         `ratio` takes the place of `max_length_ratio`, and `extra` that of `max_length_extra`.
         """

@@ -187,10 +187,10 @@ def _data(config: Config) -> Iterator[_Data]:
 
 
 def _sampled(config: Config, folder: Path) -> tuple[Config, int]:
-    """Writes a sample of each training corpus, spread evenly over it, to `folder`.
+    """Writes every n-th pair of each training corpus to `folder`, with its alignment if there is a file of alignments.
 
-    Returns settings for the sample, in a run directory in the folder, and n, where the sample has every n-th pair. A
-    file of alignments is sampled, too.
+    Returns the settings for training on the sample, with a run directory in `folder`, and n. The sample has at most
+    about SAMPLE_PAIRS pairs; n is 1 if there are no more pairs than that.
     """
     corpora = training_corpora(config)
     counts = [sum(count_lines(part.paths[0]) for part in corpus.parts) for corpus in corpora]

@@ -307,7 +307,7 @@ def _language(code: str) -> str | None:
 
 
 def _spelling(translator: Translator, one: Explained) -> Html | None:
-    """A note if the tokenizer spells the translation in other pieces than the model did."""
+    """A note if the tokenizer splits the translation into other pieces than the model generated; else `None`."""
     [again] = translator.tokenizer.encode_target([one.text])
     if again == one.hypothesis.tokens:
         return None

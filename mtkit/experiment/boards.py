@@ -187,7 +187,7 @@ def leak_of_encoder(model: TranslationModel) -> float:
 
 
 def difference_of_steps(model: TranslationModel) -> float:
-    """Returns how far decoding word by word is from decoding each beginning of the sentence as a whole."""
+    """Returns the largest difference of features between decoding word by word and decoding each prefix at once."""
     [source], [target] = sentences(5), sentences(LENGTH, seed=2)
     rows = source_rows(ragged([source]))
     state, differences = model.encode(rows), []
@@ -202,9 +202,9 @@ def difference_of_steps(model: TranslationModel) -> float:
 def leaks() -> Figures:
     """How much a word sees of what it must not see, for five masks and for whole models.
 
-    "steps, no mask" is the largest difference between decoding word by word and decoding each beginning as a whole, in
-    a model without the mask that hides later words; it should be 0. Such a model must compute the whole beginning again
-    at each step: with a cache of keys and values, earlier words could not see later ones.
+    "steps, no mask" is the largest difference between decoding word by word and decoding each prefix at once, in a
+    model without the causal mask; it should be 0. Such a model must compute the whole prefix again at each step: with a
+    cache of keys and values, earlier words could not see later ones.
     """
     found = {name: leak_of_attention(weigh) for name, weigh in MASKS.items()}
     found["decoder"] = leak_of_decoder(transformer())
@@ -820,12 +820,12 @@ def below_padding(rows: Rows) -> Rows:
 
 @torch.no_grad()
 def batches() -> Figures:
-    """How far sentences in one batch get other features than each sentence alone, in fp64.
+    """How much the features of sentences in one batch differ from those of each sentence alone, in fp64.
 
     "padded against single" and "packed against single" are the largest differences for a padded batch, and for all
-    sentences packed into one row. "beside an empty row" is the largest change of the padded batch when a row of padding
-    alone is put above it. "finite" is 1 if all features are numbers, those of padding too, and 0 if any is NaN or
-    infinite.
+    sentences packed into one row. "beside an empty row" is the largest change of the padded batch when a row that is
+    all padding is put above it. Each "finite" is 1 if all features, those of padding included, are finite, and 0 if any
+    is NaN or infinite.
     """
     model = transformer()
     sources, targets = sentences(7, 3, 5), sentences(4, 6, 2, seed=2)

@@ -1,8 +1,11 @@
-"""Experiments: folders of their files, the trainings that they ask for, and `mtkit experiment run`.
+"""Runs experiments: reads a folder of experiment files, and runs the trainings that they need, within a time budget.
 
-Each training is run once, in an order and within a budget of minutes. The folder of results holds `runs/KEY`, a run
-directory for each training with its measures in `measures`; `prepared`, tokenizers and data that runs share; `boards`,
-the results of checks without training; and `predictions` of readers.
+This is `mtkit experiment run`. A training that several experiments need is run once. The folder of results contains:
+
+- `runs/KEY`, the run directory of a training; what was measured is in its subfolder `measures`;
+- `prepared`, the tokenizers and data that several runs share;
+- `boards`, the results of checks that need no training;
+- `predictions`, what readers predicted before there were results.
 """
 
 import hashlib
@@ -131,10 +134,11 @@ class Card:
         return [name for name in self.variants if name not in late]
 
     def settings(self, size: Size, data: str = DEMO) -> Changes:
-        """Returns the settings of the base at a size, for the data that `data` names.
+        """Returns the settings that all variants start from, for a size and for the data that `data` names.
 
-        `data` is the value of --data: "demo", or a folder, which becomes `data.root`. For a folder, raises ConfigError
-        if the base comes without a file of settings for other data (see `overlay_path`).
+        These are the settings in the file `base`, with the changes for the data and then those for the size. `data` is
+        the value of --data: "demo", or a folder, which becomes `data.root`. For a folder, raises ConfigError if there
+        is no file beside `base` with the changes for other data (see `overlay_path`).
         """
         settings = self.base
         if data != DEMO:
@@ -581,8 +585,9 @@ class Lab:
     def values(self, card: Card, reference: Reference) -> Values:
         """Returns a measure of a variant, (S, 1 + B), or a result of a board, (1, 1).
 
-        The measure has the seeds from the first on, up to one that has not been measured. Later seeds do not count,
-        since seeds are compared in pairs. Raises MissingError if there is none.
+        The columns of a measure are its value on the test sentences and on B resamples of them. The rows are the S
+        seeds before the first one without a value; later seeds are left out, because variants are compared seed by
+        seed. Raises MissingError if there is no value, and ConfigError if the board has no such result.
         """
         if reference.measure == BOARD:
             return self._board_value(card, reference)
@@ -964,7 +969,7 @@ def _has_results(card: Card, lab: Lab) -> bool:
 
 
 def read_predictions(card: Card, results: Path) -> list[dict[str, str]]:
-    """Returns the predictions of readers for a card, each with `text` and `date`."""
+    """Returns the predictions that readers wrote down for a card, each with `text` and `date`."""
     path = results / "predictions" / f"{card.name}.json"
     try:
         found = json.loads(path.read_bytes())

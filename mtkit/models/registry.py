@@ -1,8 +1,8 @@
 """Builds models of the architecture that the settings name, chooses device and precision, and speeds models up.
 
-For translating on a CPU, `speed_up` puts faster linear layers into a model whose weights are there: products of 8-bit
-whole numbers, and packed weights. Shapes: R rows (all tokens of a batch or of a search step), I width of a layer's
-input, O width of its output.
+For translating on a CPU, `speed_up` gives a loaded model faster linear layers, which multiply 8-bit integers or have
+packed weights. Shapes: R rows (all tokens of a batch or of a search step), I width of a layer's input, O width of its
+output.
 """
 
 import ctypes
@@ -425,8 +425,8 @@ def speed_up(model: TranslationModel, precision: str) -> None:
     cells) stays in fp32. For bf16 on a CPU where `packing_is_right`, these are `PackedLinear`, which compute the same
     to the bit. For fp32 on such a CPU, only the output layer becomes a `PackedLinear`, which computes the same up to
     rounding; smaller layers would gain nothing, and keep the weights of the memory-mapped file. In all other cases,
-    nothing is replaced. The model must have its weights already; those of replaced layers are not needed afterwards,
-    except those of embeddings. A layer with one output stays as it is: nothing is gained there.
+    nothing is replaced. The weights of the model must be loaded already; those of replaced layers are not needed
+    afterwards, except those of embeddings. A layer with one output stays as it is: nothing is gained there.
     """
     if model.device.type != "cpu" or precision not in ("int8", "bf16", "fp32"):
         return

@@ -764,10 +764,10 @@ class MaskedDecoder(TransformerDecoder):
 
 
 class MaskedModel(TranslationModel):
-    """A Transformer encoder with a masked decoder.
+    """A conditional masked language model: a Transformer that predicts all masked target tokens at once.
 
-    `decode` takes a whole target with its end mark, but without a start token. The feature vector of each token
-    predicts this token, not the next one.
+    `decode` takes a whole target with its end mark, but without a start token. The feature vector at each position
+    predicts the token at that position, not the next one.
     """
 
     def encode(self, source: Rows, watch: bool = False) -> MaskedState:

@@ -111,7 +111,10 @@ def _made_from(config: Config, corpora: Sequence[CorpusConfig], teacher: Teacher
 
 
 def _source_fingerprint(part: CorpusConfig) -> str:
-    """The checksum of the source side of one part of a corpus; for a table, that of the table, and the column."""
+    """The checksum of the source side of one part of a corpus.
+
+    For a tab-separated file, it is the checksum of the whole file, followed by the number of the source column.
+    """
     found = fingerprint(files_of(part)[0])
     return found if part.tsv is None else f"{found}, column {part.columns[0]}"
 
@@ -166,7 +169,7 @@ class _Written:
 
 @dataclass
 class _Done:
-    """How far a corpus is translated."""
+    """How much of a corpus has been translated, and what has been written."""
 
     num_lines: int  # of the corpus
     done: int = 0  # the number of lines that have been read and translated

@@ -314,7 +314,7 @@ def _site_or_address(address: str) -> str:
 
 
 def _numbers_differ(source: str, target: str) -> bool:
-    """Whether each side has a number that the other one lacks; separators of thousands do not count."""
+    """Whether each side has a number that the other one lacks; thousands separators do not count."""
     return _has_other_numbers(source, target) and _has_other_numbers(target, source)
 
 

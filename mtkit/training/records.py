@@ -776,7 +776,7 @@ def write_facts(
     """Write config.yaml, and run.json with versions, device, command, data and more; returns the content of run.json.
 
     `started_from` is the checksum of the weights that training started from; `None` if the weights were random.
-    `batch_tokens` is the number that stands for "auto", where `config` has that.
+    `batch_tokens` is the number that is used if `config` has "auto" for it.
     """
     facts = {
         "mtkit": __version__,

@@ -136,11 +136,12 @@ class Side:
 def links_of(
     weights: NDArray[np.floating], source: Sequence[int], target: Sequence[int], threshold: float | None = None
 ) -> Links:
-    """Returns the links of a sentence pair; `source` and `target` hold the unit of each token.
+    """Returns the links of a sentence pair.
 
+    `source` and `target` hold, for each token, the index of the unit that it belongs to; -1 if it belongs to none.
     `weights`, (T, S), are attention weights. The weight of a source unit for a target unit is summed over the tokens of
     the source unit and averaged over those of the target unit. Each target unit is linked to the source unit with the
-    largest weight, the first of equals; or, with a threshold, to all source units with at least that weight.
+    largest weight (the first, if several are equal) or, with a threshold, to all with at least that weight.
     """
     columns, rows = ([place for place, unit in enumerate(units) if unit >= 0] for units in (source, target))
     if not columns or not rows:
