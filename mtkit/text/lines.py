@@ -367,9 +367,9 @@ class _Decompressed(RawIOBase):
             raise self._refusal("a tar archive")
 
     def _refuse_truncated(self, head: bytes) -> None:
-        """Raise _DamageError if a file is cut off within the fixed bytes with which its compression format begins.
+        """Raise _DamageError if the file is cut off within the magic bytes with which its compression format begins.
 
-        The format is known from the file name. `head` is the beginning of the file. An empty file is accepted.
+        The file name tells the format; `head` is the beginning of the file. An empty file is accepted.
         """
         compression = COMPRESSIONS.get(Path(self.name).suffix.lower())
         if (
@@ -451,10 +451,10 @@ def _no_zstandard(name: str) -> DataError:
 
 # Lines.
 
-BLOCK_BYTES = 1 << 18  # of lines that are decoded together
-# Marks at the beginning of files in other encodings; that of UTF-16 is also the beginning of that of UTF-32.
+BLOCK_BYTES = 1 << 18  # about the size of a block of lines that are decoded together
+# Byte order marks of other encodings. UTF-32 comes first, since its little-endian mark begins with that of UTF-16.
 MARKS = {BOM_UTF32_LE: "UTF-32", BOM_UTF32_BE: "UTF-32", BOM_UTF16_LE: "UTF-16", BOM_UTF16_BE: "UTF-16"}
-LEAST_START = 20  # bytes from which UTF-16 without a mark is told
+LEAST_START = 20  # number of bytes needed to recognise UTF-16 without a byte order mark
 MANY_RETURNS = 100  # number of carriage returns in one line that ordinary text is unlikely to have
 
 
@@ -508,7 +508,7 @@ def decode_blocks(stream: BinaryIO) -> Iterator[tuple[list[str], list[int]]]:
     """Yields (lines, replaced) for a block of some thousand lines at a time.
 
     This is faster than `decode_lines`, but the first line of a block comes only once the whole block has been read.
-    `replaced` has the places in `lines`, from 0, of those that contained bytes that are not UTF-8.
+    `replaced` has the indices in `lines` of the lines that contained bytes that are not UTF-8, which become U+FFFD.
     """
     is_first = True
     while raw := stream.readlines(BLOCK_BYTES):
@@ -637,7 +637,7 @@ def _decoded_at_once(block: list[bytes]) -> list[str] | None:
 
 
 def _decoded(raw: bytes) -> tuple[str, bool]:
-    """The line without its line end, and whether it contained bytes that are not UTF-8."""
+    """Returns (line without its line end, whether it contained bytes that are not UTF-8, which become U+FFFD)."""
     line = _without_end(raw)
     try:
         return line.decode("utf-8"), False
@@ -652,7 +652,8 @@ def _without_end(raw: bytes) -> bytes:
 def refuse_utf16(path: Path, start: bytes) -> None:
     """Raises DataError if `start`, the first bytes of the file at `path`, shows that it is UTF-16 or UTF-32.
 
-    Without a byte order mark, UTF-16 can be told if most letters are Latin: every second byte is 0, and few others are.
+    Without a byte order mark, UTF-16 is recognised only if most letters are Latin: then most bytes at even (or at odd)
+    positions are 0, and few of the other bytes are.
     """
     name = next((name for mark, name in MARKS.items() if start.startswith(mark)), None)
     zeros = [2 * start[place::2].count(0) / max(len(start), 1) for place in (0, 1)]
@@ -873,9 +874,8 @@ class ReadAhead(Generic[T]):
     def pauses(self) -> bool:
         """Wait up to PAUSE_SECONDS for the next item; returns `True` if none came.
 
-        `True` means that the items taken so far should be answered now. Items that keep arriving one by one cannot
-        delay the answers for long: once PATIENCE_SECONDS have passed since the first call after the previous `True`, a
-        call no longer waits.
+        `True` means that the items taken so far should be answered now. So that items that arrive one by one do not
+        delay the answers for long, calls stop waiting PATIENCE_SECONDS after the first call since the last `True`.
         """
         now = monotonic()
         if self._first_taken is None:

@@ -86,9 +86,9 @@ def read_records(
     as source and target (SIDES) instead. Without `languages`, the sides of TMX are the two languages of the first unit,
     the header's source language first; an object in JSON lines has keys in SIDES, or two texts, the source first.
 
-    With `is_turned`, source and target change places in an array, and in an object whose sides are keys in SIDES. Units
+    With `is_turned`, source and target are swapped in an array, and in an object whose sides are keys in SIDES. Units
     of TMX that lack a side are skipped; `on_lacking` is called with the line number of each. Line breaks within a text
-    become spaces. Raises DataError, with the line, for anything that is not valid.
+    become spaces. Raises DataError, with the line number, for anything that is not valid.
     """
     if _ending(path) in TMX:
         return _read_tmx(path, languages, on_lacking)
@@ -169,12 +169,15 @@ class _Units:
             raise self._fault(f"its encoding cannot be read: {error}; convert it to UTF-8") from None
 
     def taken(self) -> list[tuple[int, dict[str, str]]]:
-        """The units that have become complete since the last call: the line, and the text by language code."""
+        """The units completed since the last call, each as (number of its first line, text by language code)."""
         units, self._units = self._units, []
         return units
 
     def languages(self, line: int, texts: dict[str, str]) -> Languages:
-        """The codes of source and target, from the first unit; raises DataError unless there are exactly two."""
+        """The codes of source and target: the two languages of the first unit, the header's source language first.
+
+        `line` and `texts` are the first unit. Raises DataError unless it has exactly two languages.
+        """
         codes = sorted(texts, key=lambda code: not _is_code(code, self._header_source or code))
         if len(codes) != 2:
             raise DataError(
@@ -322,7 +325,7 @@ def read_part(part: CorpusConfig) -> Iterator[Pair]:
 def files_of(part: CorpusConfig) -> tuple[Path, Path]:
     """The source file and the target file of one part of a corpus.
 
-    For a tab-separated file, or a target without a source, that file twice.
+    For a tab-separated file, and for a target without a source, both are the same file.
     """
     return part.paths[0], part.paths[-1]
 
@@ -907,7 +910,7 @@ def sample(lines: Iterable[T], most: int = MOST_LINES, leading: int = LEADING_LI
 
 
 def findings(lines: Iterable[tuple[int, str]]) -> list[Finding]:
-    """The signs that occur in many of `lines` (at least two), in the order of SIGNS.
+    """Returns a Finding for each sign that occurs in many of `lines` (at least two), in the order of SIGNS.
 
     `lines` are pairs of a line number and a line. If the text turns out to be cut into subwords, the subwords are
     joined before the text is searched for the later signs.

@@ -238,14 +238,14 @@ class Tokenizer:
         return self._target.encode(lines, num_threads)
 
     def bulk_encode_source(self, lines: Sequence[str], num_threads: int = 1) -> Encoded:
-        """The ids that `encode_source` returns, for large amounts of text: much faster, and in less memory.
+        """Encode like `encode_source`, but much faster and in less memory, for large amounts of text.
 
-        A word that came before is looked up, if the tokenizer segments words by themselves.
+        If the tokenizer segments each word independently of the others, the ids of words are cached.
         """
         return self._bulk_source.encode(lines, num_threads)
 
     def bulk_encode_target(self, lines: Sequence[str], num_threads: int = 1) -> Encoded:
-        """The ids that `encode_target` returns, as `bulk_encode_source` gives them."""
+        """Encode like `encode_target`, but much faster and in less memory; see `bulk_encode_source`."""
         return self._bulk_target.encode(lines, num_threads)
 
     @cached_property
@@ -448,7 +448,7 @@ class _Model:
         return ids
 
     def subword_model(self, symbols: tuple[str, ...]) -> SubwordModel:
-        """The pieces for sampling segmentations, without special and byte pieces; `symbols` are never split."""
+        """A SubwordModel for sampling segmentations, without special and byte pieces; it never splits `symbols`."""
         processor = self._processor
         ids = {
             processor.id_to_piece(id_): id_
@@ -552,9 +552,9 @@ def _segments_words_alone(model: bytes) -> bool:
 
     True only for bpe and char, and only if the model cuts text at its spaces, has no compiled normalisation rule, and
     has no piece with a space or a space mark (▁) after its first character. The model must also have a piece for the
-    space mark: without one, an unknown token might include the mark and the unknown word before it. For unigram, it is
-    not certain: the sums of log-probabilities are rounded, so that two segmentations of a word that are about as
-    probable may change places.
+    space mark: without one, an unknown token might include the mark and the unknown word before it. False for unigram,
+    since rounding of the sums of log-probabilities may decide which of two about equally probable segmentations of a
+    word is the best, and the sums differ with the words before it.
     """
     pieces = pieces_of(model)
     return (

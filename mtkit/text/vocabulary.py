@@ -27,7 +27,8 @@ WIDE = "\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\ufe30-\ufe4f\uff00-\uffef"  # ch
 _CLOSING = "\"'”’»›)\\]}」』）】》〉"
 _SENTENCE_MARKS = re.compile(rf"[.!?…؟।۔。！？｡]+[{_CLOSING}]*(?:\s»(?!\S))?")  # French puts a space before »
 _CLAUSE_MARKS = re.compile(rf"[,;:–—،؛、，；：]+[{_CLOSING}]*(?:\s»(?!\S))?")
-_ALWAYS_END = frozenset("。！？｡—、，；：")  # always end one, unlike a full stop, which may be a decimal point
+# These end a sentence or clause whatever follows them, unlike a full stop, which may be a decimal point.
+_ALWAYS_END = frozenset("。！？｡—、，；：")
 _MAY_FOLLOW = re.compile(rf"\s|[{WIDE}]|\Z")
 _BREAKING_SPACE = re.compile(r"[^\S\u00a0\u202f\u2007]+")
 _NOT_SPACE = re.compile(r"\S")
@@ -51,8 +52,8 @@ def split_line(line: str, fits: Callable[[str], bool]) -> list[Part]:
 
     The line is cut after a sentence if possible, else after a clause, else at a space, else between any two visible
     characters. Nothing is lost except white space at the cuts and at the ends of the line; a blank line has no parts. A
-    part that does not fit can only be a single character. If a text fits, any shorter text with the same beginning is
-    assumed to fit, too. For a line of n characters, all texts passed to `fits` have O(n log n) characters in total.
+    part that does not fit can only be a single character. Every prefix of a text that fits is assumed to fit, too. For
+    a line of n characters, all texts passed to `fits` have O(n log n) characters in total.
     """
     cuts = (
         list(_ends(_SENTENCE_MARKS, line)),
@@ -290,10 +291,11 @@ def _edges(word: str, end: int, longest: int, model: SubwordModel) -> list[Edge]
 
 
 def _forward_filter(edges: list[list[Edge]], alpha: float) -> list[tuple[list[float], list[tuple[int, int]]]]:
-    """For each position in a word, the pieces that end there and their probabilities.
+    """For each position in a word, the pieces that end there and their cumulative probabilities.
 
-    The entry for a position is (the cumulative probabilities of these pieces, the list of their start positions and
-    ids).
+    The entry for a position is (cumulative probabilities, list of (start position, id)), with one item for each piece
+    in both lists. The probability of a piece is that of being the last one in a random segmentation of the text before
+    the position.
     """
     forward = [0.0]  # by position: log of the summed weights of all segmentations of the text before it
     steps: list[tuple[list[float], list[tuple[int, int]]]] = [([], [])]
@@ -388,7 +390,7 @@ def word_of_each_piece(pieces: Sequence[str]) -> list[int]:
 
 
 def _texts_of(pieces: Sequence[str]) -> Iterator[str]:
-    """Yields the text of each piece; the text of a character spelled in bytes comes with the last of its bytes."""
+    """Yields the text of each piece; the text of a character that is split into byte pieces comes with the last one."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for piece in pieces:
         byte = _BYTE.fullmatch(piece)
@@ -401,16 +403,16 @@ def _texts_of(pieces: Sequence[str]) -> Iterator[str]:
 
 # Large amounts of text.
 
-# What `BulkEncoder` remembers: the ids of words, in at most some 30 MB for each side.
+# Limits of the cache in which `BulkEncoder` keeps the ids of words, which takes at most some 30 MB for each side.
 MOST_WORDS = 1 << 17
 LONGEST_WORD = 40  # characters; in scripts without spaces, longer words are sentences, which hardly ever come again
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """The token ids of lines, one line after the other in one array; iterating over it gives a list for each line.
+    """The token ids of several lines, concatenated in one array; iterating yields the ids of each line as a list.
 
-    `ids` has the ids, as uint16 or uint32, and `lengths` the number of ids of each line, as int64.
+    `ids` is a vector of all ids, uint16 or uint32; `lengths`, int64, has the number of ids of each line.
     """
 
     ids: NDArray[Any]
@@ -418,12 +420,12 @@ class Encoded:
 
     @staticmethod
     def of(rows: Sequence[Sequence[int]], dtype: np.dtype[Any]) -> "Encoded":
-        """Converts a list of ids for each line."""
+        """Creates an Encoded from `rows`, which has one list of ids for each line."""
         lengths = np.fromiter(map(len, rows), np.int64, len(rows))
         return Encoded(np.fromiter(chain.from_iterable(rows), dtype, int(lengths.sum())), lengths)
 
     def only(self, kept: NDArray[np.bool_]) -> "Encoded":
-        """Returns the lines for which `kept` is true."""
+        """Returns only the lines for which `kept`, which has one value for each line, is true."""
         if kept.all():
             return self
         return Encoded(self.ids[np.repeat(kept, self.lengths)], self.lengths[kept])
@@ -438,14 +440,15 @@ class Encoded:
 
 
 def id_dtype(vocab_size: int) -> np.dtype[Any]:
-    """Returns the smallest type of NumPy, of two or four bytes, that holds all ids of a vocabulary."""
+    """Returns the NumPy dtype for the ids of a vocabulary: uint16 if it holds all of them, else uint32."""
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
 class BulkEncoder:
-    """Encodes large amounts of text, word by word where that gives the same ids, and remembers the ids of words.
+    """Encodes large amounts of text fast, by caching the ids of words.
 
-    Text repeats its words, so looking them up takes a fraction of the time of segmenting them again.
+    Looking up a word takes a fraction of the time of segmenting it again. A tokenizer that does not segment each word
+    as if it were the whole line encodes whole lines, without a cache.
     """
 
     def __init__(
@@ -454,9 +457,9 @@ class BulkEncoder:
         vocab_size: int,
         segments_words_alone: bool,
     ) -> None:
-        """`encode(lines, num_threads)` returns the ids of each line.
+        """`encode(lines, num_threads)` is a function that returns the ids of each line.
 
-        `segments_words_alone` tells whether it segments each word of a line as if the word were the whole line.
+        `segments_words_alone` tells whether this function segments each word of a line as if it were the whole line.
         """
         self._encode = encode
         self._segments_words_alone = segments_words_alone
@@ -464,7 +467,7 @@ class BulkEncoder:
         self._known: dict[str, bytes] = {}  # the ids of each word, as bytes
 
     def encode(self, lines: Sequence[str], num_threads: int) -> Encoded:
-        """Returns the ids of the lines, which are those that the function given as `encode` returns."""
+        """Returns the ids of each line, the same that the function passed to `__init__` returns."""
         if not self._segments_words_alone or not lines:
             return Encoded.of(self._encode(lines, num_threads), self._dtype)
         words = " ".join(lines).split(" ")
@@ -475,10 +478,10 @@ class BulkEncoder:
         return Encoded(np.frombuffer(b"".join(found), self._dtype), np.diff(ends[last_words], prepend=0))
 
     def _known_words(self, words: set[str], num_threads: int) -> dict[str, bytes]:
-        """Returns, by word, the ids of `words`, and perhaps those of other words.
+        """Returns the ids of each of `words`, as the bytes of an array, by word; may have other words, too.
 
-        The ids are an array as bytes. Those of new words are remembered, except for very long words. If there would be
-        more than MOST_WORDS, all words remembered before are forgotten.
+        New words are added to the cache, except those longer than LONGEST_WORD. If the cache would have more than
+        MOST_WORDS words, it is emptied first.
         """
         known = self._known
         new = [word for word in words if word not in known]
@@ -924,7 +927,7 @@ class MappedModel:
         return [known.get(id_, 0.0) for id_ in range(self.vocab_size)]
 
     def subword_model(self, symbols: tuple[str, ...]) -> SubwordModel:
-        """The pieces for sampling segmentations, without special and byte pieces; `symbols` are never split."""
+        """A SubwordModel for sampling segmentations, without special and byte pieces; it never splits `symbols`."""
         processor, special = self._processor, set(self._special.all)
         own = {
             processor.id_to_piece(id_): id_
