@@ -382,7 +382,7 @@ LONGEST_HEADER = 1 << 24  # in bytes; the header for a thousand tensors has abou
 MOST_DIMENSIONS = 8
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-WHOLE_DTYPES = {"I32": torch.int32}  # of a shortlist
+WHOLE_DTYPES = {"I32": torch.int32}  # the integer dtype of a shortlist
 
 
 @dataclass(frozen=True)
@@ -787,10 +787,11 @@ class Bundle:
         return ids
 
     def shortlist(self) -> dict[str, Tensor] | None:
-        """The tensors of shortlist.safetensors, `None` if there is no such file.
+        """The tensors of shortlist.safetensors, by name; `None` if there is no such file.
 
-        They are `of_source` (S, K), the translations of each source token, padded with -1, and `frequent` (F,), both
-        int32. Raises CheckpointError if the file is damaged or has ids outside the vocabulary.
+        `of_source` (S, K) has at most K target ids for each of the S ids of the source vocabulary, padded with -1;
+        `frequent` (F,) has the ids of F frequent target tokens. Both are int32. Raises CheckpointError if the file is
+        damaged or has ids outside the vocabulary.
         """
         try:
             content = self.storage.view(SHORTLIST)
@@ -955,7 +956,7 @@ def _save_shortlist(folder: Path, shortlist: Mapping[str, Tensor]) -> None:
 
 
 def add_shortlist(bundle: Bundle, config: Config, shortlist: Mapping[str, Tensor], told: dict[str, Any]) -> None:
-    """Writes a shortlist to a bundle, which must be a folder, and `config` in place of its settings.
+    """Adds a shortlist to a bundle, which must be a folder, and replaces the bundle's settings by `config`.
 
     `told` becomes the value of the key shortlist in bundle.json. The folder is replaced as a whole. Raises
     CheckpointError if it cannot be written.

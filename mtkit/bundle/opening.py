@@ -131,12 +131,12 @@ class Progress:
 
     step: int = 0  # updates done
     pairs: int = 0  # sentence pairs consumed, which is the position in the order of training
-    order: int = ORDER  # how pairs are sorted into batches; lower in runs begun by earlier versions
-    target_tokens: int = 0  # of these pairs, with end marks; those of mtkit 0.1.0 are not counted
+    order: int = ORDER  # number of the rule that sorts pairs into batches; lower in runs begun by earlier versions
+    target_tokens: int = 0  # target tokens of these pairs, with end marks; mtkit 0.1.0 did not count them
     seconds: float = 0.0  # training time, summed over all sessions of the run
     precision: str = ""  # fp32, bf16 or fp16
     validated_step: int = 0  # the last step that was validated
-    best_step: int = 0  # step of the best validation; if it is 0 and has_best, the model that training started from
+    best_step: int = 0  # step of the best validation; 0: none yet or, if has_best, the model that training started from
     best_score: float = float("-inf")  # of the best validation; higher is better; -inf before the first one
     bad_validations: int = 0  # validations since the best step
     stale_validations: int = 0  # like bad_validations, but only after warmup; reset when the rate is lowered
