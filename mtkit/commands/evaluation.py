@@ -367,10 +367,10 @@ def bench_translate(
 ) -> None:
     """Translate a text several times, and print how fast that was.
 
-    Every combination of beam size, precision, engine and number of workers is measured, in turn: tokens per second
-    from text to text and from ids to ids (median, smallest and largest), rows that the decoder computed for each
-    token, start-up time and memory. With --latency, it is the milliseconds that a single line takes. A line says why a
-    combination is impossible.
+    All combinations of beam size, precision, engine and number of workers are measured. Prints tokens per second from
+    text to text and from ids to ids (median, smallest and largest), rows that the decoder computed for each token,
+    start-up time and memory; with --latency, the milliseconds that a single line takes instead. If a combination is
+    impossible, a line says why.
     """
     sizes = None if beam_size is None else [count("--beam-size", size) for size in _items("--beam-size", beam_size)]
     precisions = [choice("--precision", name, PRECISIONS) for name in _items("--precision", precision)]
@@ -555,8 +555,8 @@ def report(
     """Write a page on models side by side.
 
     The page has settings, training curves, scores with intervals and significance, sentences and their attention, the
-    data, and the environment. What mtkit run has translated and scored is used; what is missing is translated now, if
-    the test sets are there.
+    data, and the environment. Translations and scores that mtkit run has made are used; those that are missing are
+    made now, if the test sets exist.
     """
     from mtkit.evaluation.report import report as write_report
 
@@ -575,8 +575,8 @@ def explain(
 ) -> None:
     """Write a page on how a model translates.
 
-    The page steps through the translation: the probability of each token, attention of every head, the beam and what
-    was cut, and what the checkpoints of the run make of the sentences.
+    The page steps through the translation: the probability of each token, the attention of every head, the hypotheses
+    that the beam kept and dropped, and how each checkpoint of the run translates the sentences.
     """
     overrides = [
         *set_settings(decoding),
@@ -612,7 +612,7 @@ RUNS = Path("runs/experiments")
 
 
 def _lab(runs: Path, size: str | None, seeds: str | None, data: str | None) -> "Lab":
-    """The lab: the folder of results `runs`, seen at one size, with a number of seeds and one text.
+    """Returns the Lab that reads and writes results in the folder `runs`, for one size, number of seeds and text.
 
     An argument that is `None` has the value of the last `mtkit experiment run`. Raises MtkitError if `size` or
     `seeds` is not valid.
@@ -705,7 +705,8 @@ def predict(
 ) -> None:
     """Write down what you expect, before there are results.
 
-    The prediction is kept with its date and shown in the report; once the experiment has results, none is taken.
+    The prediction is kept with its date and shown in the report. Once the experiment has results, predictions are
+    refused.
     """
     from mtkit.experiment.run import add_prediction, card_named
 
@@ -724,8 +725,8 @@ def experiment_report(
 ) -> None:
     """Write a page on the experiments and what came of them.
 
-    It has claims and verdicts, then for each experiment its predictions, figures with intervals, picture and controls,
-    and at the end the runs that every figure is from.
+    The page begins with all claims and verdicts. Each experiment follows, with its predictions, figures with intervals,
+    picture and controls. A list at the end says from which runs each figure is.
     """
     from mtkit.experiment.page import write_report
     from mtkit.experiment.run import chosen_cards, load_folder
@@ -750,7 +751,7 @@ def puzzle(
 ) -> None:
     """Train a small run that may have one fault, and draw what it does.
 
-    The page has curves, translations and attention, and does not say what the fault is; --answer does.
+    The page has curves, translations and attention, but does not say what the fault is; --answer checks your guess.
     """
     number = count("--seed", seed)
     from mtkit.experiment.page import answered

@@ -204,7 +204,7 @@ def _translate(
 
 
 def _part(text: str, file: Path | None) -> range:
-    """Returns the indices, from 0, of the lines of `file` that --part asks for by `text`, such as 2/8.
+    """Returns the indices, from 0, of the lines of `file` to translate; `text` is the value of --part, such as 2/8.
 
     Raises MtkitError if `text` is not of this form, or if the lines of the file cannot be counted beforehand.
     """
@@ -222,7 +222,7 @@ def _part(text: str, file: Path | None) -> range:
 def _alignment(
     file: Path | None, units: str, layer: str | None, head: str | None, threshold: str | None, step: str
 ) -> "AlignmentSettings | None":
-    """Returns how alignments are read off attention; `None` if `file` is `None`.
+    """Returns the settings by which alignments are read off attention; `None` if `file` is `None`.
 
     `file` is the value of --alignments, and the other arguments are those of the --alignment options. Raises
     UsageError if `file` is `-`, or if one of the --alignment options is given without `file`.
@@ -376,9 +376,9 @@ def align(
 ) -> None:
     """Align the words of given translations by attention.
 
-    Each output line has links such as 0-0 1-2: source word, target word, counted from 0 and separated by white
-    space. Without --alignment-layer and --alignment-head, the head that guided alignment trained is read, or else
-    the mean over all.
+    Each output line has links such as 0-0 1-2: the number of a source word and of a target word, both from 0. White
+    space separates words. Without --alignment-layer and --alignment-head, links are read from the head that guided
+    alignment trained or, without guided alignment, from the mean over all heads of all layers.
     """
     if source is None and tsv is None:
         raise UsageError("give --source and --target, or --tsv")

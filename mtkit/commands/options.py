@@ -86,7 +86,7 @@ DeviceOption = Annotated[str | None, typer.Option(metavar="NAME", help="auto, cp
 
 
 def _alignment_option(name: str, metavar: str, help_text: str) -> tuple[Any, Any]:
-    """Returns an option and the same option, hidden."""
+    """Returns two options that differ only in that --help shows the first and hides the second."""
     shown, hidden = (
         typer.Option(f"--alignment-{name}", metavar=metavar, help=help_text, hidden=hidden) for hidden in (False, True)
     )
@@ -119,9 +119,10 @@ def alignment_settings(
     step: str,
     wanted_by: str = "--alignments",
 ) -> "AlignmentSettings | None":
-    """Returns the settings that the options give; `None` if no alignments are wanted.
+    """Returns the settings that the --alignment options give; `None` if `wanted` is false.
 
-    Raises UsageError if one of the options is given but not `wanted_by`, the option that asks for alignments.
+    `wanted` tells whether `wanted_by`, the option that asks for alignments, was given. Raises UsageError if it was not,
+    but one of the --alignment options was.
     """
     from mtkit.translation.alignments import AlignmentSettings, parse_settings
 

@@ -56,8 +56,9 @@ def doctor(
 ) -> None:
     """Find faults in parallel text.
 
-    Prints where they are, what they cost and what mends them. With CONFIG, the training text is examined, and searched
-    for validation and test pairs. The exit code is 1 if something should be mended before training.
+    Prints where each fault is, what it costs and what mends it. With CONFIG, the training text is examined, and also
+    searched for pairs of the validation and test text. The exit code is 1 if something should be mended before
+    training.
     """
     from mtkit.evaluation.page import require_page, write_page
     from mtkit.evaluation.report import as_html, as_text
@@ -98,7 +99,10 @@ def clean(
 
 
 def _examination(text: Sequence[str], languages: str | None) -> "Examination":
-    """The examination of what the arguments name: the corpora of a YAML file, or one or two files of text."""
+    """Returns an Examination, not yet run, of the training corpora of a YAML file or of one or two files of text.
+
+    `text` are the arguments of `doctor` or `clean`. Raises UsageError if they do not go together.
+    """
     from mtkit.config.data_and_model_settings import LanguagesConfig
     from mtkit.preparation.doctor import Examination, held_out_of_settings, parts_of_files, parts_of_settings
 
@@ -136,9 +140,9 @@ def new(
 ) -> None:
     """Make settings for a first model from sentence pairs.
 
-    The pairs are split into training, validation and test text, beside YAML; pairs with nearly equal sentences stay
-    in the same text. Vocabulary, model, dropout and batches are chosen by the number of pairs and by what fits into
-    the minutes on this machine. YAML says why. Nothing is overwritten.
+    The pairs are split into training, validation and test text, in a folder beside YAML; pairs with nearly equal
+    sentences stay together. Vocabulary, model, dropout and batches are chosen by the number of pairs and by what this
+    machine can train in the minutes. YAML gives the reasons. Nothing is overwritten.
     """
     pair, limit = language_pair(languages), minutes_above_0(minutes)
     from mtkit.evaluation.estimate import measure_speed
@@ -196,8 +200,8 @@ def estimate(
     """Tell what a training takes before it begins.
 
     Prints parameters by part, memory of training and translation, tokens of an epoch, the time of an update (measured
-    in ten updates of a new model, on a sample of the text if it is not binarized yet), the time to the end, and disk.
-    The exit code is 1 if something does not fit. The run itself is only read.
+    in ten updates of a new model, on a sample of the text if it is not binarized yet), the time until training ends,
+    and disk. The exit code is 1 if something does not fit. The run itself is only read.
     """
     from mtkit.config.load import load_config
     from mtkit.evaluation.estimate import estimate, estimate_text
@@ -258,7 +262,7 @@ def train(
 
 
 def _again(config: Path, settings: list[str] | None, fresh: bool, change: bool = False) -> list[str]:
-    """Returns the arguments with which a command was called, for the other processes of a training."""
+    """Returns the arguments with which a command was called, so that the other training processes get them, too."""
     flags = {"--fresh": fresh, "--change": change}
     return [str(config), *(settings or []), *(name for name, is_given in flags.items() if is_given)]
 
@@ -343,7 +347,7 @@ def verify(
     """Check that a run is whole and resumes exactly.
 
     All files of the run are compared with their checksums. Then a few updates are trained twice in a temporary folder,
-    once with kills, and both must give the same bits. The run itself is only read.
+    once with kills and once without; the results must be the same bit for bit. The run itself is only read.
     """
     from mtkit.training.checkpoint import verify, verify_settings
 
