@@ -1,9 +1,10 @@
-"""Parallel corpora: the sentence pairs of data.train and data.valid, in text files, TMX and JSON lines; odd text.
+"""Reads sentence pairs from the corpora that the settings name, from TMX and from JSON lines, and finds odd text.
 
 A corpus of several files consists of parts. A part is one source file with its target file, or one tab-separated file.
 
-TMX is the XML format in which translation memories are exchanged (LISA, TMX 1.4b). JSON lines has one object per line.
-Both come from strangers, so XML that declares entities, or refers to other files, is refused.
+TMX is the XML format in which translation memories are exchanged (LISA, TMX 1.4b). JSON lines has one object or array
+per line. Both come from strangers, so XML that declares entities, or refers to other files, is refused. The settings
+name text files and tab-separated files only.
 
 Odd text is what is not plain sentences: text that other tools have tokenised, cut into subwords, escaped or lower-
 cased; tables; header lines; and parallel text whose source and target are identical. Shell commands that correct it are
@@ -958,7 +959,7 @@ def _excerpt(match: re.Match[str]) -> str:
 
 # Mistakes with tables: tables read as plain text, and columns of numbers or names read as sentences.
 
-LARGE_SHARE = 0.5  # of lines that are numbers or names; a text with a larger share is not sentences
+LARGE_SHARE = 0.5  # a text in which a larger fraction of the lines are numbers or names is not sentences
 LONGEST_SHOWN = 20  # largest number of characters of a column that messages show
 
 # Numbers, names such as doc-12, and URLs. Numbers and names must contain a digit: without this rule, a sentence that is
@@ -1033,7 +1034,9 @@ def _shown(row: str) -> str:
 # Mistakes in parallel text: a header line that is read as a pair, and a source that is identical to the target.
 
 NUM_NAMED = 3  # number of warnings of each kind that are shown; further ones are only counted
-COPIED_SHARE = 0.1  # of pairs; Khayrallah & Koehn (2018) measured that so many copies already harm a model
+# If more than this fraction of the pairs are copies, a warning says so. Khayrallah & Koehn (2018) measured that so many
+# copies already harm a model.
+COPIED_SHARE = 0.1
 
 # Words that occur in column names.
 COLUMN_WORDS = (

@@ -59,7 +59,7 @@ from mtkit.text.vocabulary import (
 FORMAT = 1
 SETTINGS_FILE = "tokenizer.json"
 
-# Normalisation rules that are like one of SentencePiece's rules but keep one character: (that rule, the character).
+# mtkit's own normalisation rules, by name: (the rule of SentencePiece that it changes, the character that it keeps).
 # U+200C, the zero width non-joiner, is used within words in Persian, Telugu, Tamil and other languages.
 RULES_KEEPING = {"nmt_nfkc_zwnj": ("nmt_nfkc", "\u200c")}
 
@@ -261,8 +261,9 @@ class Tokenizer:
 
         For bpe, `alpha` is the probability that a merge is skipped (Provilkov et al. 2020), and `nbest` has no effect.
 
-        For unigram, a segmentation is sampled in proportion to p ** `alpha`, where p is its probability under the model
-        (Kudo 2018, section 3.2): from the `nbest` best segmentations or, with `nbest=-1`, from all of them.
+        For unigram, a segmentation of each word is sampled in proportion to p ** `alpha`, where p is its probability
+        under the model (Kudo 2018, section 3.2): from the `nbest` best segmentations of the word or, with `nbest=-1`,
+        from all of them.
 
         The same arguments give the same ids.
         """

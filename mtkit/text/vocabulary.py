@@ -467,7 +467,7 @@ class BulkEncoder:
         self._known: dict[str, bytes] = {}  # the ids of each word, as bytes
 
     def encode(self, lines: Sequence[str], num_threads: int) -> Encoded:
-        """Returns the ids of each line, the same that the function passed to `__init__` returns."""
+        """Returns the ids of each line, which are those that the function passed to `__init__` would return."""
         if not self._segments_words_alone or not lines:
             return Encoded.of(self._encode(lines, num_threads), self._dtype)
         words = " ".join(lines).split(" ")
@@ -478,7 +478,7 @@ class BulkEncoder:
         return Encoded(np.frombuffer(b"".join(found), self._dtype), np.diff(ends[last_words], prepend=0))
 
     def _known_words(self, words: set[str], num_threads: int) -> dict[str, bytes]:
-        """Returns the ids of each of `words`, as the bytes of an array, by word; may have other words, too.
+        """Returns a dict from `words`, and perhaps other words, to their ids, which are the bytes of an array.
 
         New words are added to the cache, except those longer than LONGEST_WORD. If the cache would have more than
         MOST_WORDS words, it is emptied first.
@@ -555,7 +555,7 @@ class BoundaryTokens:
     source_end: int = END
     start: int = BEGIN  # first input of the decoder
     target_end: int = END
-    shifted: bool = True  # False: the input of the decoder has no start token; each input is what it should predict
+    shifted: bool = True  # False: the decoder's input has no start token; position t holds the token to predict at t
 
 
 # SentencePiece models, which are protobuf messages.
@@ -761,7 +761,7 @@ def _read_varint(message: bytes, position: int) -> tuple[int, int]:
 
     A varint has seven bits of the number in each byte, lowest first. Raises ValueError if the varint does not end.
     """
-    if position < len(message) and (first := message[position]) < 0x80:  # as most are, and reading these is fast
+    if position < len(message) and (first := message[position]) < 0x80:  # a shortcut for one byte, which is most common
         return first, position + 1
     value = 0
     for shift, byte in enumerate(message[position : position + 10]):
