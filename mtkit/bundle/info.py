@@ -105,7 +105,10 @@ With `--shortlist auto`, a translation has only tokens that are frequent or that
 
 
 def shortlist_text(told: dict[str, Any]) -> str:
-    """A phrase on what a shortlist costs, as measured by greedy search when it was made."""
+    """A phrase with the mean number of tokens on a sentence's list, and BLEU by greedy search with and without lists.
+
+    `told` has the figures measured when the shortlist was made; without them, the phrase is "not measured".
+    """
     if "bleu" not in told:
         return "not measured"
     return (
@@ -157,7 +160,8 @@ def _files(config: Config, data: dict[str, Any]) -> str:
 def _lengths(lengths: dict[str, Any]) -> str:
     """A table of sentence lengths in tokens.
 
-    It has a row for the source and a row for the target, each with the mean, the quantiles and the maximum.
+    It has a row for the source, unless all sources are empty, and a row for the target; each row has the mean, the
+    quantiles and the maximum.
     """
     quantiles = list(lengths["source"]["quantiles"])
     sample = "" if lengths["measured"] == lengths["pairs"] else f"; quantiles of {lengths['measured']:,} pairs"
@@ -389,7 +393,7 @@ def _chosen(training: dict[str, Any], settings: TrainingConfig) -> str:
 def _length_statistics(data: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Yields (side, text) for source and target, where the text has the number of tokens and statistics of lengths.
 
-    The statistics are left out if they are not known.
+    The source is left out if it has no tokens, and the statistics are left out if they are not known.
     """
     for side in ("source", "target") if data.get("source_tokens", True) else ("target",):
         if lengths := data.get("lengths", {}).get(side):
@@ -433,8 +437,9 @@ PARTS = (DESCRIPTION, CONFIG, CANARIES, SCORES, CARD, WEIGHTS, SHORTLIST)
 def faults_of_files(storage: Storage, description: Mapping[str, Any], sums: Mapping[str, Sums]) -> list[str]:
     """A line for each file that is missing, changed, or not part of the bundle; an empty list if there is no fault.
 
-    `description` is the content of bundle.json, and `sums` has the checksums of the files in `storage`. A description
-    of format 1 lists no files, so missing and changed files are not noticed.
+    If an archive differs from what `mtkit pack` writes, a line says so. `description` is the content of bundle.json,
+    and `sums` has the checksums of the files in `storage`. A description of format 1 lists no files, so missing and
+    changed files are not noticed.
     """
     faults = []
     listed: Mapping[str, Any] = description.get("files", {})

@@ -103,9 +103,10 @@ class Window:
             self.consistency = (self.consistency or 0.0) + update.consistency
 
     def record(self, seconds: float) -> dict[str, float]:
-        """The fields of a log line: means over the updates of this window, with losses in nats per token.
+        """The fields of a log line for this window: means over its updates, with losses in nats per target token.
 
-        `seconds` is the training time so far. The window must contain at least one update.
+        Only `lr` is that of the last update. `seconds` is the training time so far, which `minutes` repeats. The window
+        must contain at least one update.
         """
         agreement = {} if self.consistency is None else {"consistency": round(self.consistency / self.tokens, 5)}
         return {
@@ -641,8 +642,8 @@ def weights_of(snapshot: Snapshot, directory: Path) -> dict[str, Tensor]:
 def best_step(run: Path) -> tuple[int, str]:
     """The step of the checkpoint to use for a run, and a phrase that gives the reason for this choice.
 
-    The best checkpoint so far is chosen, or the newest checkpoint if no checkpoint is the best yet or if the best one
-    has been deleted.
+    The best checkpoint so far is chosen, or the newest one if none has been validated yet or if the best one has been
+    deleted.
 
     Raises CheckpointError if the run has no checkpoint.
     """
@@ -782,9 +783,10 @@ def carried_over(config: Config) -> Config:
     from; `start_bundle` checks this. Only dropout may differ: it is not part of the weights, and the best dropout
     depends on the amount of data.
 
-    If the model to start from no longer exists, the four sections are read from the run's own config.yaml. Without
-    training.start_from, `config` is returned unchanged. Raises ConfigError if the architecture differs or a tag is
-    unknown (see `_check_tags`).
+    If the model to start from cannot be opened, the four sections are read from the run's own config.yaml; if there is
+    none, `config` is returned unchanged. Without training.start_from, `config` is returned unchanged, too. Raises
+    ConfigError if the architecture differs or a tag is unknown (see `_check_tags`), and CheckpointError if there is
+    neither a model nor a config.yaml, and `config` is not valid without them.
     """
     if config.training.start_from is None:
         check_tags(config)
