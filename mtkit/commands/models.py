@@ -404,7 +404,7 @@ def align(
 def _texts(
     source: Path | None, target: Path | None, tsv: Path | None, n_best: bool
 ) -> "ParallelFiles | NBestList | PairsFile | TargetFile":
-    """Returns the texts that the options name. Raises UsageError if the options do not go together."""
+    """Returns the texts that the options name; raises UsageError if the options do not go together."""
     _require_texts(source, target, tsv, n_best)
     from mtkit.translation.stream import NBestList, PairsFile, ParallelFiles, TargetFile
 

@@ -180,7 +180,7 @@ def given(**settings: str | None) -> list[str]:
 
 
 def count(name: str, value: str) -> int:
-    """Parse the value of the option `name`. Raises MtkitError if the value is not a whole number of at least 1."""
+    """Parse the value of the option `name`; raises MtkitError if the value is not a whole number of at least 1."""
     number = whole_number(value)
     if not number:
         raise MtkitError(f"{name}: found {value}, wants a whole number, at least 1")
@@ -199,7 +199,10 @@ def minutes_above_0(text: str) -> float:
 
 
 def worker_count(value: str) -> int | None:
-    """Parse the value of --workers; returns `None` for auto. Raises MtkitError if the value is neither auto nor N."""
+    """Returns the number of processes in the value of --workers, or `None` for auto.
+
+    Raises MtkitError if the value is neither auto nor a whole number of at least 1.
+    """
     if value == "auto":
         return None
     number = whole_number(value)
@@ -209,7 +212,7 @@ def worker_count(value: str) -> int | None:
 
 
 def choice(name: str, value: str, choices: tuple[str, ...]) -> str:
-    """Return the value of the option `name`. Raises MtkitError if the value is not one of the choices."""
+    """Return the value of the option `name`; raises MtkitError if the value is not one of the choices."""
     if value not in choices:
         raise MtkitError(f"{name}: found {value}, wants one of {', '.join(choices)}")
     return value
@@ -288,7 +291,7 @@ def tell_of_typing(what: str) -> None:
 
 
 def standard_output() -> Any:
-    """Returns the binary stream of standard output. Raises MtkitError if standard output is closed."""
+    """Returns the binary stream of standard output; raises MtkitError if standard output is closed."""
     if sys.stdout is None:
         raise MtkitError("standard output is closed; send it somewhere, or write a file with -o")
     return sys.stdout.buffer
@@ -317,7 +320,7 @@ COMMANDS = {
     "info": "show describe",
     "bench": "benchmark speed profile",
 }
-GROUPS = ("bench", "plot", "experiment")  # words that a second word follows, such as `mtkit plot schedule`
+GROUPS = ("bench", "plot", "experiment")  # commands with subcommands, such as `mtkit plot schedule`
 # Commands whose argument is CONFIG.
 TRAINING = ("config", "estimate", "train-tokenizer", "binarize", "train", "run", "race", "distill", "bench train")
 
