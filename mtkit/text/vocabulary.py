@@ -170,7 +170,7 @@ def _is_flag_letter(character: str) -> bool:
 # Sampling segmentations: BPE-dropout (Provilkov et al. 2020) and unigram sampling (Kudo 2018).
 
 SPACE_MARK = "\u2581"  # ▁, which SentencePiece writes before each word, in place of a space
-MOST_WORDS = 1 << 17  # number of words whose samplers are cached
+MOST_SAMPLERS = 1 << 17  # words whose samplers are cached
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ class SegmentationSampler:
     """Encodes texts with a random segmentation of each word."""
 
     def __init__(self, make_sampler: MakeWordSampler) -> None:
-        self._sampler_of = lru_cache(MOST_WORDS)(make_sampler)
+        self._sampler_of = lru_cache(MOST_SAMPLERS)(make_sampler)
 
     def __call__(self, texts: Sequence[str], seed: int) -> list[list[int]]:
         """Returns the ids of each text; the words of a text must be separated by spaces.
