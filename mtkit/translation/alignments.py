@@ -36,10 +36,11 @@ Number = int | str  # a number from 1, or MEAN
 class AlignmentSettings:
     """How alignments are read off the attention of target tokens to source tokens.
 
-    Layers and heads are numbered from 1; "mean" averages over all of them. If neither is given, guided alignment's own
-    head is read or, without guided alignment, the mean over all heads of all layers. A target token has the weights of
-    the step that predicted it or, as in Chen et al. (2020), of the next step, which read it. These defaults have the
-    lowest error rates on the demo corpus (configs/README.md, "Word alignments").
+    Layers and heads are numbered from 1; "mean" averages over all of them. If neither is given, the head that guided
+    alignment trained is read or, without guided alignment, the mean over all heads of all layers. `step` chooses the
+    attention weights of a target token: those of the decoding step that predicted it or, as in Chen et al. (2020),
+    those of the next step, which reads it. These defaults have the lowest error rates on the demo corpus
+    (configs/README.md, "Word alignments").
     """
 
     units: Literal["words", "pieces"] = "words"
@@ -51,10 +52,10 @@ class AlignmentSettings:
 
 @dataclass(frozen=True)
 class Heads:
-    """One layer and one attention head, or the mean over several."""
+    """The layer and the attention head from which alignments are read, or means over layers or heads."""
 
     layer: int | None  # an index; None: the mean over all layers
-    head: int | None
+    head: int | None  # an index; None: the mean over all heads
 
     def weights(self, attention: "Sequence[Tensor]") -> "Tensor":
         """Returns the chosen weights (R, T, S) of `attention`, which has weights (R, H, T, S) for each layer."""
@@ -66,9 +67,9 @@ class Heads:
 def choose_heads(settings: AlignmentSettings, shape: tuple[int, int], guided: tuple[int, int] | None) -> Heads:
     """Returns the heads that `settings` ask for.
 
-    `shape` is the number of layers with attention to the source and the number of heads of each; `guided` is the layer
-    and the head, from 1, that guided alignment trained. Raises MtkitError if there is no such layer or head, or if the
-    model has no attention.
+    `shape` is (number of layers with attention to the source, number of heads in each). `guided` is the (layer, head),
+    numbered from 1, that guided alignment trained, or `None`. Raises MtkitError if the model has no attention to the
+    source, or lacks the layer or head that `settings` name.
     """
     num_layers, num_heads = shape
     if not num_layers:
@@ -82,7 +83,10 @@ def choose_heads(settings: AlignmentSettings, shape: tuple[int, int], guided: tu
 
 
 def _index(name: str, number: Number, count: int) -> int | None:
-    """Returns the index of a layer or head; `None` for the mean."""
+    """Returns the index, from 0, of layer or head `number` (from 1); returns `None` if `number` is "mean".
+
+    Raises MtkitError, which names the option `name`, if `number` is not between 1 and `count`.
+    """
     if isinstance(number, str):
         return None
     if not 1 <= number <= count:
@@ -124,9 +128,9 @@ def _number(name: str, text: str | None) -> Number | None:
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a sentence pair: its tokens, and for each of them the unit to which it belongs.
+    """One side of a sentence pair: its token ids, and for each token the index of the unit that it belongs to.
 
-    The unit -1 stands for none: such a token, for example a tag, is linked to nothing.
+    The index -1 means that a token belongs to no unit; such a token, for example a tag, is linked to nothing.
     """
 
     tokens: Sequence[int]
@@ -160,7 +164,8 @@ def raw_words(words: Sequence[int], text: str, normalize: Callable[[str], str]) 
     """Returns, for each token of a line, the index of the word of `text` that it belongs to.
 
     The words of `text`, a line, are separated by white space. `words` holds, for each token, the index of its word in
-    the normalised line; this is another index if normalisation splits or removes words.
+    the normalised line; this index differs if normalisation splits or removes words. If normalising each word by itself
+    gives another number of words than normalising the line, returns `words`, limited to the last word of `text`.
     """
     raw = text.split()
     found = max(words, default=-1) + 1
@@ -174,11 +179,11 @@ def raw_words(words: Sequence[int], text: str, normalize: Callable[[str], str]) 
 
 
 def shifted(links: Links, source: int = 0, target: int = 0) -> Links:
-    """Returns the links with numbers added to their units; links to source units below 0 are left out."""
+    """Adds `source` to all source units and `target` to all target units; drops links with source units below 0."""
     return tuple((i + source, j + target) for i, j in links if i + source >= 0)
 
 
-# Pharaoh form: links such as 0-0 1-2 in a line. In gold alignments, links such as 1p2 or 1?2 are possible, not sure.
+# Pharaoh form: a line of links such as 0-0 1-2. In gold alignments, these are sure; 1p2 or 1?2 is only possible.
 
 _LINK = re.compile(r"(\d{1,9})([-p?])(\d{1,9})")
 LONGEST_SHOWN = 20  # messages quote at most this many characters
@@ -186,7 +191,7 @@ LONGEST_SHOWN = 20  # messages quote at most this many characters
 
 @dataclass(frozen=True)
 class Gold:
-    """The gold alignment of a sentence pair; sure links are possible, too (Och & Ney 2003)."""
+    """The gold alignment of a sentence pair (Och & Ney 2003): `possible` includes all links in `sure`."""
 
     sure: frozenset[Link]
     possible: frozenset[Link]
@@ -198,10 +203,10 @@ def pharaoh(links: Links) -> str:
 
 
 def parse_gold(line: str, where: str, num_source: int, num_target: int) -> Gold:
-    """Returns the gold alignment in a line of Pharaoh form, in which `p` or `?` marks possible links.
+    """Returns the gold alignment that a line in Pharaoh form describes; `p` or `?` marks links that are only possible.
 
-    Raises DataError, whose message begins with `where`, if the line has another form, or names a source unit from
-    `num_source` on or a target unit from `num_target` on.
+    Raises DataError, with a message that begins with `where`, if the line has another form, or if the index of a source
+    unit is not below `num_source` or that of a target unit is not below `num_target`.
     """
     sure, possible = set(), set()
     for text in line.split():
@@ -224,12 +229,12 @@ def parse_gold(line: str, where: str, num_source: int, num_target: int) -> Gold:
 
 
 def parse_links(line: str, where: str, num_source: int, num_target: int) -> Links:
-    """Returns the links in a line of Pharaoh form, possible ones included; raises DataError as `parse_gold` does."""
+    """Returns all links of a line in Pharaoh form, both sure and possible; raises DataError as `parse_gold` does."""
     return tuple(sorted(parse_gold(line, where, num_source, num_target).possible))
 
 
 def read_gold(path: Path, pairs: Sequence[tuple[str, str]]) -> list[Gold]:
-    """Reads a file of gold alignments between the words of the pairs, a line for each pair.
+    """Returns the gold alignment of each pair, from a file whose line n aligns the words of pair n.
 
     Raises DataError if the file has more or fewer lines than there are pairs, or if a line is malformed.
     """
@@ -249,7 +254,7 @@ def read_gold(path: Path, pairs: Sequence[tuple[str, str]]) -> list[Gold]:
 
 
 class AlignmentLines:
-    """The lines of a file with alignments of the training pairs, read in step with the pairs."""
+    """Reads a file of alignments, whose line n aligns training pair n, alongside the pairs."""
 
     def __init__(self, path: Path, count_pairs: Callable[[], int]) -> None:
         """`count_pairs` returns the number of training pairs; it is called only for an error message."""
@@ -259,7 +264,10 @@ class AlignmentLines:
         self._number = 0
 
     def next_lines(self, count: int) -> Iterator[tuple[str, str]]:
-        """Yields (where, line) for the next `count` lines; raises DataError if the file has too few."""
+        """Yields (where, line) for the next `count` lines; raises DataError if the file ends before that.
+
+        `where` is the file and the line number, such as "train.align:7", for error messages.
+        """
         for _ in repeat(None, count):
             line = next(self._lines, None)
             if line is None:
@@ -269,7 +277,7 @@ class AlignmentLines:
             yield f"{self.path}:{self._number}", line
 
     def finish(self) -> None:
-        """Raises DataError if lines are left over."""
+        """Raises DataError if the file has more lines than were read."""
         more = sum(1 for _ in self._lines)
         if more:
             self._number += more
@@ -283,9 +291,10 @@ class AlignmentLines:
 
 
 def piece_links(links: Links, source: Sequence[int], target: Sequence[int]) -> list[Link]:
-    """Returns links between tokens: each token of a word is linked to each token of the words it is aligned with.
+    """Converts links between words to links between tokens: all tokens of two linked words are linked to each other.
 
-    `source` and `target` hold the word of each token. The result is sorted by the target token.
+    `source` and `target` hold, for each token, the index of its word. The links that are returned are pairs (index of a
+    source token, index of a target token), sorted by target token, then by source token.
     """
     tokens_of: tuple[dict[int, list[int]], dict[int, list[int]]] = ({}, {})
     for tokens, words in zip(tokens_of, (source, target), strict=True):
@@ -326,7 +335,10 @@ def alignment_scores(found: Sequence[Links], gold: Sequence[Gold]) -> AlignmentS
 
 
 def diagonal(num_source: int, num_target: int) -> Links:
-    """Returns a baseline: each target word is linked to the source word at the same fraction of its line."""
+    """Returns the diagonal alignment, which links each target word to the source word at the same relative position.
+
+    It serves as a baseline. If there are no source words, there are no links.
+    """
     if not num_source:
         return ()
     return tuple(sorted(((2 * j + 1) * num_source // (2 * num_target), j) for j in range(num_target)))

@@ -1,7 +1,8 @@
 """Decoding of batches of source tokens, and log-probabilities and attention of given translations.
 
 Shapes: R rows (sentences still being decoded), W hypotheses per sentence, T target length, S source length, D model
-width, V vocabulary size, N sentences of the batch, P length of the longest prefix, B prefixes of an exact search.
+width, H heads, V vocabulary size, N sentences of the batch, P length of the longest prefix, B prefixes of an exact
+search.
 """
 
 import math
@@ -66,7 +67,7 @@ class Fusion:
 
 @dataclass(frozen=True)
 class FusedState:
-    """The decoding states of a translation model and of a language model; both have the same hypotheses."""
+    """The decoding states of a translation model and of a language model, for the same hypotheses."""
 
     state: State
     of_language_model: State
@@ -86,9 +87,9 @@ class FusedState:
 
 
 def fused(step: Step[State], fusion: Fusion) -> Step[FusedState]:
-    """Returns `step` with the weighted log-probabilities of the language model added to its own; (R, W, V).
+    """Returns a step function that adds the weighted log-probabilities of the language model to the results of `step`.
 
-    The sums are not normalised again.
+    The sums, (R, W, V), are not normalised again.
     """
     scratch = Scratch()
 
@@ -118,15 +119,17 @@ def decode(
 
     Returns, for each sentence, a list of at least one hypothesis. Sampling returns `num_best` hypotheses, in the order
     drawn. Beam search returns the best hypotheses, best first: only one if `num_best` is 1, otherwise up to `2 *
-    num_best`, since several hypotheses may spell the same text with different tokens.
+    num_best`, since hypotheses with different tokens may be the same text. Mask-predict returns one hypothesis for each
+    candidate length, best first, or only the best one if `num_best` is 1.
 
     `prefixes` holds, for each sentence, the target tokens with which all hypotheses for the sentence must begin. After
     the prefix, the tokens in `forbidden` are not generated; by default, these are all special ids except the end mark.
     With `fusion`, scores and log-probabilities are those of shallow fusion. If `model` is a language model, the
     sentences must be empty, and the prefixes are continued. `watch`, if given, is called after each step of beam
-    search; greedy search then runs as a beam of one that stops by count, which finds the same. If the settings ask for
-    a shortlist, only tokens on the list that `shortlist` has for a sentence are generated. Raises MtkitError if the
-    settings ask for a coverage penalty and the model has no attention.
+    search; instead of greedy search, beam search then runs with beam size 1 and the stopping rule `count`, which gives
+    the same result. If the settings ask for a shortlist, `shortlist` makes a list of target tokens for each sentence,
+    and only tokens on this list are generated. Raises MtkitError if the settings ask for a coverage penalty and the
+    model has no attention.
     """
     if forbidden is None:
         forbidden = model.special.never_generated
@@ -148,7 +151,7 @@ def decode(
         assert shortlist is not None, "callers refuse models that have none"
         width = num_best if decoding.draws else decoding.num_hypotheses
         lists = shortlist.lists(model, sentences, prefixes, decoding.shortlist_size, forbidden, width)
-        # Until the search has ended, tokens are now places on the list of their sentence.
+        # From here until the end of the search, a token is represented by its place (index) on its sentence's list.
         start, end = torch.full_like(start, lists.place_of(model.boundaries.start)), lists.place_of(end)
         forbidden, prefixes = [lists.place_of(token) for token in forbidden], lists.places(prefixes)
         watch = None if watch is None else lists.watching(watch, vocab_size_of(model))
@@ -200,7 +203,7 @@ def decode(
             penalty,
             num_best,
             num_spare=num_spare,
-            # Greedy search ends with the first end mark; by another rule, a beam of one may go on.
+            # Greedy search ends with the first end mark; with another rule, beam search with beam size 1 may go on.
             stopping=STOPPING["count" if is_greedy else decoding.stopping],
             extra_score=extra_score,
             groups=Groups(decoding.diversity_groups, decoding.diversity_strength),
@@ -218,7 +221,7 @@ def decode(
 def _mask_predicted(
     model: MaskedModel, decoding: DecodingConfig, sources: Ragged, max_lengths: Tensor, forbidden: Sequence[int]
 ) -> list[list[Hypothesis]]:
-    """Returns, for each sentence, a translation of each of its most probable lengths; the best translation comes first.
+    """Returns, for each sentence, one translation for each of the most probable target lengths, best first.
 
     The score of a translation is the mean log-probability of its tokens and of its length, which counts as one token.
     """
@@ -285,9 +288,9 @@ def _constraints(decoding: DecodingConfig, max_lengths: Tensor, end: int) -> lis
 
 
 def _penalized(hypotheses: list[Hypothesis], penalty: Callable[[Tensor], Tensor]) -> list[list[Hypothesis]]:
-    """Returns the hypotheses with their scores: the log-probability divided by the length penalty.
+    """Sets the score of each hypothesis to its log-probability divided by the length penalty.
 
-    Each hypothesis is in a list of its own.
+    Returns, for each hypothesis, a list that holds only this hypothesis.
     """
     lengths = torch.tensor([len(hypothesis.tokens) + 1 for hypothesis in hypotheses], dtype=torch.float64)
     return [
@@ -322,7 +325,8 @@ def log_probs_after(
 ) -> Tensor:
     """Returns the log-probabilities (B, V) of the token that follows each of the prefixes (B, T), without a cache.
 
-    All prefixes are of translations of the sentence with the index `sentence`.
+    All prefixes belong to translations of one sentence, `sentences[sentence]`. Tokens in `forbidden`, and those that
+    the constraints rule out, get -inf.
     """
     prefixes = prefixes.to(model.device)
     start = prefixes.new_full((len(prefixes), 1), model.boundaries.start)
@@ -386,10 +390,9 @@ def elect(texts: Sequence[str], utility: Callable[[Sequence[str]], list[list[flo
 def likeliest_next(
     model: Model, sources: Sequence[Sequence[int]], prefixes: Sequence[Sequence[int]], count: int
 ) -> list[list[tuple[int, float]]]:
-    """Returns the `count` likeliest next tokens after each prefix of a target, likeliest first.
+    """Returns, for each target prefix, (token, probability) of the `count` most probable next tokens, best first.
 
-    Each token comes with its probability. The end mark counts as a token, so it may be one of them. There are fewer
-    than `count` if the vocabulary is smaller.
+    The end mark counts as a token, so it may be among them. There are fewer than `count` if the vocabulary is smaller.
     """
     batch = padded_batch(ragged(sources), ragged(prefixes), model.boundaries).to(model.device)
     features, _ = model.decode(batch.target, model.encode(batch.source))  # (R, T, D)
@@ -432,13 +435,13 @@ class ScoredTranslation:
 def log_probs_of(
     model: Model, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], batch_tokens: int
 ) -> list[list[float]]:
-    """Returns for each pair of a source and a target the log-probabilities of the target tokens and the end mark.
+    """Returns, for each pair of a source and a target, the log-probabilities of the target tokens and the end mark.
 
     An empty source or target consists of the end mark alone. The pairs are divided into batches. The sources of a batch
     have at most `batch_tokens` tokens, including padding, and so have the targets, unless a single pair has more.
 
-    For a masked model, these are the log-probabilities of the tokens when all tokens are masked; the log-probability of
-    the target length takes the place of that of the end mark.
+    For a masked model, the log-probabilities are those of the tokens when all tokens are masked; the last number of
+    each list is then the log-probability of the target length instead of the end mark.
     """
     found: list[list[float]] = [[] for _ in sources]
     lengths = [max(len(source), len(target)) + 1 for source, target in zip(sources, targets, strict=True)]
@@ -526,10 +529,10 @@ def source_attention(
 ) -> list[Tensor]:
     """Returns, for each pair of a source and a target, the attention weights (T, S) of the target tokens, on the CPU.
 
-    Row t holds the weights with which target token t was predicted or, with `shift=1`, those with which the decoder
-    read it. `choose` returns weights (R, T, S), given the weights (R, H, T, S) of all layers. The end marks of both
-    sides are left out. `batch_tokens` limits batches as in `log_probs_of`. Raises MtkitError if the model has no
-    attention.
+    Row t holds the weights of the decoding step that predicted target token t or, with `shift=1`, those of the next
+    step, which reads token t. `choose` is given the weights (R, H, T, S) of all layers, and returns weights (R, T, S).
+    The end marks of both sides are left out. `batch_tokens` limits batches as in `log_probs_of`. Raises MtkitError if
+    the model has no attention.
     """
     if isinstance(model, Ensemble):  # its decode computes logits of the whole batch, not in chunks
         batch_tokens = min(batch_tokens, chunk_tokens(model))

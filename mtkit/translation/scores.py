@@ -298,13 +298,17 @@ def _stripped(lines: Sequence[str]) -> list[str]:
     return [line.rstrip() for line in lines]
 
 
-# Statistics of sentences, whose sums give BLEU. Shapes: N lines, K statistics per line, B sums.
+# Statistics of single lines; from their sums, the BLEU of several lines is computed. Shapes: N lines, K statistics per
+# line, B sums.
 
 
 def bleu_statistics(
     hypotheses: Sequence[str], references: Sequence[Sequence[str]], target_language: str
 ) -> "Statistics":
-    """Returns the statistics (N, K) of each line from which BLEU is computed; raises the errors of `corpus_scores`."""
+    """Returns the statistics (N, K) of each line from which BLEU is computed: lengths and numbers of n-grams.
+
+    Raises the errors of `corpus_scores`.
+    """
     _check_lengths(hypotheses, references, ())
     metric = bleu(target_language)
     metric._ref_cache = metric._cache_references([_stripped(reference) for reference in references])
@@ -312,9 +316,9 @@ def bleu_statistics(
 
 
 def bleu_of(sums: "Statistics") -> NDArray[np.float64]:
-    """Returns the BLEU (B,), from 0 to 100, of B sums of statistics of lines.
+    """Returns the BLEU scores (B,), from 0 to 100, of B sets of lines, given the summed statistics of each set.
 
-    `sums` is (B, K); each row is a sum of rows that `bleu_statistics` returned. The scores are those that
+    Each row of `sums`, (B, K), is a sum of rows that `bleu_statistics` returned. The scores are those that
     `corpus_scores` computes for the same lines.
     """
     metric = bleu("")  # the tokenizer has done its part already
@@ -397,9 +401,10 @@ def compare(
 def _bootstrap(
     metric: Metric, baseline: Statistics, system: Statistics, difference: float, generator: np.random.Generator
 ) -> tuple[list[tuple[float | None, float | None]], float]:
-    """Returns (mean, interval) for the scores of the baseline and of the system, and the p-value of their difference.
+    """Returns [(mean, interval) of the baseline, (mean, interval) of the system], and the p-value of their difference.
 
-    Means, confidence intervals and p-value are those of paired bootstrap resampling.
+    These are the mean score, the half-width of the 95 % confidence interval, and the p-value of paired bootstrap
+    resampling.
     """
     chosen = generator.choice(len(baseline), size=(NUM_RESAMPLES, len(baseline)), replace=True)
     first, second = (resampled_scores(metric, statistics, chosen) for statistics in (baseline, system))
@@ -430,10 +435,10 @@ def bootstrap_p_value(baseline: NDArray[np.float64], system: NDArray[np.float64]
     """Returns the p-value of paired bootstrap resampling (Koehn, 2004).
 
     `baseline` and `system` are the scores (B,) of the two systems on the resamples; `difference` is the absolute
-    difference of their scores on the original test set. On each resample, too, the two scores have an absolute
-    difference. The p-value is the fraction of resamples whose difference exceeds the mean over all resamples by at
-    least `difference` (Riezler & Maxwell, 2005), with add-one smoothing. The p-value is 1 if the scores on the original
-    test set are equal.
+    difference of their scores on the original test set. Let d be the absolute difference of the two scores on a
+    resample. The p-value is the fraction of resamples whose d exceeds the mean of all d by at least `difference`
+    (Riezler & Maxwell, 2005), with add-one smoothing. The p-value is 1 if the scores on the original test set are
+    equal.
     """
     if difference <= TOLERANCE:
         return 1.0
@@ -574,7 +579,7 @@ class Unspaced:
     language: str | None  # the code of the language written in it; None if sacreBLEU has no tokenizer for it
 
     def advice(self, otherwise: str) -> str:
-        """Returns advice for the user: to name the language, if that helps, or to do what the text `otherwise` says."""
+        """Returns advice for the user: to name the language, if that helps, or to follow the advice `otherwise`."""
         if self.language is None:
             return f"sacreBLEU has no tokenizer of its own for it: {otherwise}"
         return (

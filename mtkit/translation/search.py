@@ -1,4 +1,9 @@
-"""Greedy search, sampling, beam search, exact search and mask-predict, with constraints and penalties."""
+"""Greedy search, sampling, beam search, exact search and mask-predict, with constraints and penalties.
+
+Shapes: N sentences of the batch, R rows (sentences still being decoded), W hypotheses per sentence, T target length,
+S source length, V vocabulary size, P length of the longest prefix, K tokens considered for each hypothesis, M any
+number, B prefixes of an exact search.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -350,8 +355,8 @@ def _extend(
     ]
 
 
-BLOCK = 64  # consecutive tokens of which, on a CPU, only the largest value is looked at first
-FEW_VALUES = 1 << 14  # log-probabilities that are searched at once
+BLOCK = 64  # tokens in a block; on a CPU, the maxima of blocks of consecutive tokens are compared first
+FEW_VALUES = 1 << 14  # up to this many log-probabilities are searched without blocks
 
 
 def _argmax(x: Tensor) -> Tensor:
@@ -359,8 +364,8 @@ def _argmax(x: Tensor) -> Tensor:
 
     Of equal values, the first counts. On a CPU, `torch.argmax` over the whole vocabulary takes several times as long as
     `torch.amax`. So on a CPU, `torch.amax` first finds the block of tokens with the largest maximum. Then only this
-    block, and the tokens after the last whole block, are searched. If there are few values, they are searched at once:
-    8,000 take 12 microseconds, as long as six operators.
+    block, and the tokens after the last whole block, are searched. If there are few values, `torch.argmax` searches
+    them directly: 8,000 values take 12 microseconds, which is no longer than six operators take.
     """
     num_blocks = x.shape[2] // BLOCK
     if x.device.type != "cpu" or num_blocks < 2 or x.numel() <= FEW_VALUES:
@@ -436,8 +441,8 @@ class Draw:
 
     def _draw_chunk(self, log_probs: Tensor, uniform: Tensor) -> Tensor:
         """Does what `__call__` does, for one chunk of the rows."""
-        order = None  # (R, W, K): the tokens left after top_k; None if all are left
-        # Even if it is more than there are: on shortlists, V depends on the batch, and the order of tokens must not.
+        order = None  # (R, W, K): the top_k tokens, most probable first; None without top_k
+        # Also if top_k exceeds V: with shortlists, V depends on the batch, but the order of the tokens must not.
         if self.top_k is not None:
             log_probs, order = log_probs.topk(min(self.top_k, log_probs.shape[2]), dim=2)
         weights = self._weights(log_probs)  # (R, W, K)
@@ -467,10 +472,11 @@ class Draw:
 
 
 def _smallest_of_nucleus(weights: Tensor, top_p: float) -> Tensor:
-    """Returns, for each row of `weights` (R, K), the smallest weight (R,) in the nucleus of mass `top_p`.
+    """Returns, for each row of `weights` (R, K), the smallest weight (R,) in the nucleus.
 
-    All tokens with this weight belong to the nucleus. Sorting the whole vocabulary takes longer than a step of the
-    model, and most nuclei are small. So a row is sorted only if its `FIRST` largest weights do not reach the mass.
+    The largest weights that together reach the fraction `top_p` of the sum of the row form the nucleus. All tokens with
+    the smallest of these weights belong to it. Sorting the whole vocabulary takes longer than a step of the model, and
+    most nuclei are small. So a row is sorted only if its `FIRST` largest weights do not reach this fraction.
     """
     mass = top_p * weights.sum(1)  # (R,)
     first = weights.topk(min(FIRST, weights.shape[1]), dim=1).values
@@ -526,8 +532,8 @@ def _mixed(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return numbers ^ (numbers >> np.uint64(31))
 
 
-# One step of beam search: extending the hypotheses by one token. Hypotheses extended by the end mark have ended; the
-# others stay alive.
+# One step of beam search: extending the hypotheses by one token. Hypotheses that are extended by the end mark have
+# ended; those that are extended by another token stay alive.
 
 
 @dataclass(frozen=True)
@@ -546,9 +552,9 @@ class Groups:
 
 @dataclass(frozen=True)
 class Continuations:
-    """Hypotheses extended by one token; each tensor is (R, M).
+    """M hypotheses for each sentence, each extended by one token; each tensor is (R, M).
 
-    The hypotheses of a sentence are sorted, best first, within each group of diverse beam search.
+    The hypotheses of a sentence are sorted, best first; in diverse beam search, they are sorted within each group.
     """
 
     log_probs: Tensor  # of the hypotheses including the new token; -inf where there is no hypothesis
@@ -623,9 +629,9 @@ def _candidates(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the 2W best continuations, best first: their log-probabilities, parents and tokens, each (R, 2W).
 
-    `log_probs` is (R, W, V), `totals` (R, W), `full` (R,). Of the 2W continuations, at most W are by the end mark, so
-    at least W are by other tokens. If a sentence has fewer than 2W continuations, the remaining log-probabilities are
-    -inf.
+    W is `beam_size`. `log_probs` is (R, W, V), `totals` (R, W), `full` (R,). At most W of the 2W continuations end with
+    the end mark, so at least W end with another token. If a sentence has fewer than 2W continuations, the remaining
+    log-probabilities are -inf.
     """
     # The best 2W continuations overall are among the best 2W of each hypothesis, so only those are added to the totals
     # and sorted.
@@ -655,12 +661,12 @@ def _candidates(
 
 @dataclass(frozen=True)
 class SearchProgress:
-    """The state of the search for each sentence, from which a stopping rule decides whether the sentence is done.
+    """The progress of the search for each sentence, by which a stopping rule decides whether the sentence is done.
 
     Each tensor is (R,).
     """
 
-    worst_kept: Tensor  # the num_best-th best score of the hypotheses that have ended; -inf while there are fewer
+    worst_kept: Tensor  # the score at rank num_best among the hypotheses that have ended; -inf while there are fewer
     best_possible: Tensor  # an upper bound on the final score of the hypotheses still alive; -inf if none is
     num_ended: Tensor  # the number of hypotheses that have ended so far
 
@@ -699,10 +705,10 @@ Predict = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 def mask_predict(predict: Predict, lengths: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
     """Returns a translation of each length in `lengths` (N,): tokens (N, T), and their log-probabilities (N, T).
 
-    `predict` is called `iterations` times: first with all tokens masked, then each time with those masked that have the
-    lowest log-probabilities, `num_masked` of them. The log-probability of a token is the one with which it was last
-    predicted. Of tokens with equal log-probabilities, the leftmost is masked first. After the end of a translation,
-    both results are 0.
+    `predict` is called `iterations` times: first with all tokens masked, then each time with only those tokens masked
+    that have the lowest log-probabilities; the function `num_masked` says how many. The log-probability of a token is
+    the one with which it was last predicted. Of tokens with equal log-probabilities, the leftmost is masked first. At
+    positions after the end of a translation, both results are 0.
     """
     real = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]  # (N, T)
     tokens = torch.zeros_like(real, dtype=torch.int64)
@@ -711,7 +717,7 @@ def mask_predict(predict: Predict, lengths: Tensor, iterations: int) -> tuple[Te
     log_probs[real] = found
     for iteration in range(1, iterations):
         order = log_probs.masked_fill(~real, torch.inf).sort(dim=1, stable=True).indices
-        ranks = order.argsort(1)  # (N, T) the place of each token among those of its translation, the lowest first
+        ranks = order.argsort(1)  # (N, T) rank of each token in its translation, 0 for the lowest log-probability
         masked = (ranks < num_masked(lengths, iteration, iterations)[:, None]) & real
         tokens[masked], log_probs[masked] = predict(tokens, masked)
     return tokens, log_probs
@@ -735,7 +741,7 @@ ONE_GROUP = Groups()  # the beam is not divided
 class BeamStep:
     """What happened in one step of beam search, for functions that watch the search.
 
-    Other steps may overwrite the tensors, so a function that watches must copy what it wants to keep.
+    Later steps may overwrite the tensors, so a function that watches must copy what it wants to keep.
     """
 
     rows: Tensor  # (R,) the sentence of each row
@@ -929,11 +935,11 @@ def _to_lists(results: _Finished, tree: _Tree, has_nan: list[bool]) -> list[list
 
 # Exact search.
 
-# A function that returns the log-probabilities (B, V) of the token after each of some prefixes of equal length, (B, T),
-# which have no start token. Its first argument is the index of the sentence.
+# A function that returns log-probabilities (B, V) of the token that follows each prefix. Its arguments are the index of
+# the sentence, and prefixes (B, T) of equal length without start tokens.
 Extend = Callable[[int, Tensor], Tensor]
 
-EXTENDED_TOGETHER = 16  # B: a few prefixes together take little more time than one
+EXTENDED_TOGETHER = 16  # the maximum of B; extending a few prefixes together takes little more time than extending one
 
 
 def optimal_search(
@@ -946,15 +952,16 @@ def optimal_search(
     num_best: int = 1,
     num_spare: int = 0,
 ) -> list[list[Hypothesis]]:
-    """Returns for each sentence, in order, the hypotheses of highest score among all that the maximum length allows.
+    """Returns for each sentence, in order, the best of all hypotheses that the maximum length allows, best first.
 
-    This is the depth-first search of Stahlberg & Byrne (2019, "On NMT search errors and model errors"): the most
-    probable token first, and no prefix is extended whose hypotheses cannot be better than the best so far. `found` has
-    the hypotheses of another search, which are the first bound. Of the results, the first `num_best` are exact; the
-    other arguments and the scores are as in `beam_search`.
+    This is the depth-first search of Stahlberg & Byrne (2019, "On NMT search errors and model errors"). It tries the
+    most probable next token first, and does not extend a prefix that cannot lead to a higher score than the worst of
+    the `num_best` best hypotheses so far. `found` holds the hypotheses that another search has found for each sentence;
+    the bound is first computed from them. The first `num_best` hypotheses returned for a sentence are exact; up to
+    `num_spare` more, which follow, need not be. The other arguments and the scores are as in `beam_search`.
 
-    At most `max_steps` prefixes are extended for a sentence. If that does not suffice, the hypotheses are the best
-    found until then, and `cut_short` of each is `True`.
+    At most `max_steps` prefixes are extended for a sentence. If the search is then incomplete, the hypotheses are the
+    best ones found so far, and have `cut_short=True`.
     """
     results = []
     for sentence, (hypotheses, longest) in enumerate(zip(found, max_lengths, strict=True)):
@@ -980,7 +987,7 @@ class _Best:
         return self.hypotheses[self.num_best - 1].score if len(self.hypotheses) >= self.num_best else -math.inf
 
     def add(self, hypothesis: Hypothesis) -> None:
-        """Adds a hypothesis, unless it is impossible or there already."""
+        """Adds a hypothesis unless its score is -inf or it was added before; keeps only the best `num_kept`."""
         if hypothesis.found and all(hypothesis.tokens != other.tokens for other in self.hypotheses):
             ranked = sorted([*self.hypotheses, hypothesis], key=lambda each: -each.score)
             self.hypotheses = ranked[: self.num_kept]
@@ -989,11 +996,11 @@ class _Best:
 def _search_depth_first(
     extend: Callable[[Tensor], Tensor], best: _Best, divisors: list[float], end: int, max_steps: int
 ) -> bool:
-    """Adds hypotheses of a depth-first search to `best`; returns whether it was complete.
+    """Searches depth first, and adds the hypotheses found to `best`; returns whether the search was complete.
 
-    The search is incomplete if it ended after `max_steps` extended prefixes, and a hypothesis with one of the remaining
-    prefixes could still have a score above `best.bound`. `extend` maps prefixes (B, T) to log-probabilities (B, V);
-    `divisors[n]` is the length penalty of n tokens and the end mark.
+    The search is incomplete if it ended after extending `max_steps` prefixes although one of the remaining prefixes
+    could still lead to a score above `best.bound`. `extend` maps prefixes (B, T) to log-probabilities (B, V) of the
+    next token; `divisors[n]` is the length penalty of n tokens and the end mark.
     """
     longest = len(divisors) - 1
     # Log-probabilities never increase, and of all lengths from n on, n or the maximum has the largest penalty. So the

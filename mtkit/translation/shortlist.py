@@ -30,7 +30,7 @@ from mtkit.translation.search import BeamStep, Hypothesis, Step
 
 Ids = NDArray[np.int64]
 
-KEPT = 100  # K and F at most: tokens kept for each source token, and frequent ones; the largest decoding.shortlist
+KEPT = 100  # the maximum of K and of F, and so the largest value of decoding.shortlist
 
 Model = TranslationModel | Ensemble
 
@@ -93,14 +93,14 @@ def vocab_size_of(model: Model) -> int:
     return len((model.members[0] if isinstance(model, Ensemble) else model).output.weight)
 
 
-GROUP_ROWS = 64  # hypotheses whose logits are computed together: fewer lists have fewer tokens in all
+GROUP_ROWS = 64  # hypotheses whose logits are computed together; with fewer lists, a group has fewer different tokens
 
 
 def _group_size(model: Model, num_hypotheses: int) -> int | None:
-    """Returns how many sentences form a group; `None` if all sentences of a batch do.
+    """Returns the number of sentences in a group; `None` if all sentences of a batch form one group.
 
-    All do on other devices than a CPU, and if a layer of another kind computes the logits: there, several small
-    products take longer than a large one.
+    They form one group on devices other than a CPU, and if the output layer has been replaced (`Output.is_replaced`):
+    several small matrix products then take longer than a large one.
     """
     members = model.members if isinstance(model, Ensemble) else [model]
     if model.device.type != "cpu" or any(member.output.is_replaced for member in members):
@@ -112,22 +112,24 @@ def _group_size(model: Model, num_hypotheses: int) -> int | None:
 class Lists:
     """The lists of the sentences of a batch, in the order of the batch; on the CPU.
 
-    In a search with lists, a place stands for a token: its index on the list of the sentence. The sentences are divided
-    into groups; the logits of all tokens that are on any list of a group are computed together.
+    A search with lists uses places instead of token ids: the place of a token is its index on the list of the sentence.
+    The sentences are divided into groups; the logits of all tokens that are on any list of a group are computed
+    together.
     """
 
-    tokens: Tensor  # (N, L) int64, ids; after the end of a list, any of the first tokens
-    real: Tensor  # (N, L) whether a token is on the list: special tokens have a place even where they are not
-    columns: list[Tensor]  # of each group of sentences: ids (U,) of all tokens of all its lists, ascending
-    index: Tensor  # (N, L) where each token is among the columns of the group
-    group_sizes: tuple[int, ...]  # sentences in each group; the groups follow one another
-    num_first: int  # tokens at the beginning of each list that all lists have at the same places
+    tokens: Tensor  # (N, L) int64, token ids; padded with a special token
+    real: Tensor  # (N, L) False for padding, and for special tokens that have a place but must not be generated
+    columns: list[Tensor]  # for each group of sentences: ids (U,) of the tokens on any of its lists, ascending
+    index: Tensor  # (N, L) index of each token in the `columns` of its group
+    group_sizes: tuple[int, ...]  # the number of sentences in each group; groups are consecutive sentences
+    num_first: int  # the number of special tokens, with which all lists begin in the same order
 
     @staticmethod
     def of(first: Ids, marks: NDArray[np.bool_], group_size: int | None = None) -> "Lists":
-        """Returns the lists of the tokens marked in `marks` (N, V), with the tokens `first` before the others.
+        """Returns lists of the tokens that are marked in `marks` (N, V), one list for each sentence.
 
-        Modifies `marks`. A group has `group_size` sentences; with `None`, all sentences are in one group.
+        All lists begin with the tokens `first`, marked or not. Modifies `marks`. A group has `group_size` sentences;
+        with `None`, all sentences are in one group.
         """
         real_first = marks[:, first]
         marks[:, first] = False
@@ -150,11 +152,14 @@ class Lists:
         return Lists(parts[0], parts[1], columns, parts[2], group_sizes, len(first))
 
     def place_of(self, token: int) -> int:
-        """Returns the place of one of the first tokens, which is the same on all lists."""
+        """Returns the place, which is the same on all lists, of a token in `first`, such as the end mark."""
         return self.tokens[0, : self.num_first].tolist().index(token)
 
     def places(self, sequences: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Returns the places of the tokens in a sequence for each sentence; these tokens must be on its list."""
+        """Returns the places of the tokens in each sequence.
+
+        There is one sequence for each sentence, whose tokens must be on the list of that sentence; or none at all.
+        """
         found = []
         for tokens, own in zip(sequences, self.tokens if sequences else [], strict=False):
             places = {token: place for place, token in reversed(list(enumerate(own.tolist())))} if tokens else {}
@@ -162,16 +167,17 @@ class Lists:
         return found
 
     def restored(self, found: list[list[Hypothesis]]) -> list[list[Hypothesis]]:
-        """Returns hypotheses that a search with lists has found, with the ids of their tokens instead of places."""
+        """Converts the hypotheses that a search with lists has found for each sentence from places to token ids."""
         return [
             [replace(h, tokens=own[h.tokens].tolist()) if h.tokens else h for h in hypotheses]
             for own, hypotheses in zip(self.tokens, found, strict=True)
         ]
 
     def watching(self, watch: Callable[[BeamStep], None], vocab_size: int) -> Callable[[BeamStep], None]:
-        """Returns a function for a search with lists to call after each step; it calls `watch` with ids for places.
+        """Returns a function for a search with lists, which calls `watch` after each step with token ids for places.
 
-        Tokens that are not on the list of the sentence get a log-probability of -inf.
+        The log-probabilities that `watch` gets are (R, 1 or W, V); those of tokens that are not on the list of the
+        sentence are -inf.
         """
 
         def watch_ids(step: BeamStep) -> None:
@@ -198,8 +204,8 @@ class ListedState:
     state: State
     tokens: Tensor  # (R, L)
     index: Tensor  # (R, 1, L)
-    outside: Tensor  # (R, 1, L) whether a token is not on the list
-    group_rows: tuple[int, ...]  # rows of each group, which follow one another
+    outside: Tensor  # (R, 1, L) True for places without a token that may be generated; the opposite of `Lists.real`
+    group_rows: tuple[int, ...]  # the number of rows in each group; groups are consecutive rows
 
     @staticmethod
     def begin(state: State, lists: Lists, device: torch.device) -> "ListedState":
@@ -232,8 +238,9 @@ def listed_step(model: Model, lists: Lists, forbidden: Sequence[int]) -> Step[Li
     The softmax is over the list of the sentence alone; in an ensemble, each member has a softmax of its own. The
     log-probabilities of the places in `forbidden`, and of places that have no token on the list, are -inf.
 
-    For each group of sentences, one product gives the logits of all tokens that are on any of its lists; each row then
-    takes those on its own list. That is faster than a product for each sentence, since weights are read less often.
+    For each group of sentences, one matrix product computes the logits of all tokens that are on any of its lists; each
+    row then takes those of the tokens on its own list. This is faster than a product for each sentence, since weights
+    are read less often.
     """
     members = model.members if isinstance(model, Ensemble) else [model]
     heads = [[member.output.of(columns.to(model.device)) for columns in lists.columns] for member in members]
@@ -299,16 +306,19 @@ def count_shortlist(corpus: Corpus, tokenizer: Tokenizer) -> Shortlist | None:
 
 @dataclass(frozen=True)
 class TokenPairs:
-    """Pairs of token sequences, one after the other, without special tokens; no sequence is empty."""
+    """Pairs of a source and a target, concatenated; there are no special tokens, and no side is empty."""
 
     source: Ids  # the tokens of all sources
-    target: Ids
-    source_lengths: Ids  # (pairs,)
-    target_lengths: Ids
+    target: Ids  # the tokens of all targets
+    source_lengths: Ids  # (pairs,) the number of tokens of each source
+    target_lengths: Ids  # (pairs,)
 
 
 def sample_of(corpus: Corpus, specials: Specials, most_pairs: int = MOST_PAIRS) -> Iterator[TokenPairs]:
-    """Yields the pairs of a corpus, or at most `most_pairs` of them in blocks spread over it."""
+    """Yields the pairs of a corpus, or at most `most_pairs` of them, in blocks that are spread evenly over the corpus.
+
+    Special tokens are removed; pairs with a side that has no other tokens are left out.
+    """
     for begin, end in spread_blocks(len(corpus), most_pairs):
         sides = []
         for tokens, offsets, special in (
@@ -322,14 +332,14 @@ def sample_of(corpus: Corpus, specials: Specials, most_pairs: int = MOST_PAIRS) 
 
 
 def _without(ids: Ids, lengths: Ids, special: Sequence[int]) -> tuple[Ids, Ids]:
-    """Removes special tokens from sequences; returns the remaining tokens, and the new length of each sequence."""
+    """Removes special tokens from concatenated sequences; returns the remaining tokens and the new sequence lengths."""
     kept = ~np.isin(ids, special)
     rows = np.repeat(np.arange(len(lengths)), lengths)
     return ids[kept], np.bincount(rows[kept], minlength=len(lengths))
 
 
 def _whole(source: tuple[Ids, Ids], target: tuple[Ids, Ids]) -> TokenPairs:
-    """Returns the pairs of which neither side is empty."""
+    """Returns the pairs without those that have an empty side; each argument is (all tokens, sequence lengths)."""
     whole = (source[1] > 0) & (target[1] > 0)
     (sources, source_lengths), (targets, target_lengths) = (
         (ids[np.repeat(whole, lengths)], lengths[whole]) for ids, lengths in (source, target)
@@ -338,10 +348,11 @@ def _whole(source: tuple[Ids, Ids], target: tuple[Ids, Ids]) -> TokenPairs:
 
 
 def links_of(pairs: TokenPairs, null: int) -> Iterator[tuple[Ids, Ids, Ids]]:
-    """Yields the links of some pairs at a time: their source tokens, their target tokens, and where groups begin.
+    """Yields (source tokens, target tokens, group starts) of all links, about CHUNK_LINKS links at a time.
 
-    A link joins a source token and a target token of a pair. The links of one target token form a group: first the one
-    with `null`, which stands for no source token, then one with each token of the source.
+    A link joins a source token and a target token of a pair. The links of one target token form a group: first the link
+    to `null`, which stands for no source token, then a link to each token of the source. The group starts are the
+    indices of the first link of each group.
     """
     num_links = np.cumsum((pairs.source_lengths + 1) * pairs.target_lengths)
     source_ends, target_ends = np.cumsum(pairs.source_lengths), np.cumsum(pairs.target_lengths)
@@ -363,9 +374,10 @@ def links_of(pairs: TokenPairs, null: int) -> Iterator[tuple[Ids, Ids, Ids]]:
 
 @dataclass(frozen=True)
 class Translations:
-    """Probabilities of single target tokens, given single source tokens, sorted by source and target.
+    """Probabilities of target tokens, given a source token: entry i is p(target[i] | source[i]).
 
-    The id after the last one of the source vocabulary stands for no source token (the null word of Brown et al.).
+    Entries are sorted by source token, then by target token. The id after the last one of the source vocabulary stands
+    for no source token (the null word of Brown et al.).
     """
 
     source: Ids
@@ -429,7 +441,7 @@ def likeliest(found: Translations, source_size: int, kept: int = KEPT) -> NDArra
 
 
 def with_copies(best: NDArray[np.int32], special: Sequence[int]) -> NDArray[np.int32]:
-    """Returns the translations (S, K), with each token put first among its own translations, unless it is special."""
+    """Returns the translations `best`, (S, K), with each token that is not special as its own first translation."""
     found = best.copy()
     for token in np.setdiff1d(np.arange(len(best)), special).tolist():
         others = best[token][best[token] != token][: best.shape[1] - 1]

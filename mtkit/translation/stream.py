@@ -145,10 +145,10 @@ def generate(
     line_buffered: bool = False,
     num_lines: int | None = None,
 ) -> None:
-    """Continue each line of `source` with a language model, and write the texts, with their beginnings, to `out`.
+    """Continue each line of `source` with a language model, and write the line with its continuation to `out`.
 
-    A blank line is continued from nothing. All arguments and the format of the output are as in `translate`. Raises the
-    errors of `Translator.generate_lines`, too.
+    For a blank line, a whole text is generated. All arguments and the format of the output are as in `translate`.
+    Raises the errors of `Translator.generate_lines`, too.
     """
     warnings = Warnings()
     with InputStreams(out.flush, line_buffered) as streams:
@@ -167,7 +167,7 @@ def generate(
 
 
 def list_next(translator: Translator, source: BinaryIO, out: BinaryIO, count: int) -> None:
-    """Write the `count` likeliest next pieces of each line of `source`, likeliest first.
+    """Write the `count` pieces that most probably follow each line of `source`, most probable first, to `out`.
 
     There is an output line `number TAB probability TAB piece` for each piece, where `number` is the number of the input
     line, from 1. Raises the errors of `Translator.next_tokens`.
@@ -193,23 +193,23 @@ def lines_to_come(file: Path | None) -> int | None:
 
 
 def parted(number: int, count: int, num_lines: int) -> range:
-    """Returns the indices, from 0, of the lines in part `number` of `count`, from 1, of a text of `num_lines` lines.
+    """Returns the line indices, from 0, of part `number`, from 1, if `num_lines` lines are divided into `count` parts.
 
-    The parts follow one another, and differ by one line at most.
+    The parts are consecutive; their sizes differ by one line at most.
     """
     return range((number - 1) * num_lines // count, number * num_lines // count)
 
 
 def _part_of(items: Iterator[T], part: range | None) -> Iterator[T]:
-    """Yields the items with the indices `part`, or all if it is `None`."""
+    """Yields the items whose indices are in `part`, or all items if `part` is `None`."""
     return items if part is None else islice(items, part.start, part.stop)
 
 
 def _readable(lines: Iterable[tuple[str, bool]], name: str, warnings: Warnings, first: int = 1) -> Iterator[str]:
     """Yields the text of each line, and warns of replaced bytes and of carriage returns within a line.
 
-    `lines` holds the text of each line, and whether bytes of the line were replaced; `first` is the number of the first
-    one. Raises DataError if reading fails; the error message begins with `name`.
+    `lines` holds (text, whether bytes of the line were replaced) for each line; `first` is the number of the first
+    line. Raises DataError if reading fails; the error message begins with `name`.
     """
     try:
         for number, (line, damaged) in enumerate(lines, start=first):
@@ -365,7 +365,7 @@ class TargetFile:
 
 @dataclass
 class Summary:
-    """The log-probability of a text as a whole; the end of each line counts as a token and as a character."""
+    """Totals over all lines of a scored text; the end of each line counts as one token and one character."""
 
     lines: int = 0
     tokens: int = 0
@@ -373,7 +373,7 @@ class Summary:
     log_prob: float = 0.0
 
     def figures(self) -> dict[str, float]:
-        """Returns all figures by name; perplexities and bits are per token and per character."""
+        """Returns the totals, and the perplexity and the bits per token and per character, by name."""
         found: dict[str, float] = dict(vars(self))
         for unit, number in (("token", self.tokens), ("character", self.characters)):
             nats = -self.log_prob / max(number, 1)
@@ -406,7 +406,7 @@ def score(
     is a JSON list of [piece, log_prob] pairs, in which a log-probability of minus infinity is null. With `summarized`,
     a Summary of all translations is written instead of these lines. `alignments` is as in `translate`.
 
-    Raises MtkitError unless a language model is given a TargetFile, and a translation model another kind of texts.
+    Raises MtkitError if `texts` is a TargetFile for a translation model, or of another kind for a language model.
 
     `tag` is put before each source. Without `tag`, warnings are printed for sources whose tag is unknown or missing. A
     path in `texts` may be `-`, which is standard input. `line_buffered`, pipes and signals are handled as in
@@ -466,7 +466,11 @@ def _each_pair(
     tag: str | None,
     line_buffered: bool,
 ) -> None:
-    """Reads pairs, and writes the result for each; `verbs` say what is done, such as ("scored", "scoring")."""
+    """Reads pairs, and calls `write` with the result for each pair, in order.
+
+    `results_of(pairs, tag, at_once)` computes the results; `at_once` is as in `Translator.score_lines`. `verbs` say
+    what is done, such as ("scored", "scoring"), for messages and the progress display.
+    """
     if tag is not None:
         translator.require_tag(tag)
     warnings = Warnings()

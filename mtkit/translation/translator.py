@@ -150,7 +150,7 @@ class _Part:
     prefix: list[int]  # target tokens that the translation must begin with
     words: list[str] | None = None  # source word of each token, "" for tags; None unless decoding.unknown is copy
     prefix_texts: list[str] | None = None  # the text of each prefix token, to be shown in place of <unk>
-    units: list[int] | None = None  # of each token, as in Side, counted in the whole line; None without alignments
+    units: list[int] | None = None  # index, in the whole line, of the unit of each token (see Side), if aligning
     is_generated: bool = False  # whether a language model continues the prefix
 
     @property
@@ -160,25 +160,25 @@ class _Part:
 
     @property
     def length(self) -> int:
-        """The number of tokens that are given: those of the source or, for a language model, of the prefix."""
+        """The length of the input, in tokens: that of the source or, for a language model, that of the prefix."""
         return len(self.prefix) if self.is_generated else len(self.tokens)
 
 
-# Sentences, as source tokens, and for each of them the target tokens that its translation must begin with.
+# The source tokens of each sentence, and the target tokens with which the translation of each sentence must begin.
 Batch = tuple[Sequence[Sequence[int]], Sequence[Sequence[int]]]
 
 
 class Engine(Protocol):
-    """Searches for translations in place of PyTorch."""
+    """Another engine, such as CTranslate2, that searches for translations in place of PyTorch."""
 
     def decode(
         self, decoding: DecodingConfig, batches: Iterable[Batch], num_best: int, forbidden: Sequence[int]
     ) -> Iterator[list[list[Hypothesis]]]:
-        """Yields for each batch, in order, what the function `decode` returns for it."""
+        """Yields for each batch, in order, the hypotheses that the function `decode` returns for a batch."""
 
     @property
     def precision(self) -> str:
-        """The precision in which it searches, such as "int8"."""
+        """The precision in which the engine computes, such as "int8"."""
 
 
 class Translator:
@@ -195,8 +195,8 @@ class Translator:
 
     Attributes: `model`; `tokenizer`; `config`, the model's settings, of which `config.decoding` controls the search;
     `tags`, a tuple of the tags that a multilingual model knows; `engine`, which searches in place of PyTorch, or
-    `None`; `fusion`, a language model that takes part in the search, or `None`; `shortlist`, what the lists of
-    `decoding.shortlist` are made of, or `None`.
+    `None`; `fusion`, a language model that takes part in the search, or `None`; `shortlist`, from which the lists for
+    `decoding.shortlist` are made, or `None`.
 
     With a language model (`task: language_model`), use `generate`, `generate_lines` and `next_tokens` instead of
     `translate` and `translate_lines`; the sources given to `score` are blank.
@@ -238,15 +238,15 @@ class Translator:
         self._aligner: _Aligner | None = None
 
     def align_with(self, settings: AlignmentSettings) -> None:
-        """Make translations and scores include word alignments from now on; each batch then takes one more pass.
+        """Make translations and scores include word alignments from now on, for one more forward pass per batch.
 
-        The words are those of the line as given, including tags in it but not the tag given as `tag`. If a line is
-        translated in parts, links still have the numbers of the whole line. Raises MtkitError if the model has no
-        attention, or not the layer or head that `settings` name.
+        The words are those of the line as given, including tags in the line, but without the tag given as `tag`. Even
+        if a line is translated in parts, links count the words of the whole line. Raises MtkitError if the model has no
+        attention, or lacks the layer or head that `settings` name.
         """
         model, guided = self.config.model, self.config.guided_head
         shape = model.source_attention
-        if isinstance(self.model, Ensemble):  # it has the mean over the members' last layers
+        if isinstance(self.model, Ensemble):  # its only attention is the mean over heads of the members' last layers
             shape, guided = (min(1, shape[0]), 1), None
         self._aligner = _Aligner(settings, choose_heads(settings, shape, guided))
 
@@ -319,7 +319,7 @@ class Translator:
         return found if self._aligner is None else (self._without_tag(line, tag) for line in found)
 
     def generate(self, prefixes: Iterable[str]) -> list[str]:
-        """Return, for each prefix, the text with which a language model continues it, prefix included; "" is no prefix.
+        """Return, for each prefix, the prefix with its continuation by a language model; "" stands for no prefix.
 
         Issues a UserWarning for each text with a problem. Raises the same errors as `generate_lines`.
         """
@@ -332,11 +332,11 @@ class Translator:
         at_once: bool | Callable[[], bool] = False,
         done: Callable[[int], object] | None = None,
     ) -> Iterator[TranslatedLine]:
-        """Yield, for each prefix in order, up to `num_best` texts that a language model continues it with.
+        """Yield, for each prefix in order, up to `num_best` texts that begin with it, generated by a language model.
 
-        The texts include the prefix. They are searched for or sampled as `config.decoding` says; equal prefixes get
-        equal samples. `at_once` and `done` are as in `translate_lines`. Raises TypeError for arguments of a wrong type;
-        MtkitError if the model is no language model; DataError if a prefix is too long for the model.
+        The texts are searched for or sampled as `config.decoding` says; equal prefixes get equal samples. `at_once` and
+        `done` are as in `translate_lines`. Raises TypeError for arguments of a wrong type; MtkitError if the model is
+        no language model; DataError if a prefix is too long for the model.
         """
         self.require_task("language_model")
         require_list(prefixes, "prefixes")
@@ -346,10 +346,10 @@ class Translator:
         return self._generated(prefixes, num_best, at_once, done or _nothing)
 
     def next_tokens(self, prefixes: Sequence[str], count: int) -> list[list[tuple[str, float]]]:
-        """Return the `count` likeliest next pieces of each prefix, likeliest first.
+        """Return, for each prefix, (piece, probability) of the `count` most probable next pieces, best first.
 
-        Each piece comes with its probability. The end mark counts as a piece, so it may be one of them. The model must
-        be a language model. Raises the errors of `generate_lines`.
+        The end mark counts as a piece, so it may be among them. The model must be a language model. Raises the errors
+        of `generate_lines`.
         """
         self.require_task("language_model")
         require_list(prefixes, "prefixes")
@@ -368,7 +368,7 @@ class Translator:
         return found
 
     def require_task(self, task: str) -> None:
-        """Raise MtkitError if the model was not trained for `task`, a value of the setting of that name."""
+        """Raise MtkitError if the model was not trained for `task`, which is "translation" or "language_model"."""
         if self.config.task == task:
             return
         if task == "translation":
@@ -462,7 +462,7 @@ class Translator:
 
     @property
     def precision(self) -> str:
-        """The precision in which the model translates, such as "fp32" or "int8"; of an ensemble, its first model's."""
+        """The precision in which the model (of an ensemble, the first model) translates, such as "fp32" or "int8"."""
         if self.engine is not None:
             return self.engine.precision
         return precision_of(self.model.members[0] if isinstance(self.model, Ensemble) else self.model)
@@ -498,7 +498,7 @@ class Translator:
         return found
 
     def _searched(self, batches: Iterable[Batch], num_best: int) -> Iterator[list[list[Hypothesis]]]:
-        """Yields for each batch the hypotheses that are found with this translator's settings."""
+        """Yields for each batch, in order, the hypotheses that a search with this translator's settings finds."""
         if self.engine is not None:
             yield from self.engine.decode(self.config.decoding, batches, num_best, self._forbidden)
             return
@@ -541,7 +541,10 @@ class Translator:
     def _search_window(
         self, parts: list[_Part], num_lines: int, num_best: int, done: Callable[[int], object]
     ) -> list[TranslatedLine]:
-        """Searches for the translations of all parts of a window of lines."""
+        """Translates all parts of the lines in a window; returns the translations of each line, in order.
+
+        `done` is as in `translate_lines`.
+        """
         order = [p for p, part in enumerate(parts) if part.is_searched]
         order.sort(key=lambda p: -parts[p].length)  # longest first, so that later batches need no more memory
         found = [[BLANK]] * len(parts)
@@ -620,7 +623,10 @@ class Translator:
 
     @property
     def _num_positions(self) -> int | None:
-        """The most target tokens, without the end mark, that the models can take; `None` if there is no limit."""
+        """The maximum number of target tokens, without the end mark, that the model and any `fusion` model accept.
+
+        `None` if there is no limit.
+        """
         models = [self.model, *([self.fusion.language_model] if self.fusion and self.fusion.weight else [])]
         return min((each.limits.target - 1 for each in models if each.limits.target is not None), default=None)
 
@@ -660,7 +666,10 @@ class Translator:
     def _joined(
         self, num_lines: int, parts: list[_Part], found: list[list[Hypothesis]], num_best: int
     ) -> list[TranslatedLine]:
-        """Joins the translations of the parts of each line; `found` holds the hypotheses of each part."""
+        """Returns the translations of each line, joined from those of its parts.
+
+        `found` holds the hypotheses of each part.
+        """
         tokens = [h.tokens for hypotheses in found for h in hypotheses]
         unknown_texts = self._unknown_texts(parts, found) if self._replaces else None
         texts = iter(self.tokenizer.decode_target(tokens, unknown_texts))
@@ -697,7 +706,7 @@ class Translator:
                 yield CUT_OFF
 
     def _unknown_texts(self, parts: list[_Part], found: list[list[Hypothesis]]) -> list[list[str]]:
-        """Returns, for each hypothesis of all parts in order, the texts to show in place of the <unk> tokens."""
+        """Returns, for each hypothesis of all parts in order, the texts to show in place of its <unk> tokens."""
         pairs = [(part, h.tokens) for part, hypotheses in zip(parts, found, strict=True) for h in hypotheses]
         copied: dict[int, list[str]] = {}  # by index of the pair: for each token, the source word it attends to most
         if self.config.decoding.unknown == "copy":
@@ -746,17 +755,17 @@ class Translator:
         return [-1] * num_tags + [unit + first_unit for unit in units[num_tags:]]
 
     def _num_units(self, text: str, tokens: Sequence[int], continues: bool = False) -> int:
-        """Returns how many units lie between the beginnings of a part and of the next part.
+        """Returns the number of units from the beginning of a part to the beginning of the next part.
 
-        Units are words of `text` or, if pieces are aligned, `tokens`. With `continues`, the next part begins within the
-        last word of this one, which is then not counted.
+        Units are the words of `text` or, if pieces are aligned, `tokens`. With `continues`, the next part begins within
+        the last word of this part, so this word is not counted.
         """
         if self._aligner is None or self._aligner.settings.units == "pieces":
             return len(tokens)
         return max(len(text.split()) - continues, 0)
 
     def _kept(self, hypothesis: Hypothesis) -> tuple[int, ...]:
-        """Returns the tokens that aligning a translation needs; none without alignments."""
+        """Returns the tokens of a hypothesis if translations are aligned, since aligning needs them; otherwise ()."""
         return () if self._aligner is None else tuple(hypothesis.tokens)
 
     def _target_units(self, text: str, tokens: Sequence[int]) -> list[int]:
@@ -766,9 +775,9 @@ class Translator:
     def _with_alignments(
         self, parts: list[_Part], lines: list[list[list[Translation]]]
     ) -> list[list[list[Translation]]]:
-        """Returns the translations with word alignments.
+        """Returns the translations with their alignments added.
 
-        `lines[i][j]` holds the translations of part j of line i, and the result has the same form. `parts` has the
+        `lines[i][j]` holds the translations of part j of line i, and the result has the same form. `parts` holds the
         parts of all lines, one after the other.
         """
         in_turn = [iter(of_parts) for of_parts in lines]
@@ -786,7 +795,7 @@ class Translator:
         return of_line
 
     def _links(self, pairs: Sequence[tuple[Side, Side]]) -> list[Links]:
-        """Returns the links of the pairs; none if a side has no tokens."""
+        """Returns the links of each pair of sides, read off the model's attention; () if a side has no tokens."""
         aligner = self._aligner
         assert aligner is not None
         chosen = [p for p, (source, target) in enumerate(pairs) if source.tokens and target.tokens]
@@ -807,7 +816,7 @@ class Translator:
         return replace(line, translations=translations)
 
     def _links_without_tag(self, links: Links | None, tag: str) -> Links:
-        """Converts links of a line with `tag` before it to links of the line alone; leaves out links of the tag."""
+        """Converts links of a line that begins with `tag` to links of the line without it; drops links of the tag."""
         return shifted(links or (), source=-self._num_units(tag, self._source_tokens(tag)))
 
     # Scoring and checks.
@@ -830,7 +839,7 @@ class Translator:
     def _encoded(self, window: Sequence[tuple[str, str]], number: int) -> tuple[list[list[int]], list[list[int]]]:
         """Returns the source tokens and the target tokens of the pairs in a window.
 
-        `number` lines come before the window; errors count lines from there. Raises DataError if a line is too long.
+        Raises DataError, which gives the number of the line, if a line is too long; `number` lines precede the window.
         """
         reads_source = self.model.reads_source
         sources = self.tokenizer.encode_source([source if reads_source else "" for source, _ in window])
@@ -849,7 +858,7 @@ class Translator:
     def _aligned(
         self, window: Sequence[tuple[str, str]], sources: Sequence[list[int]], targets: Sequence[list[int]]
     ) -> list[Links]:
-        """Returns the links of given translations, of which `sources` and `targets` are the tokens."""
+        """Returns the links of each pair in a window; `sources` and `targets` hold the tokens of the pairs."""
         pairs = []
         for (line, text), source, target in zip(window, sources, targets, strict=True):
             tags, _ = split_tags(line, self.tags)
@@ -893,7 +902,10 @@ class Translator:
 
 
 def _texts_with_warnings(lines: Iterable[TranslatedLine]) -> list[str]:
-    """Returns the text of each line; issues a UserWarning, which names the caller's caller, for each of its notes."""
+    """Returns the text of each line; issues a UserWarning for each note.
+
+    Python attributes the warnings to the code that called the caller of this function.
+    """
     texts = []
     for number, line in enumerate(lines, start=1):
         for note in line.notes:
@@ -944,7 +956,7 @@ def _different(translations: list[Translation]) -> list[Translation]:
 
 @dataclass(frozen=True)
 class _Aligner:
-    """How a Translator aligns."""
+    """The settings and attention heads with which a Translator aligns."""
 
     settings: AlignmentSettings
     heads: Heads
@@ -962,8 +974,9 @@ class _Aligner:
 
 
 def _line(parts: list[list[Translation]], separators: list[str], units: str) -> TranslatedLine:
-    """Joins the translations of the parts of a line, and their alignments, which link `units`.
+    """Joins the translations of the parts of a line, and their alignments.
 
+    The alignments link `units`, "words" or "pieces".
     The n-th translation of the line consists of the n-th translation of each part. A part that has fewer than n
     translations contributes its last one.
     """
@@ -1118,7 +1131,7 @@ def _fusion(
 
 
 def tell_of_ablation(path: str | Path, config: Config) -> None:
-    """Prints on stderr which parts are taken out of the model at `path`; prints nothing if it has all of them."""
+    """Prints on stderr which parts of the model at `path` are ablated; prints nothing if there are none."""
     if ablated := getattr(config.model, "ablate", ()):
         say(f"{path}: parts of this model are taken out (model.ablate): {', '.join(ablated)}")
 
@@ -1131,9 +1144,9 @@ def _translator(
     overrides: Sequence[str],
     fusion: Fusion | None = None,
 ) -> Translator:
-    """Returns a Translator that reports cut-off translations, unless the user has chosen the maximum length.
+    """Returns a Translator that reports translations cut off at the maximum length, if that length is "auto".
 
-    Texts that a language model generates are never reported, since no source sets their length.
+    Texts that a language model generates are never reported, since no source determines their length.
     """
     is_auto = bundle.config_with(overrides).decoding.max_length_ratio == "auto" and model.reads_source
     shortlist = _shortlist(bundle) if config.decoding.shortlist is not None else None

@@ -36,20 +36,20 @@ from mtkit.translation.translator import (
     pair_lines,
 )
 
-# Sizes of pieces. With greedy search and a Transformer of width 128, pieces of 512, 256, 128, 64 and 32 of 1,000 lines
-# sorted by length took 0.9, 1.07, 1.14, 1.7 and 2.1 times the processor time that the lines took all together. Without
-# sorting, pieces of 256 lines took 1.36 times as much.
+# Sizes of pieces. With greedy search and a Transformer of width 128, 1,000 lines sorted by length and cut into pieces
+# of 512, 256, 128, 64 and 32 lines took 0.9, 1.07, 1.14, 1.7 and 2.1 times the processor time of one piece of all
+# lines. Without sorting, pieces of 256 lines took 1.36 times that time.
 
 PIECE_LINES = 512  # in a piece, at most
 PIECE_CHARACTERS = WINDOW_CHARACTERS // 16  # in a piece, at most, unless one line has more
-LEAST_LINES = 64  # in a piece, if there are so many
-PIECES_PER_WORKER = 2  # at least, in a window; the last ones have the shortest lines, so that no worker waits for long
+LEAST_LINES = 64  # in a piece, if there are that many
+PIECES_PER_WORKER = 2  # at least, in a window; the last have the shortest lines, so that workers end about together
 
-# Fewer characters than two of the smallest pieces have are translated by the main process with all threads: two workers
-# would have to be started, and would save little (an estimate from the times above).
+# The main process itself translates fewer characters than this with all threads. They are fewer than two of the
+# smallest pieces have, for which starting two workers would save little (an estimate from the times above).
 FEW_CHARACTERS = 8000
-MOST_WINDOWS = 2  # read and not yet yielded: the workers go on with the second while the first is being finished
-MOST_KILLS = 2  # after so many workers were killed while translating the same piece, the program gives up
+MOST_WINDOWS = 2  # read but not yet yielded: workers begin the second while the last pieces of the first are translated
+MOST_KILLS = 2  # if this many workers are killed while translating the same piece, the program gives up
 
 # Lines that are translated by the main process before it starts workers that load the model themselves, each on its
 # own GPU: loading takes several seconds.
@@ -62,9 +62,9 @@ Pair = tuple[str, str]  # a line, and the text that its translation must begin w
 
 @dataclass(frozen=True)
 class Opening:
-    """The arguments of `load` and `align_with` by which a worker opens a model of its own.
+    """The arguments of `load` and `align_with` with which a worker opens its own copy of the model.
 
-    Only workers that share no memory with the main process need them.
+    Only workers that do not share the main process's memory need them.
     """
 
     path: Path
@@ -86,10 +86,10 @@ class Opening:
 def with_workers(translator: Translator, opening: Opening, num_workers: int | None) -> Iterator[Translator]:
     """Context manager that gives a Translator that uses `num_workers` worker processes.
 
-    It translates as `translator` does, which was opened with the arguments in `opening`. If `num_workers` is `None`,
-    their number is chosen for this machine (see `worker_devices`). If one process is enough, gives `translator` itself.
-    An engine other than PyTorch has workers of its own: with it, also gives `translator` itself, and raises MtkitError
-    if `num_workers` is more than 1. No worker is left when the block ends.
+    It gives the same translations as `translator`, which was opened with the arguments in `opening`. If `num_workers`
+    is `None`, their number is chosen for this machine (see `worker_devices`). If the number is 1, gives `translator`
+    itself. Also gives `translator` itself if it has an engine other than PyTorch, since such an engine has workers of
+    its own; raises MtkitError if `num_workers` is then more than 1. All workers are ended when the block ends.
     """
     devices = worker_devices(translator.model.device, num_workers)
     if translator.engine is not None and (num_workers or 1) > 1:
@@ -104,9 +104,9 @@ def with_workers(translator: Translator, opening: Opening, num_workers: int | No
 def worker_devices(device: torch.device, num_workers: int | None) -> list[str]:
     """Returns the device of each worker, for a model that was loaded on `device`.
 
-    If `num_workers` is `None`, there is one worker for each GPU. On a CPU under Linux, there is then one for each core
-    that this process may use, but not more than PyTorch's threads, whose number the user may have limited, and not
-    more than the memory allows. On other systems, where this is not measured, there is one.
+    If `num_workers` is `None`, their number is chosen: one for each GPU or, on a CPU under Linux, one for each core
+    that this process may use, but no more than PyTorch has threads (whose number the user may have limited) and no more
+    than the memory allows; in all other cases, one.
     """
     gpus = torch.cuda.device_count() if device.type == "cuda" else 0
     if num_workers is None:
@@ -121,19 +121,19 @@ def worker_devices(device: torch.device, num_workers: int | None) -> list[str]:
 class WorkerTranslator(Translator):
     """A Translator whose `translate_lines` uses worker processes; a context manager that ends them.
 
-    The translations are those of the Translator that it is made of. Workers are started when there is work for them,
-    and ended once all lines are translated. The main process itself translates small groups of lines, such as those
-    that have arrived before a pipe pauses, and lines that must be answered one by one.
+    It gives the same translations as the Translator that it is made from. Workers are started when there is work for
+    them, and ended once all lines are translated. The main process itself translates small groups of lines, such as
+    those that have arrived before a pipe pauses, and lines that must be translated one at a time.
     """
 
     def __init__(
         self, translator: Translator, opening: Opening, devices: Sequence[str], is_patient: bool = False
     ) -> None:
-        """Take the model and all else from `translator`.
+        """Take the model and all other attributes from `translator`.
 
         `devices` holds the device of each worker. Workers on a CPU are forked, where that is possible, and share the
-        memory of the weights; others open the model themselves by `opening`. With `is_patient=True`, workers that open
-        the model themselves are only started after LINES_BEFORE_LOADING lines, since opening takes time.
+        memory of the weights; other workers open the model themselves with `opening`. With `is_patient=True`, workers
+        that open the model themselves are only started after LINES_BEFORE_LOADING lines, since opening takes time.
         """
         vars(self).update(vars(translator))
         self._alone = translator
@@ -163,7 +163,7 @@ class WorkerTranslator(Translator):
         pairs = zip(lines, repeat("")) if prefixes is None else pair_lines(lines, prefixes, ("lines", "prefixes"))
         crew = _Crew(self._alone if self._forks else self._opening, self._devices, num_best, done)
         self._crews.append(crew)
-        windows: deque[_Window] = deque()  # of which the workers have the pieces
+        windows: deque[_Window] = deque()  # those whose pieces were given to the workers, in order
         window: _Window | None = None
         try:
             for window in _windows(pairs, at_once, len(self._devices)):
@@ -188,7 +188,7 @@ class WorkerTranslator(Translator):
     def _finished(self, window: "_Window", crew: "_Crew", num_best: int) -> Iterable[TranslatedLine]:
         """Waits until a window is translated, and returns its translations."""
         crew.finish(window)
-        if window.has_failed:  # raises the error that is raised without workers, unless only the worker lacked memory
+        if window.has_failed:  # this raises the same error as without workers, unless only the worker lacked memory
             return _translations(self._alone, window.pairs, num_best)
         return [window.found[place] for place in range(len(window.pairs))]
 
@@ -205,15 +205,15 @@ def _translations(
 
 @dataclass
 class _Window:
-    """Lines that are read, and later yielded, together."""
+    """Lines that are read together, and whose translations are later yielded together."""
 
     pairs: list[Pair]
-    size: int  # in characters, where each line counts as one more
+    size: int  # in characters; the end of each line counts as one
     last_number: int  # the number of its last line, from 1
-    is_awaited: bool  # whether no more lines should be read before these are yielded
+    is_awaited: bool  # whether its translations must be yielded before more lines are read
     found: dict[int, TranslatedLine] = field(default_factory=dict)  # by the index of the line in the window
     has_failed: bool = False  # whether a worker raised an exception
-    error: Exception | None = None  # raised in reading the lines, to be raised when all lines before are yielded
+    error: Exception | None = None  # raised while reading; raised again once all earlier windows are yielded
 
     @property
     def is_finished(self) -> bool:
@@ -231,7 +231,7 @@ class _Piece:
 
     @property
     def pairs(self) -> list[Pair]:
-        """The lines with their prefixes."""
+        """The lines of the piece, with their prefixes."""
         return [self.window.pairs[place] for place in self.places]
 
     def __str__(self) -> str:
@@ -249,8 +249,9 @@ class _Piece:
 def _windows(pairs: Iterable[Pair], at_once: bool | Callable[[], bool], num_workers: int) -> Iterator[_Window]:
     """Divides the lines into windows.
 
-    A window ends when it is full or when the lines should be answered, which `at_once` tells as in `translate_lines`.
-    If reading raises an exception, the last window holds the exception and no lines.
+    A window ends when it is full, or when the lines read so far must be translated (`at_once`, as in
+    `translate_lines`). If reading raises an exception, the last window holds the exception and no lines; lines that
+    were read after the window before are lost.
     """
     most = max(WINDOW_LINES, PIECES_PER_WORKER * num_workers * PIECE_LINES)
     most_characters = max(WINDOW_CHARACTERS, PIECES_PER_WORKER * num_workers * PIECE_CHARACTERS)
@@ -268,7 +269,7 @@ def _windows(pairs: Iterable[Pair], at_once: bool | Callable[[], bool], num_work
         number += 1
         window.append((line, other))
         size += len(line) + len(other) + 1
-        # Asked after every line: only if the answer is False does the next line come without waiting.
+        # Called after every line: only if it returns False will the next line come without waiting.
         is_awaited = at_once() if callable(at_once) else at_once
         if is_awaited or len(window) >= most or size >= most_characters:
             yield _Window(window, size, number, is_awaited)
@@ -311,10 +312,10 @@ class _Crew:
     def __init__(
         self, source: Translator | Opening, devices: Sequence[str], num_best: int, done: Callable[[int], object]
     ) -> None:
-        """Prepare workers on `devices`; none is started before there is a piece for it.
+        """Prepare workers on `devices`; a worker is started only when there is a piece for it.
 
-        `source` is the Translator that forked workers share, or the Opening by which others load their own. `done` is
-        called with the number of lines of each piece that is translated.
+        `source` is the Translator that forked workers share, or the Opening with which other workers load the model.
+        `done` is called after each piece with the number of its lines.
         """
         self._source = source
         self._free_devices = list(reversed(devices))
@@ -325,12 +326,12 @@ class _Crew:
         self._queue: deque[_Piece] = deque()
 
     def take(self, window: _Window) -> None:
-        """Cut the window into pieces, and give them to the workers that have nothing to do; the others wait."""
+        """Cut the window into pieces, and give them to idle workers; the remaining pieces wait in the queue."""
         self._queue.extend(_pieces(window, self._num_workers))
         self._hand_out()
 
     def finish(self, window: _Window) -> None:
-        """Wait until the window is translated, or has failed; give out pieces of other windows meanwhile.
+        """Wait until the window is translated or has failed; meanwhile, keep giving pieces of all windows to workers.
 
         Raises MtkitError if a piece kills its workers, or if a worker cannot open the model.
         """
@@ -380,9 +381,10 @@ class _Crew:
         self._done(len(piece.places))
 
     def _replace(self, worker: _Worker, was_working: bool = True) -> None:
-        """Put the piece of a worker that was killed back into the queue; another worker will be started for it.
+        """Put the piece of a worker that was killed back into the queue, for a new worker.
 
-        If the worker was killed before it got the piece, which `was_working=False` says, the piece is not to blame.
+        `was_working=False` says that the worker was killed before it received the piece; this does not count as a kill
+        by the piece. Raises MtkitError if MOST_KILLS workers were killed while translating the piece.
         """
         self._workers.remove(worker)
         how = self._bury(worker)
@@ -398,7 +400,7 @@ class _Crew:
         self._queue.appendleft(piece)
 
     def _bury(self, worker: _Worker) -> str:
-        """Wait for the end of a worker that was killed; returns the signal or exit code that ended it."""
+        """Kill a worker, unless it has ended, and free its device; returns the signal or exit code that ended it."""
         worker.process.kill()
         worker.process.join()
         worker.connection.close()
@@ -408,7 +410,7 @@ class _Crew:
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
     def _started(self) -> _Worker:
-        """Starts a worker on a device that none uses."""
+        """Starts and returns a worker on a free device."""
         device = self._free_devices[-1]
         context: Any = multiprocessing.get_context("fork" if isinstance(self._source, Translator) else "spawn")
         ours, theirs = context.Pipe()
@@ -431,9 +433,9 @@ HELD = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if has
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Within the block, holds signals back, and hides standard input, so that a child process can be started.
+    """Context manager in which a child process can be started safely: holds signals back, and hides standard input.
 
-    The child would close standard input, and wait forever if a thread of this process was just reading it.
+    Otherwise, the child would close standard input, and wait forever if a thread of this process was reading from it.
     """
     stdin = sys.stdin
     before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD) if hasattr(signal, "pthread_sigmask") else None
@@ -460,8 +462,9 @@ def _work(
 ) -> None:
     """Receive pieces and send their translations, until the main process ends or kills this one.
 
-    The answer to a piece is `None` if an exception was raised, and the text of the error if the model cannot be opened.
-    `others` are the main process's ends of connections, which a forked child must close.
+    Instead of the translations, it sends `None` if translating raises an exception; it sends the text of the error, and
+    ends, if the model cannot be opened. `others` are the main process's ends of connections, which a forked child must
+    close.
     """
     _take_no_interrupts()
     for other in others:
@@ -481,7 +484,7 @@ def _work(
     except (EOFError, OSError):  # the main process has ended
         pass
     finally:
-        os._exit(0)  # not by the ways of Python, which would write what the main process has not yet written
+        os._exit(0)  # sys.exit would also write buffered output that a forked child has from the main process
 
 
 def _answer(translator: Translator, pairs: Sequence[Pair], num_best: int) -> list[TranslatedLine] | None:
@@ -492,7 +495,7 @@ def _answer(translator: Translator, pairs: Sequence[Pair], num_best: int) -> lis
 
 
 def _take_no_interrupts() -> None:
-    """Leave Ctrl-C, which the terminal sends to all processes, to the main process; end at once by other signals."""
+    """Ignore Ctrl-C, which the terminal also sends to the main process; let other signals end this process at once."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for number in HELD:
         if signal.getsignal(number) != signal.SIG_IGN:
@@ -529,7 +532,10 @@ def usable_cores() -> int:
 
 
 def free_memory() -> int:
-    """The number of bytes of memory that are available to this process under Linux, or fewer by its cgroup's limit."""
+    """The memory available to this process, in bytes: that of the machine, or less if its cgroup has a lower limit.
+
+    `sys.maxsize` if it is unknown, as on systems other than Linux.
+    """
     words = _words(Path("/proc/meminfo"))
     free = [int(words[words.index("MemAvailable:") + 1]) << 10] if "MemAvailable:" in words else []
     for folder in _cgroups("memory"):
