@@ -107,11 +107,11 @@ class Output(nn.Module):
 
     @property
     def is_replaced(self) -> bool:
-        """Whether a layer of another kind computes the logits (see `project_by`), including those that `of` gives."""
+        """Whether `project_by` has replaced the computation of logits, also in the functions that `of` returns."""
         return self._make_projection is not None
 
     def project_by(self, make: MakeProjection) -> None:
-        """Computes logits from now on by the layer that `make` returns, given the matrix and the bias."""
+        """Lets the layer that `make` creates from the matrix and the bias compute the logits from now on."""
         self.projection = make(self.weight, self.bias)
         self._make_projection = make
 
@@ -144,9 +144,9 @@ class Output(nn.Module):
     def of(self, columns: Tensor) -> Callable[[Tensor], Tensor]:
         """Returns a function that maps features (…, D) to the logits (…, U) of the tokens `columns` (U,) alone.
 
-        The function keeps a copy of the rows of the matrix, so it should be made once and called often. Its logits are
-        those of `forward`, up to rounding, in every precision: the weights of each token are rounded to 8 bits
-        independently of the others.
+        The function keeps a copy of these tokens' rows of the matrix, so it should be made once and called often. Its
+        logits are those of `forward`, up to rounding, in every precision; this includes int8, since the weights of each
+        token are rounded to 8 bits independently of those of other tokens.
         """
         weight, bias = self.weight[columns], None if self.bias is None else self.bias[columns]
         if self._make_projection is not None:
@@ -158,10 +158,7 @@ SLICE_ELEMENTS = 1 << 19  # log-probabilities computed at a time on a CPU: 2 MB 
 
 
 class Scratch:
-    """Memory that every step of a search uses again.
-
-    On a CPU, new memory for every step would have to be mapped page by page.
-    """
+    """Memory that all steps of a search share, since new memory for each step would have to be mapped page by page."""
 
     def __init__(self) -> None:
         self.vector = torch.empty(0)
@@ -177,8 +174,8 @@ def log_probs_from(logits: Tensor, scratch: Scratch | None = None) -> Tensor:
     """Returns the log-softmax over the last dimension of `logits`, (…, V).
 
     The result is in fp64 if the logits are in fp64, otherwise in fp32; on a CPU, it has no gradient. The logits must
-    not be used afterwards, since the result may be written over them. If the result needs memory of its own on a CPU,
-    it takes the memory of `scratch`; the next call with the same `scratch` then overwrites the result.
+    not be used afterwards, since on a CPU, the result overwrites logits in fp32 or fp64. For logits in other dtypes on
+    a CPU, the result is stored in `scratch`, if given; the next call with the same `scratch` then overwrites it.
     """
     exact = torch.promote_types(logits.dtype, torch.float32)
     if logits.device.type != "cpu":
@@ -461,7 +458,7 @@ class Ensemble:
 
 
 def mean_of(log_probs: Sequence[Tensor]) -> Tensor:
-    """Returns the logarithm of the mean of probabilities, given the log-probabilities of each member."""
+    """Returns the logarithm of the members' mean probabilities, given the log-probabilities of each member."""
     return log_probs[0] if len(log_probs) == 1 else torch.stack(list(log_probs)).logsumexp(0) - math.log(len(log_probs))
 
 

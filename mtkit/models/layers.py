@@ -94,8 +94,8 @@ class LearnedPositions(nn.Module):
 class Rotation:
     """Rotates queries and keys by angles proportional to their positions (Su et al. 2021, equation 34)."""
 
-    sines: Tensor  # (R, 1, L, K/2) in training, else (R, 1, L, K): the sines of all columns, with their signs
-    cosines: Tensor
+    sines: Tensor  # (R, 1, L, K/2) in training; else (R, 1, L, K), one per column, negated in the first half
+    cosines: Tensor  # in training, the same shape; else (R, 1, L, K), one per column
     matrices: Tensor | None = (
         None  # (L, K, K); given if all rows have the same positions and matrix products are faster
     )
@@ -168,7 +168,7 @@ class RotaryPositions(nn.Module):
             table = sinusoids(2 * length, table.shape[1])
         self.table = table = table.to(positions.device)
         sines, cosines = F.embedding(positions, table)[:, None].chunk(2, -1)
-        if not torch.is_grad_enabled():  # a step of a search has few numbers, so that operators count
+        if not torch.is_grad_enabled():  # the tensors of a search step are small, so the number of operators matters
             return Rotation(torch.cat([-sines, sines], -1), torch.cat([cosines, cosines], -1))
         if not consecutive or positions.device.type != "cpu":
             return Rotation(sines, cosines)
@@ -178,10 +178,10 @@ class RotaryPositions(nn.Module):
 
 
 class LinearBiases(nn.Module):
-    """Attention with linear biases, ALiBi (Press et al. 2022): scores fall in proportion to the distance of the key.
+    """Linear biases, ALiBi (Press et al. 2022): lower attention scores in proportion to the distance of the key.
 
-    Head h of H, from 1, subtracts 2^(-8h/H) for each token of distance. The paper has decoders only. In an encoder, a
-    key after the query is treated as one equally far before it.
+    Head h of H, from 1, subtracts 2^(-8h/H) from the score for each token of distance between query and key. The paper
+    has decoders only. In an encoder, a key after the query is treated like a key at the same distance before it.
     """
 
     def __init__(self, num_heads: int) -> None:
@@ -251,8 +251,8 @@ POSITIONS: dict[str, Callable[[TransformerConfig], nn.Module] | None] = {
 
 
 # Dropout (Srivastava et al. 2014). On a CPU, mtkit's own dropout is used, which takes 16 random bits per value from the
-# fastest of NumPy's generators. PyTorch's dropout draws floats, which takes six times as long; compiled, it is one with
-# what is around it.
+# fastest of NumPy's generators. PyTorch's dropout draws floats, which takes six times as long. In compiled code, it is
+# used nevertheless, since the compiler fuses it with neighbouring operations.
 
 LEVELS = 1 << 16  # on a CPU, the rate is rounded to a multiple of 1 / LEVELS, but never to 0 or 1
 
@@ -267,9 +267,9 @@ _random = _Random()
 
 
 def draw_from(generator: torch.Generator | None) -> None:
-    """Has forward passes in this thread draw their random numbers from `generator`, a generator on the CPU.
+    """Makes forward passes in this thread draw their random numbers from `generator`, a generator on the CPU.
 
-    With `None`, they draw them from PyTorch's default generator again, which all threads share.
+    With `None`, forward passes use PyTorch's default generator again, which all threads share.
     """
     _random.generator = generator
 
@@ -375,7 +375,7 @@ def _is_faster_unfused(query: Tensor, rate: float) -> bool:
     is faster: 20 ms instead of 24 ms. With dropout, there is no fused kernel, and PyTorch's function draws its random
     numbers slowly: 35 ms instead of 27 ms. In the steps of a search, plain products are faster in fp32 too: such steps
     have few queries, and the fused kernel takes about as long for few queries as for many. For at most FEW_SENTENCES
-    sentences, only the number of operators counts, and the fused kernel is faster again: one sentence with one
+    sentences, only the number of operators matters, and the fused kernel is faster again: one sentence with one
     hypothesis takes 11 microseconds instead of 29.
     """
     is_step = not torch.is_grad_enabled() and query.shape[2] <= 8

@@ -336,9 +336,9 @@ class RecurrentDecoder(nn.Module):
 
     If the settings say so, the top layer attends to the source, and every step reads a summary of the whole source,
     which is the same for all steps (Cho et al. 2014). The features are tanh(W [y; a; s]), where y is the output of the
-    top layer, a the attended source, and s the summary (Luong et al. 2015, equation 5, which has no s). Without
-    attention, a is left out; without the summary, s is; without both, the features are y itself. In a language model,
-    the features are y, and the initial states of the layers are zero.
+    top layer, a the attention-weighted mean of the source states, and s the summary (Luong et al. 2015, equation 5,
+    which has no s). Without attention, a is left out; without the summary, s is left out. Without both, as in a
+    language model, the features are y itself. In a language model, the initial states of the layers are zero.
 
     All tokens are computed at once, except with input feeding, where the features of each step are an input of the next
     step.

@@ -130,10 +130,10 @@ OWN_SPECIALS = Specials()  # the special tokens of vocabularies trained by mtkit
 
 
 class _Unfilled(TorchFunctionMode):
-    """While it is active, new layers do not fill their weights; on the meta device, filling them only takes time."""
+    """Context manager in which new layers do not initialise their weights; on the meta device, this only takes time."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Calls `function`, or returns its tensor as it is if `function` would draw weights."""
+        """Calls `function`; if it is one that draws random weights, returns its tensor unchanged instead."""
         kwargs = kwargs or {}
         if function in (nn.init.kaiming_uniform_, nn.init.uniform_, nn.init.normal_):
             return kwargs["tensor"] if "tensor" in kwargs else args[0]
@@ -197,11 +197,10 @@ def require_weights_of(model: TranslationModel, weights: dict[str, Tensor], wher
 
 
 def require_sizes_of(config: AnyModelConfig, weights: Mapping[str, Tensor], where: str) -> None:
-    """Raises CheckpointError if the settings describe a larger model than the one that the weights belong to.
+    """Raises CheckpointError, with a message that begins with `where`, if the settings describe too large a model.
 
-    Such settings ask for more layers than the weights have, or for a matrix with more elements than all weights
+    A model is too large if it has more layers than the weights have, or a matrix with more elements than all weights
     together. Building such a model could take hours or all memory, whereas this check looks only at names and shapes.
-    The message of the error begins with `where`.
     """
     encoder, decoder = (config.encoder, config.decoder) if isinstance(config, MixedConfig) else (config, config)
     num_weights = sum(map(Tensor.numel, weights.values()))
@@ -226,10 +225,10 @@ def require_sizes_of(config: AnyModelConfig, weights: Mapping[str, Tensor], wher
 
 
 def _other_widths(half: HalfConfig, side: Stack) -> list[int]:
-    """Returns how many rows the matrices with `d_model` columns have, besides square ones.
+    """Returns the numbers of rows of the matrices with `d_model` columns in an encoder or decoder, except square ones.
 
-    For one side of a Transformer, these are the feed-forward width and the number of learned positions, which is 1 if
-    there are none. A recurrent encoder or decoder has no such matrices; for it, returns [1].
+    In a Transformer, these are the feed-forward width and the number of learned positions (1 if there are none). A
+    recurrent encoder or decoder has no such matrices; for it, returns [1].
     """
     if isinstance(half, RecurrentConfig):
         return [1]
@@ -313,7 +312,7 @@ def keep_few_kernels(model: nn.Module, device: torch.device, precision: str) -> 
 
 
 def return_freed_memory() -> None:
-    """Returns freed memory that glibc keeps to the system, so that it no longer counts as resident memory.
+    """Makes glibc return to the system any freed memory it has kept, which then no longer counts as resident memory.
 
     Does nothing with other C libraries.
     """
@@ -373,18 +372,18 @@ def mixed_precision(device: torch.device, precision: str, keeps_casts: bool = Tr
     return torch.autocast(device.type, DTYPES[precision], cache_enabled=keeps_casts)
 
 
-# Which precision.
+# Choosing the precision for translation, and replacing layers by faster ones.
 
-# The precisions in which a model can translate; `auto` is one of the others.
+# The precisions in which a model can translate; `auto` stands for one of the others.
 PRECISIONS = ("fp32", "bf16", "fp16", "int8", "auto", "fp64")
 
 
 def pick_run_precision(name: str, device: torch.device, d_model: int) -> str:
-    """Returns the precision called `name`, in which a model translates; "auto" means the fastest suitable one.
+    """Returns the precision for translation called `name`; "auto" means the fastest suitable one.
 
     A precision is suitable if it costs less than 0.1 BLEU against fp32, on average over the models that were measured.
-    bf16 and int8 do (mtkit/commands/README.md has the table), so the choice is one of speed. On a GPU, "auto" means
-    what it means for training: bf16, if the GPU has it. On a CPU, it means:
+    Both bf16 and int8 are suitable (mtkit/commands/README.md has the table), so only speed decides. On a GPU, "auto"
+    means what it means for training: bf16, if the GPU has it. On a CPU, it means:
 
     - bf16 if the CPU multiplies matrices in bf16 (AMX) and `d_model` is at least 128;
     - else int8 if the CPU adds products of 8-bit numbers in one instruction (VNNI) and `d_model` is at least 256, or
@@ -404,7 +403,7 @@ def pick_run_precision(name: str, device: torch.device, d_model: int) -> str:
 
 
 def run_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """Returns the dtype of the weights in a precision; for int8, that of the layers left in fp32.
+    """Returns the dtype of a model's weights in `precision`; for int8, fp32, since not all layers are quantised.
 
     Raises MtkitError for fp64 on mps.
     """
@@ -421,12 +420,12 @@ def precision_of(model: TranslationModel) -> str:
 def speed_up(model: TranslationModel, precision: str) -> None:
     """Replaces the linear layers of a model, output layer included, by faster ones for `precision`.
 
-    For int8 on a CPU, these are `Int8Linear`; the rest of the model (embeddings, attention, norms, softmax, recurrent
-    cells) stays in fp32. For bf16 on a CPU where `packing_is_right`, these are `PackedLinear`, which compute the same
-    to the bit. For fp32 on such a CPU, only the output layer becomes a `PackedLinear`, which computes the same up to
-    rounding; smaller layers would gain nothing, and keep the weights of the memory-mapped file. In all other cases,
-    nothing is replaced. The weights of the model must be loaded already; those of replaced layers are not needed
-    afterwards, except those of embeddings. A layer with one output stays as it is: nothing is gained there.
+    For int8 on a CPU, the new layers are `Int8Linear`; the rest of the model (embeddings, attention, norms, softmax,
+    recurrent cells) stays in fp32. For bf16 on a CPU where `packing_is_right`, they are `PackedLinear`, which gives
+    identical results. For fp32 on such a CPU, only the output layer is replaced by a `PackedLinear`, whose results are
+    the same up to rounding; smaller layers would gain nothing, and so keep their memory-mapped weights. In all other
+    cases, nothing is replaced. The weights of the model must be loaded already; those of replaced layers are not needed
+    afterwards, except those of embeddings. Layers with a single output are not replaced, since they would gain nothing.
     """
     if model.device.type != "cpu" or precision not in ("int8", "bf16", "fp32"):
         return
@@ -451,8 +450,9 @@ def speed_up(model: TranslationModel, precision: str) -> None:
 class PackedLinear(nn.Module):
     """A linear layer in bf16 or fp32 whose weights are stored in the order in which the processor multiplies.
 
-    In bf16, an `nn.Linear` brings them into this order in every call, which is a third of its time with 64 rows. In
-    fp32, a product with 8,000 outputs takes half the time with 5 rows, two thirds with 64, and as long with 1 or 320.
+    In bf16, an `nn.Linear` reorders its weights in every call, which takes a third of its time with 64 rows. In fp32,
+    a layer with 8,000 outputs takes half the time of an `nn.Linear` with 5 rows, two thirds with 64, and the same time
+    with 1 or 320.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -468,9 +468,9 @@ class PackedLinear(nn.Module):
 
 @cache
 def packing_is_right(dtype: torch.dtype) -> bool:
-    """Whether this processor, with this version of PyTorch, has packed products and they are right.
+    """Whether `PackedLinear` works with `dtype` on this processor and this version of PyTorch, with right results.
 
-    In bf16, they must be those of `nn.Linear` to the bit, in fp32 up to rounding.
+    In bf16, the results must be identical to those of `nn.Linear`; in fp32, equal up to rounding.
     """
     generator = torch.Generator().manual_seed(1)
     for num_rows, width, out in CHECKED_SHAPES:
@@ -493,8 +493,8 @@ LEVELS = 127  # the largest quantised value; the smallest is -LEVELS
 TINY = 1e-30  # rows whose values are all smaller become zero; smaller scales would overflow in a division
 UNSIGNED = 128  # added to signed numbers where a kernel wants unsigned ones
 
-# Returns whole numbers (R, I) of type int8, times the weights that the kernel was made for, times the weights' scales:
-# (R, O) in fp32. Sums are exact.
+# Multiplies rows of whole numbers (R, I), int8, by the weights that the kernel was made for and by the scales of these
+# weights; returns (R, O) in fp32. The sums of products are exact.
 Kernel = Callable[[Tensor], Tensor]
 # Makes a kernel from weights (O, I), int8, and their scales (O,), fp32.
 MakeKernel = Callable[[Tensor, Tensor], Kernel]
@@ -503,16 +503,16 @@ MakeKernel = Callable[[Tensor, Tensor], Kernel]
 def int_matmul(weight: Tensor, scales: Tensor) -> Kernel:
     """Returns a kernel that uses `torch._int_mm`.
 
-    It has little overhead. The sums come back as int32, and their conversion costs time if there are many outputs.
+    It has little overhead, but returns int32 sums, whose conversion to fp32 takes time if there are many outputs.
     """
     transposed = weight.t()
     return lambda rows: torch._int_mm(rows, transposed) * scales
 
 
 def onednn_linear(weight: Tensor, scales: Tensor) -> Kernel:
-    """Returns a kernel that uses oneDNN's quantised linear layer; its weights are packed.
+    """Returns a kernel that uses oneDNN's quantised linear layer, with packed weights.
 
-    The rows are passed as unsigned numbers: for signed ones, oneDNN has fast kernels only with AMX and several rows.
+    The rows are passed as unsigned numbers, since for signed numbers oneDNN is fast only with AMX and several rows.
     """
     packed = torch.ops.onednn.qlinear_prepack(weight, None)
     zeros = torch.zeros(len(scales), dtype=torch.int64)
@@ -528,8 +528,8 @@ def onednn_linear(weight: Tensor, scales: Tensor) -> Kernel:
     return multiply
 
 
-# All kernels give the same numbers to the bit, so the choice is one of speed. Of those that are right on this
-# processor, a layer takes the first, or the last if it has more outputs than inputs.
+# All kernels give identical results, so only speed decides. Of `usable_kernels`, a layer takes the first or, if it has
+# more outputs than inputs, the last.
 KERNELS: list[MakeKernel] = [int_matmul, onednn_linear]
 
 # Rows, inputs and outputs of the products by which kernels are checked: one row, odd widths, and a search step.
@@ -537,7 +537,7 @@ CHECKED_SHAPES = ((1, 64, 48), (7, 33, 65), (64, 256, 256), (48, 512, 1024))
 
 
 def is_right(make: MakeKernel) -> bool:
-    """Whether a kernel exists on this processor and computes what plain arithmetic does.
+    """Whether a kernel exists on this processor and gives the exact results.
 
     PyTorch has had products of 8-bit numbers that were silently wrong on some processors. On others, sums of two
     products are limited to 16 bits, which shows only with large numbers.
@@ -561,9 +561,9 @@ def is_right(make: MakeKernel) -> bool:
 
 
 def is_fast(make: MakeKernel) -> bool:
-    """Whether a kernel is faster than a product in fp32, by the shortest of a few timed calls.
+    """Whether a kernel is faster than a matrix product in fp32, by the shortest of a few timed calls of each.
 
-    The difference is large, so that about two milliseconds of measuring are enough.
+    The difference is large, so measuring for about two milliseconds is enough.
     """
     weight = torch.ones(512, 512, dtype=torch.int8)
     kernel, rows, numbers = make(weight, torch.ones(512)), torch.ones(64, 512, dtype=torch.int8), weight.float()
@@ -572,7 +572,7 @@ def is_fast(make: MakeKernel) -> bool:
 
 
 def _seconds(function: Callable[[], object]) -> float:
-    """Returns the shortest of some measured times of a call."""
+    """Returns the shortest time of several calls of `function`, in seconds; the first call does not count."""
     times = []
     for _ in range(6):
         begun = time.perf_counter()
@@ -602,8 +602,8 @@ class Int8Linear(nn.Module):
 
     Each row of the input is rounded to whole numbers from -127 to 127, with a scale of its own, so that no row depends
     on another. The weights of each output are rounded in the same way when the layer is made. The sums of products are
-    exact; they are multiplied by both scales, and the bias is added, in fp32. An input that is not a number gives an
-    output that is not a number.
+    exact; they are multiplied by both scales, and the bias is added, in fp32. If a row of the input contains NaN, the
+    row of the output is NaN.
 
     If this processor has no kernel that is right, only the weights are rounded.
     """
@@ -639,7 +639,7 @@ class Int8Linear(nn.Module):
 def quantized(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Rounds each row (R, I) to whole numbers from -127 to 127.
 
-    Returns the whole numbers, as floats, and the largest absolute value of each row, (R,), which 127 represents.
+    Returns the whole numbers, as floats, and the largest absolute value of each row, (R,), which becomes 127 or -127.
     """
     largest = rows.abs().amax(1).clamp(min=TINY)
     return (rows * (LEVELS / largest[:, None])).round_(), largest

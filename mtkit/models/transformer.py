@@ -160,10 +160,10 @@ def source_attention_mask(query_segments: Tensor, source: Rows) -> Tensor:
 
 
 def padding_mask(source: Rows, dtype: torch.dtype) -> Tensor | None:
-    """Returns a mask (R, 1, 1, S) that hides the padding of source rows which are not packed.
+    """Returns a mask (R, 1, 1, S) that hides the padding of source rows that are not packed.
 
     In training, the mask is a bool tensor. Outside training, it has the form that `additive` returns; on a CPU, it is
-    `None` if there is no padding. Other devices are not asked whether there is, since the CPU would have to wait.
+    `None` if there is no padding. On other devices, this is not checked, since the CPU would have to wait for them.
     """
     mask = source.mask[:, None, None, :]
     if torch.is_grad_enabled():
@@ -172,7 +172,7 @@ def padding_mask(source: Rows, dtype: torch.dtype) -> Tensor | None:
 
 
 def drawn_layers(layers: LayerList[AnyLayer], rate: float, training: bool) -> tuple[list[AnyLayer], list[Tensor]]:
-    """Draws layer dropout; returns the layers that take part in a forward pass, and the weights of the others."""
+    """Draws layer dropout; returns the layers that take part in a forward pass, and the weights of skipped layers."""
     drawn = draw_layers(len(layers), rate, training)
     taken = [layer for layer, stays in zip(layers, drawn, strict=True) if stays]
     left_out = [layer for layer, stays in zip(layers, drawn, strict=True) if not stays]
@@ -180,7 +180,7 @@ def drawn_layers(layers: LayerList[AnyLayer], rate: float, training: bool) -> tu
 
 
 def recompute_layers(model: nn.Module) -> None:
-    """Has the backward pass compute each layer of a Transformer again, so that its inner values need not be kept.
+    """Makes the backward pass recompute each layer of a Transformer, so that intermediate results need not be kept.
 
     This is activation checkpointing (Chen et al. 2016, "Training deep nets with sublinear memory cost"). Dropout draws
     the same random numbers again, so the gradient stays the same.
@@ -190,7 +190,7 @@ def recompute_layers(model: nn.Module) -> None:
 
 
 def call_layer(layer: nn.Module, x: Tensor, **arguments: Any) -> Tensor:
-    """Returns `layer(x, **arguments)`."""
+    """Returns `layer(x, **arguments)`; in training, compiled code may take the place of this function."""
     y: Tensor = layer(x, **arguments)
     return y
 
@@ -199,12 +199,12 @@ LayerCall = Callable[..., Tensor]  # called as `call_layer` is
 
 
 def stacks_of(model: nn.Module) -> list["TransformerEncoder | TransformerDecoder"]:
-    """Returns the encoder and the decoder of a model, as far as they are those of a Transformer."""
+    """Returns the encoder and the decoder of a model, leaving out those that are not Transformers."""
     return [module for module in model.modules() if isinstance(module, TransformerEncoder | TransformerDecoder)]
 
 
 def through_layer(layer: Callable[[Tensor], Tensor], x: Tensor, recomputes: bool) -> Tensor:
-    """Returns `layer(x)`; if `recomputes`, the backward pass calls `layer` again instead of keeping inner values."""
+    """Returns `layer(x)`; if `recomputes`, the backward pass recomputes the intermediate results of the layer."""
     if not recomputes:
         return layer(x)
     y: Tensor = checkpoint(layer, x, use_reentrant=False)
@@ -212,7 +212,7 @@ def through_layer(layer: Callable[[Tensor], Tensor], x: Tensor, recomputes: bool
 
 
 def attention_settings(config: TransformerConfig, num_heads: int) -> tuple[int, int, float, bool, bool, bool]:
-    """Returns the arguments with which SelfAttention and CrossAttention are built for `num_heads` heads."""
+    """Returns the arguments of SelfAttention and CrossAttention, in order, for `num_heads` heads."""
     scaled = "attention_scale" not in config.ablate
     return config.d_model, num_heads, config.attention_dropout, config.attention_bias, config.query_key_norm, scaled
 
@@ -220,22 +220,22 @@ def attention_settings(config: TransformerConfig, num_heads: int) -> tuple[int, 
 def is_not_later(rows: Rows) -> Tensor:
     """Returns a bool tensor (R, L, L) that is True where the key, in the last dimension, is not after the query.
 
-    Tokens are compared by their positions, so the result means something only within a segment.
+    Tokens are compared by their positions, so the values for tokens of different segments mean nothing.
     """
     return rows.positions[:, None, :] <= rows.positions[:, :, None]
 
 
 def distances(rows: Rows) -> Tensor:
-    """Returns the distances (R, L, L) between the tokens of a sentence; they mean something only within a segment."""
+    """Returns the distances (R, L, L) between the tokens of a row; those between different segments mean nothing."""
     return (rows.positions[:, None, :] - rows.positions[:, :, None]).abs()
 
 
 def cached_distances(mask: Tensor) -> Tensor:
-    """Returns the distances (R, T, N) of cached and new tokens from the new tokens.
+    """Returns the distances (R, T, N) of all N tokens, cached or new, from the T new tokens.
 
-    `mask`, (R, 1, T, N), comes from `TransformerState.advance`. A new token attends to the tokens of its hypothesis,
-    which are in their order, up to itself. So the distance from it to one of these tokens is the number of tokens it
-    attends to that come after that one. The values for tokens that it does not attend to mean nothing.
+    `mask`, (R, 1, T, N), comes from `TransformerState.advance`. A new token attends to the tokens of its hypothesis up
+    to itself, and these are cached in order. So its distance to one of them is the number of later tokens that it
+    attends to. The values for tokens that it does not attend to mean nothing.
     """
     return mask[:, 0].long().flip(2).cumsum(2).flip(2) - 1
 
@@ -254,7 +254,7 @@ class EncoderLayer(nn.Module):
         self.around_feed_forward = Sublayer(config) if config.d_ff else None
 
     def forward(self, x: Tensor, mask: Tensor | None, rotation: Rotation | None) -> Tensor:
-        """Maps `x`, (R, S, D), to the layer's output of the same shape; `mask` says which tokens may be attended to."""
+        """Maps `x`, (R, S, D), to the layer's output of the same shape; `mask` is as in `attend`."""
         x = self.around_attention(x, lambda y: self.attention(y, mask, rotation=rotation))
         if self.around_feed_forward is not None:
             x = self.around_feed_forward(x, self.feed_forward)
@@ -275,7 +275,7 @@ class TransformerEncoder(nn.Module):
         self.residual_init = config.residual_init
         self.norm = final_norm(config)
         self.recomputes = False  # see recompute_layers
-        self.call: LayerCall = call_layer  # where a gradient is computed
+        self.call: LayerCall = call_layer  # calls a layer if gradients are computed; may be compiled
         self.final_widths: list[int] = []
 
     def forward(self, source: Rows) -> Memory:
@@ -339,9 +339,9 @@ class DecoderLayer(nn.Module):
         """Maps target tokens `x`, (R, T, D), to the layer's output of the same shape.
 
         If `cache` is given, the keys and values of these tokens are appended to it. If `watched` is a list, the weights
-        of the attention to the source are appended to the list. `mask` comes from `TransformerState.advance`,
-        `source_mask` from `source_attention_mask` or `padding_mask`; `None` hides no source token. `memory` holds the
-        keys and values of the source. `factors` is as in `attend_with_factors`.
+        of the attention to the source are appended to the list. `mask` comes from `TransformerState.advance`.
+        `source_mask` comes from `source_attention_mask` or `padding_mask`; if it is `None`, no source token is hidden.
+        `memory` holds the keys and values of the source. `factors` is as in `attend_with_factors`.
         """
         # After cached tokens, no mask means that one new token attends to all of them.
         causal = mask is None and (cache is None or cache.length == 0)
@@ -354,7 +354,7 @@ class DecoderLayer(nn.Module):
         return x
 
 
-FEW_TOKENS = 16  # cached tokens for which it does not pay to look for unused ones
+FEW_TOKENS = 16  # with fewer cached tokens than this, looking for unused tokens does not pay
 
 
 @dataclass(frozen=True)
@@ -387,12 +387,12 @@ class TransformerState:
         return replace(self, num_hypotheses=parents.shape[1], ancestors=ancestors)._without_unused()
 
     def _without_unused(self) -> Self:
-        """Returns a state whose caches are without unused tokens, if removing them saves much.
+        """Returns a state with unused tokens removed from its caches if that saves much; otherwise, returns `self`.
 
-        A cached token is unused if it belongs to no hypothesis any more. Most hypotheses of a beam share all but their
-        last tokens, so most cached tokens are soon unused. They are removed when the number N of cached tokens has
-        about doubled, since removing them copies the caches; and only on a CPU, since other devices would have to be
-        waited for. N is the same for all rows, so a row may keep some of its unused tokens.
+        A cached token is unused if it no longer belongs to any hypothesis. Most hypotheses of a beam share all but
+        their last tokens, so most cached tokens are soon unused. Since removing them copies the caches, they are only
+        removed when the number N of cached tokens has about doubled; and only on a CPU, since the CPU would have to
+        wait for other devices. N is the same for all rows, so a row may keep some of its unused tokens.
         """
         ancestors = self.ancestors
         if ancestors is None or ancestors.device.type != "cpu" or ancestors.shape[2] < 2 * self.num_used + FEW_TOKENS:
@@ -466,7 +466,7 @@ class TransformerState:
         return after, None if ancestors is None else ancestors[:, None]
 
     def _all_ancestors(self) -> Tensor:
-        """Returns `ancestors` as a tensor."""
+        """Returns `ancestors`, (R, W, N); if it is `None`, returns a tensor of True."""
         if self.ancestors is not None:
             return self.ancestors
         shape = len(self.positions), self.num_hypotheses, self.length
@@ -475,9 +475,9 @@ class TransformerState:
 
 @dataclass(frozen=True)
 class PrefixState:
-    """The decoding state of a decoder that sees later tokens: all tokens so far, which every step decodes anew.
+    """The decoding state of a decoder whose tokens attend to later tokens; every step decodes all tokens so far anew.
 
-    Such a decoder can use no cache, since the keys and values of a token change with each token that follows.
+    Such a decoder cannot use a cache, since the keys and values of a token change with each token that follows.
     """
 
     fresh: TransformerState  # the state before the first token; only its `positions` change
@@ -506,10 +506,10 @@ class PrefixState:
     def advance(self, target: Rows) -> tuple[Self, Rows]:
         """Returns a state that includes the tokens in `target`, and rows of all tokens so far.
 
-        The rows are (R, W x N), and each hypothesis is a segment. The first call, which may be one of teacher forcing,
-        returns `target` itself as the rows. If the decoder's input is not shifted, a decoder reads each token at the
-        place where it predicts this token. In the rows of later calls, each token is therefore one place earlier, and
-        the last place, whose token is not known yet, has the start token.
+        The rows are (R, W x N), and each hypothesis is a segment. The first call, which may be for teacher forcing,
+        returns `target` itself as the rows. If its input is not shifted, a decoder reads each token at the position
+        where it predicts this token. In the rows of later calls, each token is therefore one position earlier, and the
+        start token fills the last position, whose token is not yet known.
         """
         num_rows, num_hypotheses = len(target.ids), self.num_hypotheses
         new = target.ids.view(num_rows, num_hypotheses, -1)
@@ -538,7 +538,7 @@ class TransformerDecoder(nn.Module):
         self.norm = final_norm(config)
         self.output = output
         self.recomputes = False  # see recompute_layers
-        self.call: LayerCall = call_layer  # where a gradient is computed
+        self.call: LayerCall = call_layer  # calls a layer if gradients are computed; may be compiled
         self.ablate = config.ablate
 
     @property
@@ -597,7 +597,11 @@ class TransformerDecoder(nn.Module):
     def _decode(
         self, target: Rows, state: TransformerState, mask: Tensor | None, factors: Tensor | None = None
     ) -> tuple[Tensor, list[Tensor]]:
-        """Returns the features (R, T, D) of the tokens in `target`, which `state` includes, and attention weights."""
+        """Returns the features (R, T, D) of the tokens in `target`, and their attention weights for each layer.
+
+        `state` must include these tokens already. The attention weights, (R, H, T, S) to the source, are [] unless
+        `state.watch` is true.
+        """
         is_packed = state.source.packed
         source_mask = source_attention_mask(target.segments, state.source) if is_packed else state.source_mask
         rotation = None
@@ -617,7 +621,7 @@ class TransformerDecoder(nn.Module):
         attention: list[Tensor] = []
         watched = attention if state.watch else None
         recomputes = self.recomputes and torch.is_grad_enabled()
-        # A list that each layer appends to would be another case for the compiler in each layer.
+        # `watched` grows with each layer, for which the compiler would have to compile each layer separately.
         call = self.call if torch.is_grad_enabled() and watched is None else call_layer
         for layer, cache, memory in zip(state.layers, state.caches, state.memory, strict=True):
             x = through_layer(
@@ -729,7 +733,7 @@ class MaskedRows(EmbeddedRows):
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedState(TransformerState):
-    """The keys and values of the source, and the logits of the target's length; decoding changes neither."""
+    """A decoding state: keys and values of the source, and logits of target lengths; decoding changes neither."""
 
     length_logits: Tensor  # (R, K)
 
@@ -738,7 +742,7 @@ class MaskedState(TransformerState):
         return replace(super().keep(sentences), length_logits=self.length_logits[sentences])
 
     def advance(self, target: Rows) -> tuple[Self, Tensor]:
-        """Returns a state with empty caches, and a mask (R, 1, 1, T) by which every token may attend to all tokens."""
+        """Returns a state with empty caches, and a mask (R, 1, 1, T) that lets all tokens attend to all real tokens."""
         assert not target.packed, "a masked decoder decodes one sentence a row"
         caches = [Cache() for _ in self.caches]
         return replace(self, caches=caches, length=target.ids.shape[1]), target.mask[:, None, None, :]
@@ -798,9 +802,9 @@ class MaskedModel(TranslationModel):
         return order.argsort(1) < num_masked
 
     def length_log_probs(self, state: MaskedState, lengths: Tensor) -> Tensor:
-        """Returns the log-probability (R,) that the target has this length, in tokens without the end mark.
+        """Returns the log-probability (R,) that the target of each row has the length given in `lengths` (R,).
 
-        The result is in fp64 if the model is, else in fp32.
+        Lengths are in tokens, without the end mark. The result is in fp64 if the model is, else in fp32.
         """
         differences = (lengths - source_lengths(state)).clamp(-MOST_DIFFERENCE, MOST_DIFFERENCE)
         return log_softmax(state.length_logits).gather(1, differences[:, None] + MOST_DIFFERENCE)[:, 0]
@@ -808,9 +812,9 @@ class MaskedModel(TranslationModel):
     def likeliest_lengths(self, state: MaskedState, max_lengths: Tensor, num_lengths: int) -> tuple[Tensor, Tensor]:
         """Returns the N most probable target lengths, best first, and their log-probabilities, both (R, N).
 
-        N is `num_lengths`, or less if no source has so many possible lengths. Lengths are in tokens, without the end
-        mark. Those below 1 count as 1, and those above `max_lengths` (R,) as the maximum. A log-probability of -inf
-        marks a length that is impossible.
+        N is `num_lengths`, or `max_lengths.max() + 1` if that is less. Lengths are in tokens, without the end mark.
+        Lengths below 1 count as 1, and lengths above the maximum of their row, in `max_lengths` (R,), count as the
+        maximum. A log-probability of -inf marks an impossible length.
         """
         differences = torch.arange(-MOST_DIFFERENCE, MOST_DIFFERENCE + 1, device=max_lengths.device)
         lengths = (source_lengths(state)[:, None] + differences).clamp(min=1).minimum(max_lengths[:, None])  # (R, K)
@@ -845,7 +849,7 @@ def build_masked(config: MaskedConfig, source_vocab_size: int, target_vocab_size
 
 
 def initialize_masked(model: nn.Module) -> None:
-    """Initialises the weights as those of the Transformer are, and the vector of masked tokens."""
+    """Initialises the weights as those of a Transformer, and the vector that represents masked tokens."""
     initialize_transformer(model)
     for module in model.modules():
         if isinstance(module, MaskedRows):
