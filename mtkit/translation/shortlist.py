@@ -152,7 +152,7 @@ class Lists:
         return Lists(parts[0], parts[1], columns, parts[2], group_sizes, len(first))
 
     def place_of(self, token: int) -> int:
-        """Returns the place, which is the same on all lists, of a token in `first`, such as the end mark."""
+        """Returns the place, the same on all lists, of one of the first `num_first` tokens, such as the end mark."""
         return self.tokens[0, : self.num_first].tolist().index(token)
 
     def places(self, sequences: Sequence[Sequence[int]]) -> list[list[int]]:
