@@ -33,7 +33,7 @@ class CheckpointError(MtkitError):
 
 
 class DivergedError(MtkitError):
-    """A training diverged: its loss or its gradient is no longer finite."""
+    """Training diverged: the loss or the gradient of too many updates in a row was not finite."""
 
 
 class StoppedError(MtkitError):
@@ -60,7 +60,7 @@ class SignalError(BaseException):
         self.code = 128 + number  # the exit code that shells report for a program ended by a signal
 
 
-# Parts of the messages of PyTorch, its libraries and the C++ library when memory runs out, in lower case.
+# Substrings, in lower case, of the messages that PyTorch, its libraries and the C++ library give if memory runs out.
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc", "_alloc_failed")
 
 
@@ -78,7 +78,7 @@ MOST_DIGITS = 100  # in a number that whole_number accepts; Python itself refuse
 
 
 def shown(value: object) -> str:
-    """A text for messages, for example "int 5": the type of `value`, then its repr, shortened if it is long."""
+    """Returns `value` as text for messages: its type and its repr, shortened if it is long, for example "int 5"."""
     if value is None:
         return "None"
     text = repr(value)
@@ -145,7 +145,7 @@ def require_texts(values: Iterable[Any], name: str, wanted: str) -> None:
 
 # Messages on stderr.
 
-ERROR = "mtkit: error: "  # the beginning of each line of an error message
+ERROR = "mtkit: error: "  # the prefix of each line of an error message
 _says_all = True
 
 NUM_NAMED = 10  # warnings of each kind that are printed; further ones are counted
@@ -172,9 +172,9 @@ def say(text: str, always: bool = False) -> None:
 
 
 def say_only_errors() -> None:
-    """Let `say` print only errors, and lines with `always`, from now on.
+    """From now on, let `say` print only errors and lines that are printed with `always=True`.
 
-    If several processes would print the same lines, all but one of them call this.
+    If several processes would print the same lines, all but one of them call this function.
     """
     global _says_all
     _says_all = False
@@ -194,8 +194,8 @@ class Warnings:
     def add(self, what: str, number: int) -> None:
         """Warn about line `number`; lines are counted from 1.
 
-        `what` is the kind of warning and also the end of the message: "line 5 is not valid UTF-8" for "is not valid
-        UTF-8".
+        `what` is both the kind of warning and the end of the message. For example, if `what` is "is not valid UTF-8",
+        the message is "line 5 is not valid UTF-8".
         """
         self.counts[what] = count = self.counts.get(what, 0) + 1
         if count <= NUM_NAMED:

@@ -105,9 +105,10 @@ class Written:
 
 @contextmanager
 def counted_when_ended(done: str) -> Iterator[Written]:
-    """Yields a counter for the block to update; if a signal ends the block, raises StoppedError with the count.
+    """Yields a counter of lines for the block to update; if a signal ends the block, raises StoppedError.
 
-    `done` is a past participle for the message, such as "translated" in "5 lines are translated".
+    The message of the error has the count; `done` is its past participle, such as "translated" in "5 lines are
+    translated".
     """
     written = Written()
     try:
@@ -133,9 +134,9 @@ class Stop:
     watched: list[Callable[[], None]] = field(default_factory=list)  # each raises an error if the run must not continue
 
     def check(self) -> None:
-        """Raise StoppedError if a signal asked training to stop or its time is up; else call those in `watched`.
+        """Raise StoppedError if a signal asked training to stop or the deadline has passed; else call all of `watched`.
 
-        Each function in `watched` raises an error if the run must not continue.
+        The functions in `watched` raise an error if the run must not continue.
         """
         if self.signal or monotonic() >= self.deadline:
             raise StoppedError
@@ -370,9 +371,9 @@ def require_writable(folder: Path, name: str) -> None:
 
 
 def _beside(path: Path, kind: str) -> Path:
-    """The hidden path next to `path`, such as .model.new for model.
+    """Returns a hidden path next to `path`, such as .model.new if `path` is model and `kind` is "new".
 
-    If `path` is a link, the hidden path is next to the link's target.
+    If `path` is a link, the hidden path is next to the target of the link.
     """
     path = followed(path)
     return path.with_name(f".{path.name}.{kind}")

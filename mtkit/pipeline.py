@@ -150,7 +150,7 @@ def run_all(config: Config, fresh: bool = False, change: bool = False, ranks: Ra
 
 
 def _follow(config: Config, ranks: Ranks, fresh: bool, change: bool, end_in: int | None = None) -> None:
-    """What all ranks but the first do: wait until the first one has prepared the data, then train with it."""
+    """Train in a rank other than rank 0: wait until rank 0 has prepared the data, then train if there is need to."""
     with stopping_by_signal(silent=True) as stop:
         trains = ranks.are_to_train(stop)
     if trains:
@@ -243,7 +243,7 @@ def _train(
     if end_in is not None and not is_begun(config.run_path):
         raise nothing_to_end(config.run_path)
     if fresh or not is_begun(config.run_path):
-        start_bundle(config)  # likewise, to report a model to start from that does not fit
+        start_bundle(config)  # likewise, so that a model in training.start_from that does not fit is reported early
     if fresh:
         with fresh_start(config.run_path) as start:
             _prepare_anew(config, start)
@@ -381,7 +381,7 @@ def _evaluate(config: Config) -> list[ScoredSet]:
         save_scores(bundle, [], card_text(bundle, []))
         return []
     sets = test_sets(config)
-    # With the numbers that "auto" stands for, as earlier versions wrote them.
+    # Numbers replace "auto" in the length limit, since earlier versions recorded these numbers.
     settled = bundle.with_length_limit(config)
     inputs = _evaluation_inputs(settled, bundle.path, sets)
     record = config.run_path / "evaluated.json"
@@ -412,10 +412,10 @@ def _rows(scores: Sequence[ScoredSet]) -> list[tuple[str, str, float, str]]:
 def _evaluation_inputs(
     config: Config, bundle: Path, sets: dict[str, SetFiles], fingerprint_of: Callable[[Path], str] = fingerprint
 ) -> str:
-    """Returns a JSON text with all that the scores depend on.
+    """Returns everything that the scores depend on, as JSON text.
 
-    The text has a checksum of the weights, the decoding settings, the target language, and the checksums and tags of
-    the test sets.
+    This is a checksum of the weights, the decoding settings, the target language, and the checksums and tags of the
+    test sets.
     """
     with (bundle / "weights.safetensors").open("rb") as file:
         weights = hashlib.file_digest(file, "sha256").hexdigest()
