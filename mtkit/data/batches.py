@@ -42,7 +42,7 @@ WINDOW = 2048  # blocks whose pairs are shuffled, sorted and divided into batche
 
 @dataclass(frozen=True)
 class PlannedBatch:
-    """The pairs of a batch, as indices into the corpus, and for each its row in the batch."""
+    """The pairs of a batch, as indices into the corpus, and the row of the batch that each pair is in."""
 
     pairs: NDArray[np.int64]  # (P,)
     rows: NDArray[np.int64]  # (P,) from 0, in ascending order
@@ -62,7 +62,7 @@ class Plan:
 
     order: NDArray[np.int64]
     ends: NDArray[np.int64]
-    rows: NDArray[np.int64]  # the row of each pair in `order`; the numbers ascend through all batches
+    rows: NDArray[np.int64]  # the row of each pair in `order`; rows are numbered consecutively through all batches
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -114,21 +114,22 @@ def plan_batches(
 
 
 def _sums(rows: NDArray[np.int64], lengths: Lengths) -> NDArray[np.int64]:
-    """Returns the sum of the lengths in each row; `rows` holds the row of each length."""
+    """Returns the total length of each row; item i of `lengths` is part of row `rows[i]`."""
     return np.bincount(rows, lengths).astype(np.int64)
 
 
-SIMILAR = 1.04  # ratio of lengths that count as similar
+SIMILAR = 1.04  # the largest ratio of two lengths that count as similar
 
 
 def _sorted_rows(source: Lengths, target: Lengths, batching: Batching) -> tuple[NDArray[np.int64], Lengths]:
-    """Sorts rows so that neighbours are similar; returns their indices, and the lengths of their longer sides.
+    """Sorts rows so that neighbours are similar; returns their indices and the lengths of their longer sides.
 
-    `source` and `target` are the lengths of the rows. The rows are sorted by groups of similar longer sides. Within a
-    group, they are sorted by the difference of source and target, which rises in one group and falls in the next, so
-    that neighbours are similar on both sides, also where one group ends and the next begins. If `batching` is "packed"
-    or "by exact length", the longer sides in a group are equal. If it is "by length", rows in a group are sorted by the
-    source instead.
+    Both results are in the new order. `source` and `target` are the lengths of the rows. The rows are divided into
+    groups whose longer sides have similar lengths, and the groups are sorted by this length. Within a group, the rows
+    are sorted by the source length minus the target length, in ascending order in one group and in descending order in
+    the next, so that neighbours are similar on both sides, even if they are in different groups. If `batching` is
+    "packed" or "by exact length", the longer sides in a group are equal. If it is "by length", they are equal too, and
+    the rows of a group are sorted by the source length.
     """
     longest = np.maximum(source, target)
     groups = _groups(longest) if batching == "bucketed" else longest
@@ -138,16 +139,16 @@ def _sorted_rows(source: Lengths, target: Lengths, batching: Batching) -> tuple[
 
 
 def _groups(lengths: Lengths) -> NDArray[np.int64]:
-    """Returns the number of the group of each length; the lengths in a group differ at most by the factor SIMILAR."""
+    """Returns the group number of each length; the lengths in a group differ by at most the factor SIMILAR."""
     firsts = [1]
     while firsts[-1] <= lengths.max():
         firsts.append(max(firsts[-1] + 1, round(firsts[-1] * SIMILAR)))
     return np.searchsorted(firsts, lengths, side="right")
 
 
-ROW_TOKENS = 128  # tokens of a packed row, about, unless an average pair has more than a quarter of them
-ROW_SHARE = 0.96  # of the length that would fill a batch exactly; a row may become longer than planned
-SIMILAR_ROWS = 16  # rows, and pairs, of similar sizes that are matched by the difference of their sides
+ROW_TOKENS = 128  # the approximate length of a packed row, unless four pairs of average length are longer
+ROW_SHARE = 0.96  # planned fraction of the length at which rows fill a batch exactly, since some rows become longer
+SIMILAR_ROWS = 16  # the number of rows, and of pairs, of similar size that are matched by the difference of their sides
 
 
 def packed_rows(source_lengths: Lengths, target_lengths: Lengths, batch_tokens: int) -> NDArray[np.int64]:
@@ -184,7 +185,10 @@ def packed_rows(source_lengths: Lengths, target_lengths: Lengths, batch_tokens: 
 def _without_long_rows(
     rows: NDArray[np.int64], source_lengths: Lengths, target_lengths: Lengths, batch_tokens: int
 ) -> NDArray[np.int64]:
-    """Returns `rows`, but gives each pair of a row longer than `batch_tokens` a row of its own; no row is empty."""
+    """Gives each pair of a row that is longer than `batch_tokens` a row of its own; returns the new row of each pair.
+
+    `rows` is the row of each pair so far. The new rows are numbered from 0 without gaps.
+    """
     is_long = np.maximum(_sums(rows, source_lengths), _sums(rows, target_lengths)) > batch_tokens
     alone = is_long[rows]
     rows = np.where(alone, len(is_long) + np.cumsum(alone), rows)
@@ -197,7 +201,7 @@ def _batch_ends(
     """Divides sorted rows into batches; returns the end of each batch, exclusive.
 
     `longest` holds the longer sides of the rows; `is_exact` means that they are in ascending order, and that the ends
-    must be those of earlier versions of mtkit, which made some batches a row smaller than need be.
+    must be those of earlier versions of mtkit, which made some batches a row smaller than necessary.
     """
     ends: list[int] = []
     start, num_rows = 0, len(longest)
@@ -216,8 +220,8 @@ def _batch_ends(
     return np.array(ends, dtype=np.int64)
 
 
-# How batches are made: their maximum size (the budget) and whether rows are packed. It changes if a run resumes with
-# another value of training.batch_tokens or training.batching.
+# Budgets. A budget says how batches are made: their maximum size, and whether rows are packed. The budget changes if a
+# run resumes with another value of training.batch_tokens or training.batching.
 
 
 @dataclass(frozen=True)
@@ -231,7 +235,10 @@ class EarlierBudget:
 
 @dataclass(frozen=True)
 class Budgets:
-    """The values of `batch_tokens` and `batching` in the course of a run: earlier values, in order, and the current."""
+    """The values of `batch_tokens` and `batching` in the course of a run: the earlier ones, in order, and the present.
+
+    Each batch is made with the values that the run had when it trained on this batch.
+    """
 
     earlier: tuple[EarlierBudget, ...]
     batch_tokens: int
@@ -240,7 +247,7 @@ class Budgets:
     def after(self, consumed: int) -> tuple[int, Batching, int | None]:
         """Returns `batch_tokens` and `batching` after `consumed` pairs, and the number of pairs at which these change.
 
-        Pairs are counted from the start of training. If they do not change any more, the last value is `None`.
+        Pairs are counted from the start of training. If the two values do not change any more, the number is `None`.
         """
         for budget in self.earlier:
             if consumed < budget.until:
@@ -361,7 +368,8 @@ class Rows:
     segments: Tensor  # (R, L) int64: the number of the token's sentence in the row, from 1; 0 for padding
     positions: Tensor  # (R, L) int64: the token's position in its sentence, from 0; 0 for padding
     packed: bool = False  # whether any row holds more than one sentence
-    # (R, L) bool: True for tokens without their embedding: zero (token cutoff) or, in a cmlm, a learned vector
+    # (R, L) bool: True for tokens whose embedding is replaced: by zeros (token cutoff) or, in a conditional masked
+    # language model, by a learned vector
     cut: Tensor | None = None
 
     @property
@@ -384,7 +392,7 @@ class Rows:
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def between(self, begin: int, end: int) -> "Rows":
-        """Returns the rows from number `begin` to number `end`, exclusive, without columns that are padding alone."""
+        """Returns the rows from `begin` to `end`, exclusive, without columns that hold only padding."""
         length = max(1, int(self.mask[begin:end].sum(1).max()))
         ids, segments, positions = (part[begin:end, :length] for part in (self.ids, self.segments, self.positions))
         return replace(
@@ -423,8 +431,8 @@ class Batch:
     num_pairs: int
     source_tokens: int  # with end marks, without padding
     target_tokens: int  # with end marks, without padding
-    # (target_tokens,) int64: the places of the labels, padding left out, in `labels` seen as one row; a GPU that had to
-    # find them would keep the CPU waiting
+    # (target_tokens,) int64: the indices, in the flattened `labels`, of all labels that are not padding; stored, since
+    # the CPU would have to wait for a GPU that computes them
     places: Tensor
     alignment: AlignedTokens | None = None  # only if training is guided by word alignments
 
@@ -444,7 +452,10 @@ class Batch:
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def parts(self, number: int) -> list["Batch"]:
-        """Divides a batch of at least `number` rows into as many batches; their losses add up to that of the whole."""
+        """Divides the batch into `number` batches, whose losses add up to the loss of the whole batch.
+
+        The batch must have at least `number` rows.
+        """
         bounds = [place * len(self.labels) // number for place in range(number + 1)]
         return [self._between(begin, end) for begin, end in pairwise(bounds)]
 
@@ -524,9 +535,9 @@ def _marked(sentences: Ragged, mark: int, first: bool) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the sentences of one side of a batch lie in its rows (R, L).
+    """Where each sentence of one side of a batch stands in the rows (R, L).
 
-    Each sentence has one mark, at its beginning or its end. A row holds one sentence or several.
+    Each sentence includes one mark, at its start or its end. A row holds one sentence or several.
     """
 
     lengths: NDArray[np.int64]  # (P,) with the mark
@@ -534,13 +545,13 @@ class Layout:
 
     @cached_property
     def starts(self) -> NDArray[np.int64]:
-        """The place of each sentence's first token in its row, (P,)."""
+        """The column of each sentence's first token, (P,)."""
         before = np.cumsum(self.lengths) - self.lengths
         return before - before[self._first][self.rows]
 
     @cached_property
     def _first(self) -> NDArray[np.int64]:
-        """The first sentence of each row, (R,)."""
+        """The index of the first sentence of each row, (R,)."""
         return np.flatnonzero(np.diff(self.rows, prepend=-1))
 
     @cached_property
@@ -549,7 +560,10 @@ class Layout:
         return len(self._first), int((self.starts + self.lengths).max())
 
     def filled(self, values: NDArray[np.int64], filler: int) -> Tensor:
-        """Returns (R, L) int64: the values, one for each token in the order of the sentences, padded with `filler`."""
+        """Returns `values` as rows (R, L) int64, padded with `filler`.
+
+        `values` has one item for each token, in the order of the sentences.
+        """
         array = np.full(self.shape, filler, dtype=np.int64)
         array.reshape(-1)[self.places] = values
         return torch.from_numpy(array)
@@ -564,7 +578,7 @@ class Layout:
         return _positions(self.lengths)
 
     def rows_of(self, ids: NDArray[np.int64]) -> Rows:
-        """Returns the rows of these token ids, which are in the order of the sentences."""
+        """Returns the rows that hold the token ids `ids`, which are concatenated in the order of the sentences."""
         segments = np.arange(len(self.rows)) - self._first[self.rows] + 1
         # Padding could have any id, since no token attends to it.
         filled = (self.filled(ids, PAD), self.filled(np.repeat(segments, self.lengths), 0))
@@ -572,9 +586,9 @@ class Layout:
 
 
 def source_rows(source: Ragged, end: int = END, rows: NDArray[np.int64] | None = None) -> Rows:
-    """Returns rows (R, S), each with one source sentence and its end mark; S is the length of the longest row.
+    """Returns rows (R, S) of source sentences with their end marks; S is the length of the longest row.
 
-    If `rows` is given, it holds the row of each sentence, from 0, in ascending order.
+    A row holds one sentence, or several if `rows` is given: the row of each sentence, from 0, in ascending order.
     """
     layout = Layout(source.lengths + 1, np.arange(len(source.lengths)) if rows is None else rows)
     return layout.rows_of(_marked(source, end, first=False))
@@ -628,7 +642,7 @@ def aligned_tokens(corpus: Corpus, chosen: PlannedBatch) -> AlignedTokens:
 
 @dataclass(frozen=True)
 class Share:
-    """The batches of one of several processes: of every `count` batches, number `rank`, from 0."""
+    """The share of one of several processes in the batches: of every `count` batches, number `rank`, from 0."""
 
     rank: int
     count: int
@@ -636,7 +650,7 @@ class Share:
 
 ALL = Share(0, 1)
 
-ORDER = 3  # of the pairs in new runs
+ORDER = 3  # how new runs sort pairs into buckets; see `batching_of`
 
 
 def batching_of(setting: str, order: int) -> Batching:
@@ -710,7 +724,10 @@ def made_batch(
     sampling: SubwordSampling | None = None,
     boundaries: BoundaryTokens = DEFAULT_BOUNDARIES,
 ) -> tuple[Batch, ...]:
-    """Returns the parts of a planned batch, as `micro_batches` yields them; `consumed` pairs come before it."""
+    """Returns the parts of the planned batch `chosen`, as `micro_batches` yields them.
+
+    `consumed` is the number of pairs that the run trains on before this batch.
+    """
     if sampling:
         return _sampled_parts(corpus, config, sampling, chosen, consumed, boundaries)
     source = gather(corpus.source_tokens, corpus.source_offsets, chosen.pairs)
@@ -731,8 +748,8 @@ def _sampled_parts(
 ) -> tuple[Batch, ...]:
     """Samples a segmentation of each pair; returns the batch as parts of at most `batch_tokens` tokens.
 
-    A pair with too long a sample keeps the segmentation of the corpus. The samples are seeded with the seed of the run
-    and `consumed`, the number of pairs before the batch.
+    A pair keeps the segmentation of the corpus if the sampled one is longer than `sampling.max_length`. The samples are
+    seeded with the seed of the run and `consumed`, the number of pairs before the batch.
     """
     # Below 2^31, since SentencePiece interprets the seed 2^32 - 1 as a request for a random seed.
     seeds = np.random.SeedSequence([config.seed, consumed]).generate_state(2) >> 1
@@ -801,7 +818,7 @@ def _list_of_next(items: Iterator[T]) -> list[T]:
     return []
 
 
-# On a GPU, batches are in pinned memory, and on their way before they are needed, so that neither CPU nor GPU waits.
+# Batches for a GPU are put into pinned memory, and sent before they are needed, so that neither CPU nor GPU waits.
 
 
 def pinned(batches: Stream) -> Stream:
@@ -811,7 +828,7 @@ def pinned(batches: Stream) -> Stream:
 
 
 def sent_ahead(batches: Stream, device: torch.device) -> Stream:
-    """Yields the batches on `device`; each one is sent when the one before it is asked for."""
+    """Yields the batches on `device`; each batch is sent when the batch before it is requested."""
     sent = ((epoch, tuple(part.to(device) for part in parts)) for epoch, parts in batches)
     for this, _ in itertools.pairwise(sent):
         yield this

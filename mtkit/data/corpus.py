@@ -162,7 +162,7 @@ class Manifest:
     drops: dict[str, int]  # the number of pairs left out, by reason
     raw_files: tuple[RawFile, ...]  # source, target, source, target, …
     settings: dict[str, Any]  # the settings that decide which pairs are left out and how the others are encoded
-    unknown: dict[str, float] = field(default_factory=dict)  # fraction of unknown tokens by text, if it can have any
+    unknown: dict[str, float] = field(default_factory=dict)  # fraction of unknown tokens, by text that can have any
     corpora: tuple[int, ...] = ()  # the number of pairs kept from each corpus; empty in manifests of older versions
     alignment: StoredAlignment | None = None  # only with training.guided_alignment
 
@@ -228,7 +228,7 @@ def _stored(content: dict[str, Any]) -> StoredFile:
 # Reading a corpus.
 
 OFFSET = np.dtype("<i8")  # of all offsets files
-TOKEN_INDEX = np.dtype("<u4")  # of links, which are pairs of a source token and a target token
+TOKEN_INDEX = np.dtype("<u4")  # of links, each of which is the index of a source token and that of a target token
 
 
 class Corpus:
@@ -309,7 +309,10 @@ class Corpus:
         return self._links is not None
 
     def links(self, pair: int) -> NDArray[np.unsignedinteger[Any]]:
-        """Returns the links (N, 2) of a pair: source token and target token; `has_links` must be true."""
+        """Returns the word alignment of a pair as links (N, 2): indices of a source token and of a target token.
+
+        `has_links` must be true.
+        """
         assert self._links is not None
         return self._links[self._link_offsets[pair] : self._link_offsets[pair + 1]]
 
@@ -411,7 +414,7 @@ class _SideText:
 def _map(path: Path, dtype: np.dtype[Any], at_random: bool = False) -> NDArray[Any]:
     """Maps a file into memory as a read-only array.
 
-    `at_random` means that single places of it will be read in random order, so that the system should not read ahead.
+    `at_random` means that the array will be read at random places, so that the system should not read ahead.
     Returns an ordinary empty array for an empty file, since an empty file cannot be memory-mapped.
     """
     if not path.stat().st_size:
@@ -473,8 +476,9 @@ class CorpusWriter:
     ) -> None:
         """Appends pairs, as token ids without end marks.
 
-        With `keeps_text`, the normalised text of the pairs is required too; with `keeps_links`, the links between
-        the source and target tokens of each pair are. Text or links that the corpus does not keep are ignored.
+        With `keeps_text`, the normalised text of the pairs is required too; with `keeps_links`, the links of each pair
+        are required: the indices of a source token and of a target token. Text or links that the corpus does not keep
+        are ignored.
         """
         assert len(source) == len(target)
         if self._links:
@@ -702,9 +706,9 @@ def length_statistics(
 
 
 EXCESS = 1e-4  # the fraction of training pairs whose target may be longer than the limit
-SPARE_TOKENS = (
-    5  # added to the limit for fewer than 1 / EXCESS pairs, which may lack the longest targets; less for more
-)
+# Added to the limit if a corpus has fewer than 1 / EXCESS pairs, since it may lack the longest targets; a larger corpus
+# gets fewer.
+SPARE_TOKENS = 5
 RATIOS = np.arange(1.2, 3.05, 0.1)  # tried as multiples of the mean ratio of target length to source length
 
 
@@ -714,17 +718,16 @@ def length_limit(
     corpora: Sequence[int] = (),
     most_pairs: int = MOST_PAIRS,
 ) -> dict[str, float]:
-    """Returns a limit on translations: ratio x source length + extra, in tokens without end marks.
+    """Returns "ratio" and "extra", which limit the length of translations to ratio x source length + extra.
 
-    The fraction of the pairs whose target is longer than the limit is below `EXCESS`. Of several limits for which
-    this holds, the one with the smallest mean over the pairs is taken. The ratio is at least 1.2 times the mean
-    ratio, which leaves room for sentences longer than those of the corpus.
+    Lengths are in tokens without end marks. The fraction of the pairs whose target is longer than the limit is below
+    `EXCESS`. Of several limits for which this holds, the one with the smallest mean over the pairs is taken. The ratio
+    is at least 1.2 times the mean ratio, which leaves room for sentences longer than those of the corpus.
 
-    `corpora` holds the numbers of pairs of the corpora that the pairs come from, in order. Each corpus is measured
-    by itself, since their languages may differ, and the largest ratio and the largest extra are returned. Of each
-    corpus, at most `most_pairs` pairs are measured. Both arrays of offsets have the shape (num_pairs + 1,). The
-    result is empty if there are no tokens. If all sources are empty, as for a language model, the extra tokens
-    alone are the limit.
+    `corpora` holds the number of pairs from each corpus, in order. Each corpus is measured by itself, since the corpora
+    may have different languages, and the largest ratio and the largest extra are returned. Of each corpus, at most
+    `most_pairs` pairs are measured. Both arrays of offsets have the shape (num_pairs + 1,). The result is empty if
+    there are no target tokens. If all sources are empty, as for a language model, the limit is the extra tokens alone.
     """
     num_pairs = len(source_offsets) - 1
     ends = np.cumsum(corpora if sum(corpora) == num_pairs and corpora else [num_pairs]).tolist()
