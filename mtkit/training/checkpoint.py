@@ -147,9 +147,10 @@ def load_checkpoint(checkpoints: Path, step: int, state: TrainState) -> None:
 def delete_old(checkpoints: Path, scheduled: list[int], best_step: int, average: int, keep: int) -> None:
     """Delete checkpoints that are no longer needed, and the optimizer state of all but the newest `keep` checkpoints.
 
-    Three kinds of checkpoints are needed. The first is the newest `keep` checkpoints. The second is the best checkpoint
-    and the checkpoints to be averaged with the best one. The third is the last `average` checkpoints in `scheduled`: a
-    later best checkpoint may be averaged with them. Call this function after the newest checkpoint is written.
+    Three kinds of checkpoints are needed: the newest `keep` checkpoints from which training can resume; the best
+    checkpoint, with the checkpoints to be averaged with it; and the last `average` checkpoints in `scheduled`, since a
+    later best checkpoint may be averaged with them. `scheduled` and `best_step` are steps. Call this function after the
+    newest checkpoint is written.
     """
     steps = checkpoint_steps(checkpoints)
     newest = set(checkpoint_steps(checkpoints, resumable=True)[-keep:])
@@ -166,7 +167,7 @@ def delete_old(checkpoints: Path, scheduled: list[int], best_step: int, average:
 
 # Fresh starts: the old run is deleted only when the new one has a checkpoint.
 
-MARKER = ".fresh.json"  # exists while an old run is set aside; holds its state, "begun" or "aside"
+MARKER = ".fresh.json"  # exists while an old run is set aside; says whether that has only "begun" or is done: "aside"
 
 NAMES = (
     "log.jsonl",
@@ -383,7 +384,7 @@ def _checkpoint(checkpoints: Path, step: int) -> Report:
     except CheckpointError as error:
         faults = [str(error)]
     if not (path / PROGRESS).exists():
-        return Report([], [])  # a training in progress has just deleted it
+        return Report([], [])  # a run that is still training has just deleted the checkpoint
     if faults:
         return Report([], faults)
     return Report([f"{path}: {sum(1 for _ in path.iterdir())} files, {WHOLE}"], [])
@@ -419,11 +420,11 @@ CLOCKS = ("seconds", "minutes", "tokens_per_second")
 
 @dataclass(frozen=True)
 class Kill:
-    """When to kill a training process."""
+    """The moment at which to kill a training process."""
 
-    step: int  # the log must have this step
-    while_saving: bool = False  # whether a checkpoint must also be being written
-    delay: float = 0.0  # how many seconds to wait then
+    step: int  # the process is killed only after this step is in the log
+    while_saving: bool = False  # whether it is killed only while it writes a checkpoint
+    delay: float = 0.0  # seconds to wait after both conditions are met
 
 
 @dataclass(frozen=True)
@@ -520,8 +521,9 @@ def is_saving(run: Path) -> bool:
 def compare(one: Path, other: Path) -> dict[str, bool]:
     """Compare two runs; returns, for each file of tensors and for log.jsonl, whether both runs have the same content.
 
-    Files of tensors are sorted by name and compared by their checksums; log.jsonl comes last. A file that only one run
-    has counts as different. If neither run has any file of tensors, model/weights.safetensors counts as different.
+    The keys are paths relative to the run directory: first the files of tensors, sorted by name and compared by their
+    checksums, then log.jsonl. A file that only one run has counts as different. If neither run has any file of tensors,
+    model/weights.safetensors counts as different.
     """
     found, wanted = _tensor_files(one), _tensor_files(other)
     same = {name: found.get(name) == wanted.get(name) for name in sorted({**found, **wanted})}
@@ -699,7 +701,7 @@ def _compared(folder: Path, steps: int, kills: list[Killed]) -> Report:
 
 
 def _with_data(config: Config) -> tuple[Config, bool]:
-    """Returns the settings to train with, and whether the tokenizer and data of the run are used.
+    """Returns the settings to train with, and whether training uses the tokenizer and data of the run.
 
     The tokenizer and data are used if they were made with the settings in `config`. In that case, the model that
     `training.start_from` names is not needed: if that model no longer exists, the setting is reset to `None`, and
@@ -759,10 +761,10 @@ def _short(config: Config, steps: int, folder: Path, from_run: bool) -> Config:
 
 
 def _texts_of_run(config: Config) -> Texts:
-    """Returns a sentence pair for each training corpus, and several for validation.
+    """Returns one sentence pair for each training corpus, and several for validation, as settings and pairs.
 
-    All of them are from the validation text of the run; the shortest pairs are taken. The stored text already contains
-    its tags, so no tag is returned with these pairs.
+    All pairs are from the validation text of the run; the shortest pairs are taken. The stored text already contains
+    its tags, so the settings have no tag.
     """
     sources, targets = read_validation_text(standing(config.run_path / "data" / "valid"))
     pairs = list(zip(sources, targets, strict=True))[:SEARCHED_VALIDATION]
@@ -773,7 +775,7 @@ def _texts_of_run(config: Config) -> Texts:
 
 
 def _texts_of_settings(config: Config) -> Texts:
-    """Returns the first pairs of each corpus of `data.train` and `data.valid`.
+    """Returns the first pairs of each corpus of `data.train` and `data.valid`, with the settings of the corpus.
 
     Raises ConfigError if `data.train` or `data.valid` is empty.
     """

@@ -31,9 +31,9 @@ from mtkit.models.registry import pick_device
 
 GONE = "start the same command again: it goes on from the newest checkpoint, with as many devices or another number"
 
-AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"  # "True" if torchrun itself has the key-value store
-JOIN_TIMEOUT = timedelta(minutes=5)  # to reach the key-value store; ranks may still be importing PyTorch until then
-# The watch ends a rank that waits in vain, so that operations of the process group need no time limit of their own.
+AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"  # a variable that is "True" if torchrun itself hosts the key-value store
+JOIN_TIMEOUT = timedelta(minutes=5)  # for reaching the key-value store, whose host may still be importing PyTorch
+# `Watch` ends a rank that waits for a lost rank, so operations of the process group need no time limit of their own.
 GROUP_TIMEOUT = timedelta(days=30)
 
 if TYPE_CHECKING:  # some builds of PyTorch lack them
@@ -51,18 +51,21 @@ class EndedElsewhereError(MtkitError):
 
 @dataclass(frozen=True)
 class Place:
-    """Which rank a process is, and where the key-value store is, as torchrun writes it into the environment."""
+    """The rank of a process and the address of the key-value store, as in the environment variables of torchrun."""
 
-    rank: int
+    rank: int  # from 0
     count: int  # number of ranks
-    local_rank: int  # among the ranks on this machine
-    local_count: int
-    address: str
+    local_rank: int  # from 0, among the ranks on this machine
+    local_count: int  # number of ranks on this machine
+    address: str  # of the machine with the key-value store
     port: int
 
     @staticmethod
     def from_environment() -> "Place":
-        """Returns the place that the environment names. Raises MtkitError if a variable is missing or no number."""
+        """Reads the place from environment variables.
+
+        Raises MtkitError if a variable is missing, or if a variable other than the address is not a number.
+        """
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
         found = {name: os.environ.get(name, "") for name in names}
         wrong = [name for name in names if not (found[name] if name == "MASTER_ADDR" else found[name].isdigit())]
@@ -75,7 +78,7 @@ class Place:
         return Place(rank, count, local_rank, local_count, found["MASTER_ADDR"], int(found["MASTER_PORT"]))
 
     def variables(self) -> dict[str, str]:
-        """Returns the variables from which `from_environment` reads this place."""
+        """Returns the environment variables, by name, from which `from_environment` reads this place."""
         return {
             "RANK": str(self.rank),
             "WORLD_SIZE": str(self.count),
@@ -88,12 +91,13 @@ class Place:
 
 @contextmanager
 def started(device: str, devices: int | None, arguments: Sequence[str]) -> Iterator["Ranks"]:
-    """Context manager that gives the ranks of a training, and lets them end together.
+    """Context manager that connects the ranks of a training run, gives them as a `Ranks`, and ends them together.
 
-    In a process of torchrun, this process joins the others. Otherwise, if `devices` is more than 1, the other ranks are
-    started on this machine, by the command `mtkit` with `arguments`. `device` is the setting of this name. If the block
-    raises an exception, all ranks end, and one of them shows the error: the first one that failed. Raises MtkitError if
-    there are not enough devices, or if `devices` contradicts torchrun.
+    If torchrun has started this process, it joins the other processes of torchrun. Otherwise, if `devices` is more than
+    1, this process becomes rank 0 and starts the other ranks on this machine, by the command `mtkit` with `arguments`.
+    `device` is the setting `device`. If the block raises an exception in any rank, all ranks end, and the rank that
+    failed first shows the error. Raises MtkitError if there are not enough devices, or if `devices` is not the number
+    of processes that torchrun has started.
     """
     if not dist.is_available() and (devices or 1) > 1:
         raise MtkitError("this PyTorch was built without its distributed package; it trains on one device only")
@@ -114,10 +118,10 @@ def started(device: str, devices: int | None, arguments: Sequence[str]) -> Itera
 
 @contextmanager
 def _launched(device: str, devices: int, arguments: Sequence[str]) -> Iterator["Ranks"]:
-    """Context manager that starts the ranks after the first on this machine; this process becomes rank 0."""
+    """Context manager that starts `devices` - 1 further ranks on this machine; this process becomes rank 0."""
     _require_devices(device, devices)
     if sys.platform == "linux":
-        # The name of this machine may belong to an address that it cannot reach.
+        # The host name of this machine may resolve to an address that the machine cannot reach.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     if "OMP_NUM_THREADS" not in os.environ:
         threads = max(1, torch.get_num_threads() // devices)
@@ -129,7 +133,7 @@ def _launched(device: str, devices: int, arguments: Sequence[str]) -> Iterator["
     try:
         places = [Place(rank, devices, rank, devices, "127.0.0.1", store.port) for rank in range(devices)]
         for place in places[1:]:
-            # In sessions of their own, since Ctrl-C is for rank 0, which tells the others.
+            # Each in a session of its own, so that Ctrl-C reaches only rank 0, which tells the other ranks.
             process = subprocess.Popen(
                 [sys.executable, "-m", "mtkit", *arguments],
                 stdin=subprocess.DEVNULL,
@@ -160,7 +164,7 @@ def _end(processes: Sequence[subprocess.Popen[bytes]], patience: float) -> None:
 
 
 def _require_devices(name: str, count: int) -> None:
-    """Raise MtkitError if the machine has fewer than `count` devices of the kind called `name`."""
+    """Raise MtkitError if this machine has fewer than `count` devices of the kind that the setting `name` selects."""
     device = pick_device(name)
     if device.type == "cpu":
         return
@@ -173,9 +177,10 @@ def _require_devices(name: str, count: int) -> None:
 def _joined(
     device: str, place: Place, store: "Store | None", processes: Sequence["subprocess.Popen[bytes]"]
 ) -> Iterator["Ranks"]:
-    """Context manager that connects this process to the other ranks, and gives them as this process sees them.
+    """Context manager that connects this process to the other ranks; gives a `Ranks`.
 
-    `store` is the key-value store if this process has made it. `processes` are those that this process has started.
+    `store` is the key-value store if this process has opened it already, else `None`. `processes` are the ranks that
+    this process has started, from rank 1 on.
     """
     if place.rank:
         show_progress(False)
@@ -186,7 +191,7 @@ def _joined(
         torch.cuda.set_device(place.local_rank)
     has_store = place.rank == 0 and os.environ.get(AGENT_STORE) != "True"
     store = store or _tcp_store(place.address, place.port, is_first=has_store)
-    # Clients of their own, since an operation that waits blocks all others of the same client.
+    # The watch and the process group get clients of their own: an operation that waits blocks all others of its client.
     clients = [_tcp_store(place.address, place.port) for _ in range(2)]
     watch = Watch(_part_of(clients[0]), place, processes)
     watch.start()
@@ -210,17 +215,17 @@ def _joined(
 
 
 def _tcp_store(address: str, port: int, is_first: bool = False) -> Any:
-    """Returns a client of the key-value store; with `is_first`, this process has the store."""
+    """Returns a client of the key-value store; with `is_first`, this process also hosts the store."""
     return dist.TCPStore(  # type: ignore[attr-defined]
         address, port, is_master=is_first, timeout=JOIN_TIMEOUT, wait_for_workers=False, multi_tenant=True
     )
 
 
 def _part_of(store: "Store", name: str = "") -> "Store":
-    """Returns the part of the key-value store that is called `name`.
+    """Returns a view of the key-value store in which all keys have the prefix `name`.
 
-    The part is empty again if torchrun starts the ranks again after a failure, since its keys contain the number of the
-    attempt.
+    The prefix also contains the number of times that torchrun has restarted the ranks after a failure, so that the view
+    is empty after each restart.
     """
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     part: Store = dist.PrefixStore(f"mtkit/{attempt}/{name}", store)  # type: ignore[attr-defined]
@@ -229,19 +234,19 @@ def _part_of(store: "Store", name: str = "") -> "Store":
 
 # Watching each other.
 
-POLL_SECONDS = 0.25  # between two looks at the store
-SILENT_POLLS = 160  # looks in a row without news from a rank, after which it counts as lost: 40 seconds
-NEWS_SECONDS = 3.0  # that the news of a failure may take after an operation has failed, which may be because of it
-ALIKE_SECONDS = 2.0  # that a later rank which failed gives rank 0 to fail alike and show the error
-SHOW_SECONDS = 1.0  # that a rank which failed has to show its error before the others end
-GRACE_SECONDS = 10.0  # that a rank has to end by itself when another one has failed
-LEAVE_SECONDS = 30.0  # that the ranks after the first have to end after training
+POLL_SECONDS = 0.25  # the time between two looks at the store
+SILENT_POLLS = 160  # a rank counts as lost after this many looks without a sign of life from it: 40 seconds
+NEWS_SECONDS = 3.0  # how long to wait for news of a failed rank after an operation has failed, perhaps because of it
+ALIKE_SECONDS = 2.0  # how long a failed rank waits for rank 0, which may fail in the same way and show the error
+SHOW_SECONDS = 1.0  # how long the other ranks wait before they end, so that the failed rank shows its error first
+GRACE_SECONDS = 10.0  # how long a rank may take to end by itself after another rank has failed
+LEAVE_SECONDS = 30.0  # how long all ranks except rank 0 may take to end after training
 
-FAILED = "failed"  # the key whose value is the rank that failed, and its machine
+FAILED = "failed"  # a key in the store; its value names the rank that failed first, and its machine
 
 
 class Watch(threading.Thread):
-    """Tells the other ranks that this rank is alive, and notices when one of them has failed or is gone.
+    """A thread that tells the other ranks that this rank is alive, and notices if another rank has failed or is lost.
 
     The main thread may be waiting for a rank that is gone, and some operations of PyTorch never return then. So if the
     main thread does not end within GRACE_SECONDS after a failure, this thread ends the process.
@@ -250,15 +255,15 @@ class Watch(threading.Thread):
     def __init__(self, store: "Store", place: Place, processes: Sequence["subprocess.Popen[bytes]"]) -> None:
         super().__init__(name="watch", daemon=True)
         self.failure = ""  # an error that this rank must show; empty if another rank shows its own
-        self.has_failed = threading.Event()  # set when training cannot go on; failure is known then
+        self.has_failed = threading.Event()  # set when training cannot go on; `failure` has its value by then
         self._store = store
         self._place = place
         self._processes = processes
         self._over = threading.Event()
-        self._heard: dict[int, tuple[bytes, int]] = {}  # the last sign of life of each rank, and when it changed
+        self._heard: dict[int, tuple[bytes, int]] = {}  # by rank: the last sign of life, and the look that found it
 
     def run(self) -> None:
-        """Look at the store again and again, until training is over or a rank has failed."""
+        """Look at the store every POLL_SECONDS, until training is over or a rank has failed."""
         looks, failure = 0, None
         while failure is None:
             if self._over.wait(POLL_SECONDS):
@@ -266,7 +271,7 @@ class Watch(threading.Thread):
             looks += 1
             try:
                 failure = self._look(looks)
-            except RuntimeError:  # the process that has the store is gone
+            except RuntimeError:  # the process that hosts the store is gone
                 failure = ""
         self.failure = failure
         self.has_failed.set()
@@ -277,10 +282,10 @@ class Watch(threading.Thread):
             os._exit(1)
 
     def _look(self, looks: int) -> str | None:
-        """Tells that this rank is alive, and checks the others; returns an error or `None`.
+        """Record in the store that this rank is alive, and check the other ranks; returns an error message or `None`.
 
-        Returns the error that this rank must show, "" if another rank shows one, or `None` if all ranks are well.
-        `looks` is the number of looks so far, this one included; it is also this rank's sign of life.
+        Returns the message that this rank must show, "" if another rank shows its error, or `None` if no rank has
+        failed. `looks` is the number of looks so far, including this one; it is also this rank's sign of life.
         """
         place, store = self._place, self._store
         store.set(f"alive/{place.rank}", str(looks))
@@ -292,8 +297,8 @@ class Watch(threading.Thread):
             if code := process.poll():
                 ended = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
                 return self._claimed(f"rank {rank} of {place.count} {ended}; {GONE}")
-        # Rank 0 watches all others, and they watch rank 0. Looks are counted, not seconds, since a suspended process
-        # must not take the others for lost when it wakes up.
+        # Rank 0 watches all other ranks, and they watch rank 0. Time is measured in looks, not in seconds, so that a
+        # process that was suspended does not take the other ranks for lost when it resumes.
         for rank in range(1, place.count) if place.rank == 0 else [0]:
             if store.check([f"alive/{rank}"]):
                 sign = store.get(f"alive/{rank}")
@@ -304,7 +309,7 @@ class Watch(threading.Thread):
         return None
 
     def _claimed(self, failure: str) -> str:
-        """Returns `failure` if this rank is the first to report one, else ""."""
+        """Returns `failure` if this rank is the first to report a failure, else ""."""
         return failure if claim(self._store, self._place) else ""
 
     def stop(self) -> None:
@@ -318,7 +323,7 @@ class Watch(threading.Thread):
 
 
 def claim(store: "Store", place: Place) -> bool:
-    """Tell all ranks that this rank has failed; returns False if another rank did so before."""
+    """Record in the store that this rank has failed; returns False if another rank's failure is recorded already."""
     mine = json.dumps([place.rank, socket.gethostname()])
     return store.compare_set(FAILED, "", mine) == mine.encode()
 
@@ -329,10 +334,10 @@ SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if 
 
 
 class Ranks:
-    """The processes that train together, as one of them sees them.
+    """The processes that train together, as one of them sees them; its methods exchange values between the ranks.
 
-    All ranks must call the methods that exchange something, in the same order. With one rank, each method returns at
-    once, and returns what this rank gave.
+    All ranks must call these methods in the same order, unless a docstring names the ranks that call the method. If
+    there is only one rank, the methods return at once, with the values of this rank.
     """
 
     def __init__(self, place: Place | None = None, store: "Store | None" = None, watch: Watch | None = None) -> None:
@@ -341,7 +346,7 @@ class Ranks:
         self.is_first = self.rank == 0  # whether this rank writes the log, the checkpoints and the model
         self.is_last = self.rank == self.count - 1
         self.local_count = place.local_count if place else 1  # number of ranks on this machine
-        self.is_first_here = place is None or place.local_rank == 0  # whether it is the first rank of its machine
+        self.is_first_here = place is None or place.local_rank == 0  # whether it is the first rank on its machine
         self._place = place
         self._store = store
         self._watch = watch
@@ -354,28 +359,35 @@ class Ranks:
     # Failures.
 
     def check(self) -> None:
-        """Raise an error if another rank has failed, or if one is gone."""
+        """Raise MtkitError if another rank has failed or is lost; EndedElsewhereError if another rank shows the error.
+
+        Any rank may call this method at any time.
+        """
         if self._watch and self._watch.has_failed.is_set():
             raise MtkitError(self._watch.failure) if self._watch.failure else EndedElsewhereError
 
     @contextmanager
     def talking(self) -> Iterator[None]:
-        """Context manager for operations of the process group; if one fails, raises MtkitError."""
+        """Context manager for operations of the process group; if an operation fails, raises MtkitError.
+
+        If memory runs out, the error of PyTorch is raised unchanged.
+        """
         try:
             yield
         except RuntimeError as error:
             if self._watch is None or is_out_of_memory(error):
                 raise
-            # A rank that failed has told so before its connections ended. Rank 0 should be the one to report a loss.
+            # A failed rank records its failure before its connections close. If a rank is lost, rank 0 should report
+            # the loss, so the other ranks wait longer.
             self._watch.has_failed.wait(NEWS_SECONDS + min(self.rank, 2) * ALIKE_SECONDS)
             self.check()
             raise MtkitError(f"another rank of the {self.count} is gone; {GONE}") from error
 
     def claim(self, error: BaseException) -> bool:
-        """Tell the other ranks that this rank ends because of `error`; returns whether it is this rank that shows it.
+        """Tell the other ranks that this rank ends because of `error`; returns whether this rank must show the error.
 
-        If all ranks fail alike, as they do if training diverges, rank 0 shows the error. If a signal stops them, they
-        wait until rank 0 has saved the state.
+        Any rank may call this method. If all ranks fail in the same way, as they do if training diverges, rank 0 shows
+        the error. If a signal stops training, the other ranks wait here while rank 0 saves the state.
         """
         if self._watch is None or self._store is None or self._place is None:
             return True
@@ -397,14 +409,17 @@ class Ranks:
     # The beginning and the end.
 
     def begin(self, trains: bool) -> None:
-        """Called by rank 0 when the data is prepared; `trains` says whether there is anything to train."""
+        """Tell the other ranks that the data is prepared; `trains` says whether there is anything to train.
+
+        Only rank 0 calls this method.
+        """
         if self._store:
             self._store.set("begin", str(trains))
 
     def are_to_train(self, stop: Stop) -> bool:
-        """Called by all ranks but rank 0: waits until rank 0 calls `begin`, and returns the `trains` of that call.
+        """Wait until rank 0 calls `begin`; returns the argument `trains` of that call.
 
-        Raises StoppedError if a signal stops this rank.
+        All ranks except rank 0 call this method. Raises StoppedError if a signal stops this rank.
         """
         assert self._store is not None
         while not self._store.check(["begin"]):
@@ -414,9 +429,10 @@ class Ranks:
         return self._store.get("begin") == b"True"
 
     def part(self) -> None:
-        """End the exchange: the other ranks may end then, while rank 0 goes on alone. Does nothing a second time.
+        """End the exchange between the ranks: afterwards, rank 0 continues alone, and the other ranks may end.
 
-        No rank leaves before all have called this method, and rank 0, whose process may have the store, leaves last.
+        The method returns only when all ranks have called it. It returns last in rank 0, whose process may host the
+        store, but there after LEAVE_SECONDS at the latest. A second call does nothing.
         """
         if self._watch is None or self._store is None or self._watch.is_over:
             return
@@ -437,13 +453,13 @@ class Ranks:
     # Numbers, values and weights.
 
     def sums(self, values: Sequence[float]) -> list[float]:
-        """Returns, for each of the values, its sum over all ranks; whole numbers up to 2^53 are exact."""
+        """Returns the sum of each value over all ranks, in fp64; sums of whole numbers are exact up to 2^53."""
         if not self.are_many:
             return list(values)
         return self.summed(torch.tensor(values, dtype=torch.float64)).tolist()
 
     def gather(self, value: Any) -> list[Any]:
-        """Returns the values of all ranks, in the order of the ranks; each is sent as JSON."""
+        """Returns a list of the `value` of each rank, in the order of the ranks; the values are sent as JSON."""
         if not self.are_many:
             return [value]
         own = json.dumps(value).encode()
@@ -455,28 +471,29 @@ class Ranks:
         return [json.loads(bytes(part.tolist())) for part in parts]
 
     def of_first(self, value: T) -> T:
-        """Returns the value that rank 0 gave; it is sent as JSON."""
+        """Returns the `value` of rank 0 in all ranks; the value is sent as JSON."""
         found: T = self.gather(value if self.is_first else None)[0]
         return found
 
     def share(self, model: nn.Module) -> None:
-        """Give all ranks the weights of rank 0."""
+        """Copy the weights of rank 0 to the models of all other ranks."""
         if self.are_many:
             with self.talking():
                 for parameter in model.parameters():
                     dist.broadcast(parameter.detach(), 0)
 
     def summed(self, tensor: Tensor) -> Tensor:
-        """Replace `tensor` by the sum of the tensors of all ranks, and return it."""
+        """Replace `tensor`, in place, by the sum of the tensors of all ranks; returns `tensor`."""
         with self.talking():
             dist.all_reduce(tensor)
         return tensor
 
     def agree(self, asked: Stop, stop: Stop, seconds: float) -> float:
-        """Let all ranks have the seconds that rank 0 has trained, and the signals that any rank has received.
+        """Give all ranks the training time of rank 0, and the signals that any rank has received; returns the time.
 
-        `asked` holds the signals that this rank has received, `stop` those that all ranks act on. In rank 0, both are
-        the same. Returns the seconds.
+        The time is in seconds; only the `seconds` of rank 0 count. `asked` records the signals that this rank has
+        received. The signals of all ranks are added to `stop`, so that all ranks act on the same signals. In rank 0,
+        `asked` and `stop` are the same object.
         """
         if not self.are_many:
             return seconds
@@ -493,15 +510,15 @@ ALONE = Ranks()
 
 # Gradients.
 
-BUCKET_BYTES = 25 << 20  # gradients that are summed at a time, as in PyTorch's DistributedDataParallel
+BUCKET_BYTES = 25 << 20  # size of the gradients that are sent together, as in PyTorch's DistributedDataParallel
 
 
 class GradientSum:
     """Sums the gradients of a model over the ranks while the backward pass computes further ones.
 
-    Gradients are put together in buckets, the last parameters first, since their gradients are computed first. As soon
-    as all gradients of a bucket are there, it is sent. All ranks send the buckets in the same order, whatever the order
-    of the gradients, and the sum of each number does not depend on how long anything takes.
+    The gradients are divided into buckets, those of the last parameters first, since the backward pass computes them
+    first. A bucket is sent as soon as all of its gradients are computed and the buckets before it are sent. So all
+    ranks send the buckets in the same order, and the sums do not depend on how long anything takes.
     """
 
     def __init__(self, model: nn.Module, ranks: Ranks) -> None:
@@ -510,7 +527,7 @@ class GradientSum:
         self._buckets = list(_buckets(self._parameters))
         self._is_last = False
         self._is_again = False  # whether the gradients are computed anew, so that only `finish` sends them
-        self._waiting: list[set[Tensor]] = []  # of each bucket, the parameters without a gradient so far
+        self._waiting: list[set[Tensor]] = []  # for each bucket, the parameters whose gradients are not computed yet
         self._sent: list[tuple[Tensor, Work]] = []
         if ranks.are_many:
             for number, bucket in enumerate(self._buckets):
@@ -518,23 +535,28 @@ class GradientSum:
                     parameter.register_post_accumulate_grad_hook(self._noting(number))  # type: ignore[no-untyped-call]
 
     def begin(self) -> None:
-        """Have each bucket sent as soon as the next backward pass has computed its gradients.
+        """Let the next backward pass send each bucket as soon as its gradients are computed.
 
-        To be called before the last backward pass of an update. After `begin_again`, nothing is sent before `finish`.
+        To be called before the last backward pass of an update. If `begin_again` was called in this update, `finish`
+        sends the buckets instead.
         """
         self._is_last = not self._is_again
         self._waiting = [set(bucket) for bucket in self._buckets]
 
     def begin_again(self) -> None:
-        """To be called if memory ran out in a forward or backward pass, so that this rank computes its gradients anew.
+        """Prepare for computing the gradients of this update again, since memory ran out in a forward or backward pass.
 
-        Buckets that were sent were complete, and stay; `finish` sends the others. So the other ranks, which wait for
-        them in `finish`, get the same buckets in the same order as ever.
+        Buckets that were already sent were complete, and stay as they are; `finish` sends the other buckets. So the
+        other ranks, which wait in `finish`, get all buckets in the usual order.
         """
         self._is_last, self._is_again = False, True
 
     def _noting(self, number: int) -> Callable[[Tensor], None]:
-        """Returns a hook for the parameters of a bucket: notes that a gradient is there, and sends what is due."""
+        """Returns a hook for the parameters of bucket `number`.
+
+        PyTorch calls the hook when the gradient of a parameter is computed. The hook sends all buckets whose turn it is
+        and whose gradients are all computed.
+        """
 
         def note(parameter: Tensor) -> None:
             if self._is_last:
@@ -554,10 +576,10 @@ class GradientSum:
         self._sent.append((flat, work))
 
     def finish(self, sums: Tensor, mean: float) -> tuple[Tensor, float]:
-        """Replace the gradients by their sums over the ranks; sum and average two more values.
+        """Replace the gradients by their sums over the ranks; returns the sum of `sums` and the mean of `mean`.
 
-        Returns the vector `sums`, summed over the ranks in fp64, and the number `mean`, averaged over the ranks. Sends
-        the buckets that were not sent before. A parameter that has no gradient in any rank has none afterwards.
+        The vector `sums` is summed over the ranks in fp64, and the number `mean` is averaged over the ranks. Buckets
+        that were not sent before are sent first. A parameter that has no gradient in any rank has none afterwards.
         """
         self._is_last = self._is_again = False
         while len(self._sent) < len(self._buckets):
@@ -566,7 +588,7 @@ class GradientSum:
         told = torch.tensor([mean / self._ranks.count, *present], dtype=torch.float64, device=sums.device)
         told = self._ranks.summed(torch.cat([sums.detach().double(), told]))
         total, mean_total, presence = told.tensor_split([len(sums), len(sums) + 1])
-        # Reading the answer would wait for the device; it is only needed where a gradient is missing.
+        # Reading `presence` would wait for the device, and is only needed if a gradient is missing in this rank.
         exists = [True] * len(present) if all(present) else (presence > 0).tolist()
         has_gradient = dict(zip(self._parameters, exists, strict=True))
         for bucket, (flat, work) in zip(self._buckets, self._sent, strict=True):

@@ -96,9 +96,10 @@ class MovingAverage(AveragedWeights):
 
 
 class Uncompiled(torch.optim.Optimizer):
-    """Methods of PyTorch's optimizers without the wrappers that hide them from its compiler.
+    """A base class for PyTorch's optimizers, whose methods lack the wrappers that exclude them from torch.compile.
 
-    At their first call, the wrappers import the compiler, which takes seconds. mtkit compiles layers, if at all.
+    At their first call, the wrappers import the compiler, which takes seconds. mtkit does not need the wrappers, since
+    it never compiles optimizers.
     """
 
     add_param_group = unwrap(torch.optim.Optimizer.add_param_group)
@@ -159,8 +160,8 @@ class Muon(Adam):
         """Makes an optimizer for all parameters of `model`, with decoupled weight decay.
 
         `betas` and `eps` are those of Adam. The weight decay is `matrix_decay` for hidden matrices and `other_decay`
-        for all other parameters. `matrix_rate` is a factor of the learning rate of hidden matrices: it is stored as
-        "rate" in their parameter group, and `Updater.update` applies it.
+        for all other parameters. The learning rate of hidden matrices is `matrix_rate` times that of all other
+        parameters: the factor is stored as "rate" in their parameter group, and `Updater.update` applies it.
         """
         blocks = hidden_matrices(model)
         others = [parameter for parameter in model.parameters() if parameter not in blocks]
@@ -196,7 +197,7 @@ class Muon(Adam):
             return
         parameters = [parameter for parameter, _ in trained]
         for parameter in parameters:
-            if not self.state[parameter]:  # Adam expects each state that is loaded to have a step
+            if not self.state[parameter]:  # with a step, which Adam expects in every state that it loads
                 self.state[parameter] = {"step": torch.zeros(()), "matrix_momentum": torch.zeros_like(parameter)}
         torch._foreach_add_([self.state[parameter]["step"] for parameter in parameters], 1)
         momenta = [self.state[parameter]["matrix_momentum"] for parameter in parameters]
@@ -205,7 +206,8 @@ class Muon(Adam):
         updates = torch._foreach_lerp(gradients, momenta, MOMENTUM)
         if group["weight_decay"]:
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        # Matrices of one shape together: one by one, most of the time would be spent on starting small products.
+        # Matrices of the same shape are updated together; one by one, launching small products would take most of the
+        # time.
         by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
         for (parameter, blocks), update in zip(trained, updates, strict=True):
             for weight, change in zip(parameter.chunk(blocks), update.chunk(blocks), strict=True):
@@ -219,11 +221,11 @@ class Muon(Adam):
 
 
 def hidden_matrices(model: nn.Module) -> dict[nn.Parameter, int]:
-    """Returns the matrices of a model's linear layers and recurrent cells, and of how many blocks each matrix consists.
+    """Returns the hidden matrices of a model, those of its linear layers and recurrent cells, with their block counts.
 
     A matrix that stacks several matrices of equal size, such as those for queries, keys and values, has one block of
     rows for each stacked matrix. Every other matrix is one block. Embeddings and the output layer are not hidden
-    matrices, and neither is a matrix with only one row or column.
+    matrices, and neither is the matrix of a linear layer with only one row or column.
     """
     found: dict[nn.Parameter, int] = {}
     for module in model.modules():
@@ -707,7 +709,7 @@ def divergence(progress: Progress, config: TrainingConfig, loss_scale: float) ->
 # Plans for max_minutes: the numbers that replace "auto" in settings, and warnings about settings that do not fit.
 
 MOST_VALIDATIONS = 10  # maximum in a plan
-VALIDATION_SHARE = 0.2  # maximum fraction of the minutes for validations in a plan, which always has one
+VALIDATION_SHARE = 0.2  # maximum fraction of the minutes for validations in a plan, unless it has only one
 APART = 10  # minimum number of updates between two validations
 WARMUP_SHARE = 0.1  # warm-up as a fraction of the updates
 MOST_WARMUP = 4000  # maximum number of updates in warm-up, as in Vaswani et al. (2017)
@@ -799,20 +801,20 @@ def make_plan(config: TrainingConfig, pace: Pace, spent: float) -> Plan:
 
 
 def reviews_due(plan: Plan, step: int, seconds: float) -> int:
-    """Returns how many reviews of the plan are due so far, including those that are done.
+    """Returns how many reviews of the plan have become due so far, including the `plan.reviews` that are done.
 
-    A review compares the plan with the present speed. One is due after each of the fractions REVIEWS of `max_steps` or
-    of `max_minutes`, whichever passes first. `step` and `seconds` are the steps and the time of training so far;
-    `plan.reviews` reviews are done.
+    A review compares the plan with the present speed. A review becomes due after each of the fractions REVIEWS of
+    `max_steps` or of `max_minutes`, whichever passes first. `step` and `seconds` are the number of updates and the time
+    of training so far.
     """
     done = max(step / plan.max_steps, seconds / (60 * plan.max_minutes))
     return max(plan.reviews, sum(done >= review for review in REVIEWS))
 
 
 def reviewed_plan(config: TrainingConfig, plan: Plan, update: float, step: int, seconds: float) -> Plan:
-    """Returns the plan for the rest of a run, after the reviews that `reviews_due` counts.
+    """Returns the plan for the rest of a run, after a review that compares `plan` with the present speed.
 
-    A review compares the plan with the present speed. If the old numbers fit, only `reviews` changes. `config` has the
+    If the old numbers fit, only `reviews` changes: it becomes the number that `reviews_due` returns. `config` has the
     settings as given, with "auto". `update` is the present number of seconds of one update, and `seconds` the time that
     training has taken up to `step`. A decay of the learning rate that has begun (schedule wsd) is not planned again,
     nor is a warm-up that is over.
@@ -826,7 +828,7 @@ def reviewed_plan(config: TrainingConfig, plan: Plan, update: float, step: int, 
         fit = math.floor(min(VALIDATION_SHARE * left / plan.validation, left / update / APART))
         validations = min(max(fit, 1), MOST_VALIDATIONS)
         wanted = max(int((left - validations * plan.validation) / (validations * update)), 1)
-        # Averages of checkpoints want equal distances, so a distance that is about right stays.
+        # Checkpoints to be averaged should be evenly spaced, so an interval that is about right stays.
         every = every if wanted / 2 <= every <= wanted * 2 else wanted
     steps = step + int(left / (update + plan.validation / every))
     least = max(step + 1, plan.warmup_steps + 1 + (0 if config.decay_steps == "auto" else config.decay_steps))
@@ -871,17 +873,18 @@ class Forecast:
         self._is_told = config.max_minutes is None or is_planned
 
     def begin(self, step: int) -> None:
-        """To be called when training begins or resumes; warns if `max_steps` is too small for other settings.
+        """Warn if `max_steps` is too small for other settings; to be called when training begins or resumes.
 
-        If `max_minutes` is given, this method does not warn, since `see` may warn later.
+        If `max_minutes` is given, this method does not warn, since `see` may warn later. `step` is the number of
+        updates done so far.
         """
         if self._config.max_minutes is None and step < settled(self._config.max_steps):
             _warn(f"{settled(self._config.max_steps):,} updates", self._config, settled(self._config.max_steps))
 
     def see(self, step: int, seconds: float) -> None:
-        """To be called after each update; reports at most once.
+        """Note the time of update number `step`, and report once the speed is known; to be called after each update.
 
-        `step` is the number of the update, and `seconds` the time that training has taken so far.
+        `seconds` is the time that training has taken so far. The forecast is reported at most once.
         """
         if self._is_told or self._config.max_minutes is None:
             return

@@ -1,8 +1,8 @@
 """One update of the weights: objective, gradient, clipping, optimizer, loss scaling, moving average.
 
-Objectives are label-smoothed cross-entropy, alone, with guided alignment, or with a consistency loss. Further: compiled
-layers, and the largest batch that fits into the memory of a device. Shapes: R rows, S source length, T target length;
-those of the losses are explained where the losses begin.
+Objectives are label-smoothed cross-entropy, alone, with guided alignment, or with a consistency loss, and the loss of
+conditional masked language models. This module also compiles layers, and finds the largest batch that fits into the
+memory of a device. The letters in shapes are explained below the imports.
 """
 
 import copy
@@ -49,13 +49,13 @@ from mtkit.training.distributed import ALONE, GradientSum, Ranks
 from mtkit.training.optimizers import AveragedWeights, make_optimizer
 from mtkit.translation.workers import free_memory
 
-# In shapes: R rows (sentences), T target length, D model width, V vocabulary size, N target tokens without padding,
-# C tokens of a chunk, P passes, 1 or 2.
+# In shapes: R rows, S source length, T target length, L either of the two, D model width, H attention heads,
+# V vocabulary size, N target tokens without padding, C tokens of a chunk, P forward passes, 1 or 2.
 
 # On a CPU, each matrix product is computed for one chunk of tokens at a time. Everything between two matrix products,
 # such as the softmax, is computed for one slice of the chunk at a time.
 CHUNK_ELEMENTS = 1 << 22  # logits of a chunk: 8 MB in bf16
-LEAST_LOG_PROB = -87.0  # a probability whose logarithm is less has fewer digits in bf16 and fp32, or is 0
+LEAST_LOG_PROB = -87.0  # below this logarithm, a probability is subnormal in bf16 and fp32, so less precise, or 0
 DEVICE_CHUNK_TOKENS = 1 << 13  # tokens of a chunk on other devices, summed over the passes: enough to keep them busy
 DEVICE_CHUNK_ELEMENTS = 1 << 28  # logits of a chunk on other devices: at most 1 GB in fp32
 
@@ -93,8 +93,8 @@ def consistent_cross_entropy(
 
     They are the total loss, the cross-entropy, the negative log-likelihood and the consistency loss; the total is
     cross-entropy + `shares.weight` x consistency loss. `features` is (P, R, T, D), the features of P forward passes;
-    `labels` is (R, T). `places` is `Batch.places`: the indices, in the flattened `labels`, of all labels but padding.
-    Without it, they are computed here, and the CPU has to wait for a GPU.
+    `labels` is (R, T). `places` is `Batch.places`: the indices, in the flattened `labels`, of all labels that are not
+    padding. If `places` is `None`, the indices are computed here, and the CPU has to wait for a GPU.
 
     Cross-entropy and negative log-likelihood are as in `label_smoothed_cross_entropy`, summed over the passes with the
     weights in `shares.cross_entropy`. The consistency loss of two passes is the sum of their KL divergences in both
@@ -314,13 +314,15 @@ class BatchLoss:
     """The loss of a batch, summed over its target tokens, in nats."""
 
     total: Tensor  # the training objective, with a gradient
-    sums: Tensor  # cross-entropy and negative log-likelihood (2,), with consistency if two passes (3,); no gradient
+    # Cross-entropy and negative log-likelihood, (2,), and with two passes also the consistency loss, (3,); no gradient.
+    sums: Tensor
 
 
 def cross_entropy(model: TranslationModel, batch: Batch, settings: TrainingConfig) -> BatchLoss:
-    """Returns the label-smoothed cross-entropy of one forward pass, plus that of guided alignment, if it is set.
+    """Returns the label-smoothed cross-entropy of one forward pass, plus the weighted loss of guided alignment, if set.
 
-    For a masked model, returns what `masked_cross_entropy` returns.
+    The loss of guided alignment is part of the total only. For a masked model, returns what `masked_cross_entropy`
+    returns.
     """
     if isinstance(model, MaskedModel):
         return masked_cross_entropy(model, batch, settings.label_smoothing)
@@ -334,16 +336,17 @@ def cross_entropy(model: TranslationModel, batch: Batch, settings: TrainingConfi
     return BatchLoss(total, torch.stack([loss, nll]))
 
 
-LEAST_WEIGHT = 1e-8  # attention weights below this count as this, so that their logarithm is finite
+LEAST_WEIGHT = 1e-8  # smaller attention weights are raised to this, so that their logarithm is finite
 
 
 def alignment_cross_entropy(attention: Sequence[Tensor], batch: Batch, settings: TrainingConfig) -> Tensor:
-    """Returns the cross-entropy of one attention head with given alignments, summed over the aligned target tokens.
+    """Returns the cross-entropy of one attention head with given alignments, summed over target tokens, in nats.
 
-    `attention` has weights (R, H, T, S) for each layer. As in Garg et al. (2019), the head's weights for
-    the step that predicts a target token should be spread evenly over the source tokens aligned with it; tokens without
-    links count for nothing. The paper computes these weights in a second pass of the decoder, which sees the whole
-    target. Here they come from the pass that predicts, whose head sees only the tokens before.
+    `attention` has the weights (R, H, T, S) of each decoder layer. As in Garg et al. (2019), the weights of the head at
+    the step that predicts a target token should be spread evenly over the source tokens aligned with the target token;
+    target tokens without links do not count. The paper computes these weights in a second pass of the decoder, which
+    sees the whole target. Here the weights come from the pass that predicts the target, in which the head sees only
+    earlier target tokens.
     """
     assert batch.alignment is not None
     weights = attention[settings.guided_layer(len(attention)) - 1][:, settings.guided_alignment_head - 1]  # (R, T, S)
@@ -371,7 +374,7 @@ def masked_cross_entropy(model: MaskedModel, batch: Batch, smoothing: float) -> 
 
 
 def rdrop(model: TranslationModel, batch: Batch, settings: TrainingConfig) -> BatchLoss:
-    """R-Drop (Liang et al. 2021): two passes p and q under different dropout should agree.
+    """Returns the loss of R-Drop (Liang et al. 2021): two passes p and q with different dropout should agree.
 
     The paper's loss is CE(p) + CE(q) + alpha (KL(p || q) + KL(q || p)) / 2; the authors' code divides this loss by the
     number of tokens of one pass. The loss here is half of the paper's loss. Loss and gradient then have the same scale
@@ -383,7 +386,7 @@ def rdrop(model: TranslationModel, batch: Batch, settings: TrainingConfig) -> Ba
 
 
 def simcut(model: TranslationModel, batch: Batch, settings: TrainingConfig) -> BatchLoss:
-    """SimCut (Gao et al. 2022): a pass q with some embeddings set to zero should agree with an ordinary pass p.
+    """Returns the loss of SimCut (Gao et al. 2022): a pass q with some embeddings zeroed should agree with a pass p.
 
     The loss is CE(p) + alpha KL(p || q). The gradient goes through both p and q; the paper finds that this matters. As
     in the paper's code, source and target embeddings are set to zero, except for two tokens that always keep their
@@ -543,18 +546,19 @@ class Updater:
     def update(self, batches: Sequence[Batch], step: int, rate: float, tokens: int | None = None) -> Update:
         """Make update number `step` with learning rate `rate`; returns the statistics of the update.
 
-        The loss is summed over all batches of all ranks, then divided by the number of target tokens in these batches.
-        If the loss or the gradient is not finite, the weights stay unchanged. `tokens` is the number of these target
-        tokens; without it, the ranks count them.
+        The loss is summed over all batches of all ranks, then divided by the number of target tokens in these batches,
+        which is `tokens`; if `tokens` is `None`, the ranks count them. If the loss or the gradient is not finite, the
+        weights stay unchanged.
 
-        On a CPU on which PyTorch has several threads, a batch is divided into parts, which are computed at the same
-        time, each by a thread of its own.
+        If PyTorch has several threads on a CPU, a batch may be divided into parts, which are computed at the same time,
+        each by a thread of its own.
 
-        If memory runs out in a forward or backward pass, and the object was made with `splits=True`, the gradient is
-        computed anew from the two halves of each batch, if need be from the halves of these, down to single rows; a
-        warning says so. Other ranks wait meanwhile. Dropout then draws other numbers, since it draws them for a whole
-        batch at once; gradients that this rank had sent to the others by then are still of the first draw. The gradient
-        has the same expected value all the same. Otherwise, the error of PyTorch is raised.
+        If memory runs out in a forward or backward pass, and the updater was made with `splits=True`, each batch is
+        divided into two halves, and the gradient is computed again from the halves; this is repeated, down to single
+        rows, until memory suffices. A warning says so, and the other ranks wait meanwhile. Dropout then draws other
+        random numbers, since it draws them for a whole batch at once, but the expected value of the gradient stays the
+        same. Gradients that this rank has already sent to the other ranks are not computed again. Without
+        `splits=True`, or if memory runs out with single rows, the error of PyTorch is raised.
         """
         state = self.state
         for group in state.optimizer.param_groups:
@@ -582,7 +586,7 @@ class Updater:
         return self._step(total, padding, tokens, step, rate)
 
     def _passes_if_memory_lasts(self, batches: Sequence[Batch], step: int, tokens: int) -> tuple[Tensor, float] | None:
-        """Returns what `_passes` returns, or `None` if memory runs out and the batches can be divided."""
+        """Returns the result of `_passes`, or `None` if memory ran out and the batches can be divided."""
         try:
             return self._passes(batches, step, tokens)
         except (MemoryError, RuntimeError) as error:
@@ -594,14 +598,14 @@ class Updater:
         """Computes the gradient of loss / `tokens`; returns the losses and the padding.
 
         The losses are `BatchLoss.sums`, summed over the batches. The padding is the fraction of positions that are
-        padding, the mean over the batches.
+        padding, averaged over the batches.
         """
         state, settings = self.state, self.settings
         sums = []
         for number, batch in enumerate(batches):
             self.batch = batch
             # Each batch has a seed of its own, so that checkpoints need not hold a random state. The ranks take the
-            # batches in turn, so this is the number of the batch in the update, as in a process that is alone.
+            # batches in turn, so `place` is the number of the batch in the update, whatever the number of ranks.
             place = number * self.ranks.count + self.ranks.rank
             if (num_parts := self._num_parts(batch)) > 1:
                 sums.append(self._passes_of_parts(batch.parts(num_parts), step, place, tokens))
@@ -617,7 +621,7 @@ class Updater:
     def _loss(self, batch: Batch, tokens: int, alone: bool = True) -> BatchLoss:
         """Returns the loss of a batch; its `total` is divided by `tokens` and multiplied by the loss scale.
 
-        `alone=False` says that other threads compute losses at the same time.
+        `alone=False` means that other threads compute losses at the same time.
         """
         state, settings = self.state, self.settings
         with mixed_precision(state.model.device, state.progress.precision, keeps_casts=alone):
@@ -641,10 +645,10 @@ class Updater:
         return next((number for number in range(most, 1, -1) if num_threads % number == 0), 1)
 
     def _passes_of_parts(self, parts: Sequence[Batch], step: int, place: int, tokens: int) -> Tensor:
-        """Adds the gradient of a batch, computed from its parts at the same time; returns its `BatchLoss.sums`.
+        """Computes the parts of a batch at the same time, and adds up their gradients; returns `BatchLoss.sums`.
 
-        Each part draws its random numbers from a generator of its own, and the gradients of the parts are added in
-        their order, so the result does not depend on which thread is done first.
+        The result is for the whole batch. Each part draws its random numbers from a generator of its own, and the
+        gradients are added in the order of the parts, so the result does not depend on which thread is done first.
         """
         if len(parts) not in self._threads:
             self._threads[len(parts)] = part_threads(len(parts))
@@ -665,7 +669,11 @@ class Updater:
         return torch.stack(sums).sum(0)
 
     def _step(self, total: Tensor, padding: float, tokens: int, step: int, rate: float) -> Update:
-        """Changes the weights by the gradient that was computed; returns the statistics of the update."""
+        """Clips the gradient, then updates the weights and their average; returns the statistics of the update.
+
+        `total` holds the losses and `padding` the padding that `_passes` returned, for all ranks. If the loss or the
+        gradient is not finite, the weights stay unchanged.
+        """
         state, settings = self.state, self.settings
         self.scaler.unscale(state.optimizer)
         gradients = [parameter.grad for parameter in state.model.parameters() if parameter.grad is not None]
@@ -688,29 +696,30 @@ class Updater:
 def seed_device(device: torch.device, seed: int) -> None:
     """Seed the random numbers that a forward pass on `device` draws."""
     if device.type == "cpu":
-        # torch.manual_seed seeds every kind of device, and formats the call stack for each one that is not in use.
+        # torch.manual_seed is slower: it seeds every kind of device, and formats the call stack for each unused one.
         torch.default_generator.manual_seed(seed)
     else:
         torch.manual_seed(seed)
 
 
 def random_seed(seed: int, step: int, *places: int) -> int:
-    """Returns the seed for the forward pass of one batch; `places` are its number in the update, and that of its part.
+    """Returns the seed for the forward pass of a batch, or of a part of a batch.
 
-    The seed depends on the arguments alone, so a resumed run draws the same random numbers as an uninterrupted one.
+    `places` are the number of the batch in the update and, for a part, the number of the part in the batch. The seed
+    depends on the arguments alone, so a resumed run draws the same random numbers as an uninterrupted one.
     """
     return int(np.random.SeedSequence([seed, step, *places]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-# Parts of a batch, which threads compute at the same time on a CPU. Otherwise, PyTorch divides each operator among its
-# threads, and after each operator they wait for the slowest.
+# Parts of a batch, which threads compute at the same time on a CPU. Without parts, PyTorch divides each operator among
+# its threads, and after each operator all threads wait for the slowest one.
 
-LEAST_PART_TOKENS = 256  # target positions of a part
-MOST_PARTS = 8  # each has gradients of its own in memory
+LEAST_PART_TOKENS = 256  # minimum number of target positions in a part
+MOST_PARTS = 8  # maximum number of parts, since each part has gradients of its own in memory
 
 
 def add_gradients(parameter: nn.Parameter, gradients: list[Tensor]) -> None:
-    """Adds the gradients to that of the parameter, in their order; two of them may be the same tensor."""
+    """Adds `gradients` to the gradient of `parameter`, in their order; the same tensor may occur twice."""
     if parameter.grad is None and gradients:
         parameter.grad = gradients.pop(0).clone()
     for gradient in gradients:
@@ -719,18 +728,18 @@ def add_gradients(parameter: nn.Parameter, gradients: list[Tensor]) -> None:
 
 
 def part_threads(num_parts: int) -> ThreadPoolExecutor:
-    """Returns `num_parts` threads, among which PyTorch's threads are divided equally."""
+    """Returns a pool of `num_parts` threads, each of which uses an equal share of PyTorch's threads."""
     num_threads = torch.get_num_threads()
     barrier = threading.Barrier(num_parts)
 
     def begin() -> None:
-        torch.get_num_threads()  # PyTorch sets the number of a new thread when it is first used
-        torch.set_num_threads(num_threads // num_parts)  # of this thread alone
+        torch.get_num_threads()  # the first call in a new thread sets the number of that thread to the default
+        torch.set_num_threads(num_threads // num_parts)  # for this thread alone
         barrier.wait()
 
     pool = ThreadPoolExecutor(num_parts, thread_name_prefix="part")
     wait([pool.submit(begin) for _ in range(num_parts)])
-    torch.set_num_threads(num_threads)  # PyTorch also notes the number for threads that begin later
+    torch.set_num_threads(num_threads)  # `begin` has also changed the default for threads that start later
     return pool
 
 
@@ -742,10 +751,10 @@ BACKEND: str | Callable[..., Any] = "inductor"  # of torch.compile
 def is_compiled(settings: TrainingConfig, device: torch.device, precision: str) -> bool:
     """Returns whether training compiles the layers, as the setting `compile` says.
 
-    "auto" means yes on a GPU if rows are packed and products are computed in bf16 or fp16. There, all batches have
-    about the same shape, and an update is expected to wait for many small operations between the products, which the
-    compiler joins. This rule has not been measured on a GPU yet. On a CPU, "auto" means no: users may lack a C++
-    compiler, and products take most of the time.
+    "auto" means yes on a GPU if rows are packed and matrix products are computed in bf16 or fp16. In that case, all
+    batches have about the same shape, and the many small operations between the matrix products are expected to take
+    much of the time, which the compiler reduces by fusing them. This rule has not been measured on a GPU yet. On a CPU,
+    "auto" means no: users may lack a C++ compiler, and matrix products take most of the time.
     """
     if settings.compile != "auto":
         return settings.compile == "on"
@@ -755,12 +764,12 @@ def is_compiled(settings: TrainingConfig, device: torch.device, precision: str) 
 def compile_layers(model: TranslationModel, settings: TrainingConfig, precision: str) -> None:
     """Compiles the layers of a Transformer, by a forward and a backward pass over a made-up batch.
 
-    All layers of the encoder share their code, and so do those of the decoder (regional compilation). The lengths in
-    the code are variables, so that it serves batches of any shape. Nothing is compiled later: the code depends only on
-    model, settings, device and versions, so that a resumed run computes the same as an uninterrupted one. Where the
-    code does not fit, as in a row of one token, and without gradients, as in validation, layers are called as they are.
-    Names of parameters, random numbers and gradients stay as they were. If the layers cannot be compiled, a warning
-    says so, and they stay uncompiled.
+    All encoder layers share compiled code, and so do all decoder layers (regional compilation). The lengths in the code
+    are variables, so that the code serves batches of any shape. Nothing is compiled later: the code depends only on the
+    model, the settings, the device and software versions, so that a resumed run computes the same as an
+    uninterrupted one. Layers are called uncompiled if there is no code for their arguments (for rows of one token, for
+    example), and if no gradients are computed, as in validation. The names of parameters, the random state and the
+    gradients stay as they were. If the layers cannot be compiled, a warning says so, and the layers stay uncompiled.
     """
     stacks = stacks_of(model)
     if any(isinstance(stack.call, CompiledCall) for stack in stacks):  # a copy of a model that was compiled
@@ -786,7 +795,7 @@ def compile_layers(model: TranslationModel, settings: TrainingConfig, precision:
 
 
 class CompiledCall:
-    """Calls a layer as `call_layer` of mtkit.models.transformer does, but by compiled code.
+    """Calls a layer as `call_layer` of mtkit.models.transformer does, but with compiled code.
 
     Until `is_complete` is set, a call compiles the code that it lacks. After that, a layer is called uncompiled if
     there is no code for its arguments. For only one row, or only one token in each row, layers are always called
@@ -794,7 +803,7 @@ class CompiledCall:
     """
 
     def __init__(self, backend: str | Callable[..., Any]) -> None:
-        # A function of its own: PyTorch keeps few compiled versions of a function, and another model has other layers.
+        # A new function for each model, since PyTorch keeps only a few compiled versions of a function.
         own = FunctionType(call_layer.__code__.replace(), call_layer.__globals__, call_layer.__name__)
         self._call = torch.compile(own, dynamic=True, backend=backend)
         self.is_complete = False  # whether all code is compiled; until then, calls compile what is missing
@@ -808,9 +817,10 @@ class CompiledCall:
         return y
 
 
-# Lengths of the sentences of the made-up batch, with their end marks, and its rows: 4,000 tokens a side. These are
-# primes, so that no dimension of the batch is that of another or that of the model: the compiler would take the two to
-# be the same. They do not depend on settings, so that code found in PyTorch's cache on disk is for the same sizes.
+# The made-up batch: the lengths of its sentences, with end marks, and its number of rows; about 4,000 tokens on each
+# side. These numbers are primes, so that no two dimensions of the batch and the model are equal: the compiler would
+# assume that they are always equal. The numbers do not depend on settings, so that code in PyTorch's cache on disk is
+# for the same sizes.
 SOURCE_LENGTH, TARGET_LENGTH, NUM_ROWS = 29, 31, 127
 PACKED_ROWS, ROW_SENTENCES = 37, 4
 
@@ -833,7 +843,7 @@ def example_batch(model: TranslationModel, is_packed: bool) -> Batch:
 
 
 def _pass_through(model: TranslationModel, batch: Batch, settings: TrainingConfig, precision: str) -> None:
-    """Makes a forward and a backward pass in which all layers take part."""
+    """Makes a forward and a backward pass without layer dropout, so that all layers take part."""
     stacks = stacks_of(model)
     rates, was_training = [stack.layer_dropout for stack in stacks], model.training
     try:
@@ -849,14 +859,14 @@ def _pass_through(model: TranslationModel, batch: Batch, settings: TrainingConfi
             stack.layer_dropout = rate
 
 
-# What there is, and what was used.
+# How much memory there is, and how much was used.
 
 
 def peak_memory(device: torch.device) -> int | None:
     """Returns the largest amount of memory used so far, in bytes; `None` if the system does not tell.
 
-    On a GPU, this is the memory of the GPU that tensors took; otherwise, the resident memory of this process, which
-    includes Python, PyTorch and the memory-mapped weights.
+    On a GPU, this is the memory that tensors took on the GPU. On other devices, it is the resident memory of this
+    process, which includes Python, PyTorch and the memory-mapped weights.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
@@ -865,9 +875,9 @@ def peak_memory(device: torch.device) -> int | None:
 
 
 def forget_peak(device: torch.device) -> None:
-    """Measure the peak of memory anew from now on, where the system allows it.
+    """Reset the peak that `peak_memory` returns to the memory in use now, if the system allows it.
 
-    Memory that earlier work has freed does not count.
+    Memory that earlier work has freed is returned to the system first, so it does not count.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -877,7 +887,7 @@ def forget_peak(device: torch.device) -> None:
 
 
 def resident_memory() -> int | None:
-    """Returns the memory that this process has now, in bytes; `None` if the system does not tell."""
+    """Returns the resident memory of this process now, in bytes; `None` if the system does not tell."""
     return _own_memory("VmRSS:")
 
 
@@ -890,9 +900,10 @@ def _own_memory(name: str) -> int | None:
 
 
 def memory_at_hand(device: torch.device, num_processes: int = 1) -> int | None:
-    """Returns the memory of the device that this process has or could have, in bytes.
+    """Returns the memory of the device that this process uses or could still get, in bytes.
 
-    On a CPU, `num_processes` share what is free. Returns `None` if the system does not tell its memory.
+    On a CPU, `num_processes` processes share the free memory. Returns `None` if the system does not tell how much there
+    is.
     """
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -901,12 +912,12 @@ def memory_at_hand(device: torch.device, num_processes: int = 1) -> int | None:
     return None if device.type != "cpu" or own is None else free_memory() // num_processes + own
 
 
-# The largest batches of a training.
+# The largest batches of a training run.
 
-PLANNED_BATCHES = 5000  # among which the largest are sought
+PLANNED_BATCHES = 5000  # the number of batches among which the largest are sought
 
-# What the memory of an update grows with: positions, or the scores of attention between the positions of a row; by
-# numbers of rows, and lengths of source and target.
+# The quantities with which the memory of an update grows: the number of positions, and the number of attention scores
+# between the positions of a row. Each function takes the number of rows, the source length and the target length.
 SIZES: tuple[Callable[[int, int, int], int], ...] = (
     lambda rows, source, target: rows * (source + target),
     lambda rows, source, target: rows * max(source, target) ** 2,
@@ -914,10 +925,11 @@ SIZES: tuple[Callable[[int, int, int], int], ...] = (
 
 
 def largest_batches(feed: Feed, num_batches: int = PLANNED_BATCHES) -> list[Batch]:
-    """Returns the largest of the first `num_batches` batches of the first epoch, by each of SIZES.
+    """Returns the largest of the first `num_batches` batches of the first epoch, for each measure of size in SIZES.
 
-    These are the batch with most tokens and padding, and the one with most scores of attention, since memory grows with
-    either. If both are the same batch, it is returned once. All others are planned, but not made.
+    These are the batch with the most positions, including padding, and the batch with the most attention scores. If
+    both are the same batch, it is returned once. If sampled segmentations made a batch too large, its parts are
+    returned instead (see `micro_batches`). All other batches are planned, but not made.
     """
     corpus, settings = feed.corpus, feed.config.training
     lengths = [np.asarray(side) + 1 for side in (corpus.source_lengths, corpus.target_lengths)]
@@ -950,27 +962,28 @@ def largest_batches(feed: Feed, num_batches: int = PLANNED_BATCHES) -> list[Batc
 
 # The largest batch that fits.
 
-# Larger batches bring no more speed. On a core of an EPYC, with updates of 8,192 tokens, the settings of
-# configs/multi30k-en-de-transformer.yaml trained on 1,480 target tokens in a second of processor time in batches of
-# 1,024, on 1,615 in batches of 2,048, 1,677 of 4,096 and 1,645 of 8,192 (medians of five updates, which differ by a
-# fifth at most; of 1,024, the mean of two). On a GPU, 65,536 tokens at a million a second take as long as eager PyTorch
-# takes to start the work of an update; no GPU has measured it yet.
+# Larger batches make training no faster. On one core of an EPYC, with the settings of
+# configs/multi30k-en-de-transformer.yaml and updates of 8,192 tokens, training processed 1,480 target tokens per second
+# of processor time in batches of 1,024 tokens, 1,615 in batches of 2,048, 1,677 in batches of 4,096, and 1,645 in
+# batches of 8,192 (medians of five updates, which differ by at most a fifth; for 1,024, the mean of two). A GPU that
+# processes a million tokens per second takes as long for 65,536 tokens as eager PyTorch takes to launch the operations
+# of an update; this has not been measured on a GPU yet.
 MOST_BATCH_TOKENS = {"cpu": 4096, "cuda": 65_536, "mps": 16_384}
-# Shares of the memory that stay free, for later batches of other shapes, and for validations. On a CPU, the peak of a
-# training in bf16 has doubled in its first eighty updates.
+# The fraction of the memory that must stay free, for later batches of other shapes, and for validations. On a CPU, the
+# peak memory of training in bf16 has doubled during the first eighty updates.
 MARGIN = {"cpu": 0.5, "cuda": 0.15, "mps": 0.15}
 
 
 @dataclass(frozen=True)
 class FoundBatch:
-    """The number that takes the place of "auto" in training.batch_tokens, and its memory."""
+    """The number that replaces "auto" in training.batch_tokens, and the memory that such batches need."""
 
-    tokens: int  # the number that takes the place of "auto"
-    bytes_needed: float  # 0 if the system does not tell
-    bytes_at_hand: int | None
+    tokens: int  # the number that replaces "auto"
+    bytes_needed: float  # memory at the peak of an update; 0 if the system does not tell
+    bytes_at_hand: int | None  # `memory_at_hand` before the search; None if the system does not tell
 
     def told(self) -> str:
-        """Returns in words what was found."""
+        """Returns the number and the memory in words, for a message."""
         told = f"training.batch_tokens auto: {self.tokens:,}"
         if self.bytes_at_hand is None:
             return told
@@ -981,13 +994,14 @@ class FoundBatch:
 def find_batch_tokens(
     model: TranslationModel, feed: Feed, precision: str, stop: Stop, ranks: Ranks = ALONE
 ) -> FoundBatch:
-    """Returns the largest batch_tokens that fits into memory, and the memory that it takes.
+    """Returns the largest `batch_tokens` that fits into memory, and the memory that it takes.
 
-    Only sizes are tried of which equal batches make up update_tokens: from LEAST_BATCH_TOKENS to MOST_BATCH_TOKENS,
-    each about twice the one before. With each size, an update with the largest batches of the plan is made on a copy of
-    `model`. A size fits if the fraction MARGIN of the memory stays free; the smallest one fits if memory does not run
-    out. On a CPU, a size that is expected not to fit is not tried. All ranks return the same size, which fits in each
-    of them. `model` and `feed` stay unchanged. Raises MtkitError if memory runs out with the smallest size.
+    The sizes that are tried divide an update of `update_tokens` into equal batches; they go from LEAST_BATCH_TOKENS to
+    MOST_BATCH_TOKENS, each about twice the size before. For each size, an update of a copy of `model` is made with the
+    largest batches of that size. A size fits if the fraction MARGIN of the memory stays free; the smallest size fits if
+    memory does not run out. On a CPU, a size that is expected not to fit is not tried. All ranks return the same size,
+    which fits in every rank. `model` and `feed` stay unchanged. Raises MtkitError if memory runs out with the smallest
+    size.
     """
     settings, device = feed.config.training, model.device
     at_hand = memory_at_hand(device, ranks.local_count)
@@ -996,7 +1010,7 @@ def find_batch_tokens(
     state = TrainState(trial, make_optimizer(trial, settings, device), Progress(precision=precision))
     scaler = LossScaler(device, precision, 1.0, 0)  # so that no update overflows, and the optimizer gets its state
     updater = Updater(state, settings.model_copy(update={"compile": "off"}), scaler)  # a copy stays compiled
-    # Alone, the copy is what training does not need; several ranks need as much for the gradients that they send.
+    # Training does not need the copy of the model, but several ranks need as much for the gradients that they send.
     unneeded = 0 if ranks.are_many else sum(parameter.nbytes for parameter in trial.parameters())
     tried, needed, longest = 0, 0.0, feed.config.data.max_length + 1
     for size in _sizes(settings.tokens_per_update // ranks.count, longest, MOST_BATCH_TOKENS[device.type]):
@@ -1020,10 +1034,10 @@ def find_batch_tokens(
 
 
 def _sizes(share: int, longest: int, most: int) -> Iterator[int]:
-    """Yields sizes of batches, in tokens, smallest first; equal batches of a size make up `share`.
+    """Yields batch sizes, in tokens and in ascending order, each of which divides `share` into equal batches.
 
-    `share` is the part of one rank in an update, in tokens. The sizes are about LEAST_BATCH_TOKENS, twice that, and so
-    on up to `most`, but not below `longest`, the size of the longest pair.
+    `share` is the number of tokens that one rank processes in an update. The sizes are about LEAST_BATCH_TOKENS, twice
+    that, and so on up to `most`, but not below `longest`, the size of the longest pair.
     """
     parts, fewest = share // max(LEAST_BATCH_TOKENS, longest), max(1, math.ceil(share / most))
     while parts > fewest:
@@ -1033,17 +1047,17 @@ def _sizes(share: int, longest: int, most: int) -> Iterator[int]:
 
 
 def with_batch_tokens(feed: Feed, size: int) -> Feed:
-    """Returns a copy of the feed that makes batches of this size."""
+    """Returns a copy of the feed that makes batches of `size` tokens."""
     training = feed.config.training.model_copy(update={"batch_tokens": size})
     return replace(feed, config=feed.config.model_copy(update={"training": training}))
 
 
 def _peak(updater: Updater, feed: Feed, is_first: bool) -> float:
-    """Returns the peak of memory in an update, in bytes.
+    """Returns the largest amount of memory used during an update, in bytes.
 
-    Returns infinity if memory runs out, and 0 if the system does not tell. The update has the largest batches, and the
-    first of them twice, so that each comes when the gradients of an earlier one are in memory. With `is_first`, an
-    update before this one gives the optimizer its state, which is in memory, too.
+    Returns infinity if memory runs out, and 0 if the system does not tell. The update consists of the largest batches
+    and of the first of them once more, so that each batch is processed while the gradients of another are in memory.
+    With `is_first`, another update is made before, so that the state of the optimizer is in memory too.
     """
     device, batches = updater.state.model.device, largest_batches(feed)
     try:
