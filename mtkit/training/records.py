@@ -305,7 +305,7 @@ def _figures(record: dict[str, float]) -> str:
 GREEDY: dict[str, Any] = {"beam_size": 1}
 MASK_PREDICT: dict[str, Any] = {"method": "mask_predict", "iterations": 4, "length_candidates": 1}
 
-TIMED_BATCHES, TIMED_LINES = 4, 64  # at most this many are timed to estimate how long a validation takes
+TIMED_BATCHES, TIMED_LINES = 4, 64  # how many batches and lines are timed, at most, to estimate a validation's time
 
 
 class Validation:
@@ -323,8 +323,8 @@ class Validation:
     def prepare(config: Config, tokenizer: Tokenizer, sources: list[str], references: list[str]) -> "Validation":
         """Encode the validation pairs. Pairs that are blank or too long are left out of the loss, as in training.
 
-        Of a language model's pairs, only the references count. Reports how many pairs are left out. Raises DataError if
-        no pair remains.
+        For a language model, a pair needs only a reference. Reports how many pairs are left out. Raises DataError if no
+        pair remains.
         """
         has_source = config.task == "translation"
         encoded = zip(tokenizer.encode_source(sources), tokenizer.encode_target(references), strict=True)
@@ -365,15 +365,15 @@ class Validation:
     def measure(
         self, model: TranslationModel, tokenizer: Tokenizer, stop: Stop, ranks: Ranks = ALONE
     ) -> tuple[dict[str, float], list[str]]:
-        """Validate the model; returns the results by name, and the model's greedy translations of the sources.
+        """Validate the model; returns the results by name, and the model's translations of the sources.
 
-        The ranks share the work, and all return the same.
         The result "loss" includes label smoothing, as in training; "nll" does not. Both are in nats per token. The
         result "perplexity" is exp(nll); "bleu" and "chrf" are the scores of the translations, which a language model
-        does not have. Raises StoppedError if a signal asks training to stop.
+        does not have. The ranks divide the work among themselves, and all ranks return the same results. Raises
+        StoppedError if a signal asks training to stop.
         """
         model.eval()
-        return_freed_memory()  # else the searches take further memory, in which what updates have freed does not fit
+        return_freed_memory()  # otherwise the searches would take more memory instead of what the updates have freed
         try:
             with Meter("validating", "sentences", len(self.sources), announced=model.reads_source) as meter:
                 own = slice(ranks.rank, None, ranks.count)
@@ -427,7 +427,7 @@ class Validation:
     def _translate(
         self, model: TranslationModel, tokenizer: Tokenizer, sources: list[str], stop: Stop, meter: Meter
     ) -> list[tuple[str, tuple[str, ...]]]:
-        """Returns the translation of each source, and the kinds of problems with it."""
+        """Returns the translation of each source, and notes on problems with the translation."""
         if not model.reads_source:
             return []
 
@@ -505,7 +505,7 @@ def best_logged(
 def selection_score(measured: dict[str, float], settings: TrainingConfig) -> float:
     """Returns the score by which checkpoints are compared, as set by `training.select_by`; higher is better.
 
-    Returns -inf if the score is not finite.
+    For "loss", this is -"nll" of the results `measured`. Returns -inf if the score is not finite.
     """
     value = -measured["nll"] if settings.select_by == "loss" else measured[settings.select_by]
     return value if math.isfinite(value) else float("-inf")
@@ -520,12 +520,12 @@ def measures_text(measured: dict[str, float]) -> str:
 
 # Identity, changes, facts, and the bundle of a run.
 
-# Training settings that are not part of the identity, since neither the weights nor the choice of a checkpoint depend
-# on them. With compiled layers, as on another device, products are rounded otherwise and dropout draws other numbers;
-# nothing else differs.
+# Training settings that are not part of the identity, since neither the weights nor the choice of a checkpoint depends
+# on them. Compiled layers only round matrix products differently and draw other random numbers for dropout, as another
+# device does.
 UNNOTED = {"start_from", "max_minutes", "patience", "target_score", "max_skipped"}
 UNNOTED |= {"log_every", "tensorboard", "keep_checkpoints", "recompute", "compile"}
-UNNOTED |= {"guided_alignment"}  # its content is in the checksum of the data, and the file may be moved
+UNNOTED |= {"guided_alignment"}  # a path; the file may be moved, and its content is in the checksum of the data
 
 # If a setting in MEASURES changes, the scores of earlier and later checkpoints cannot be compared. If a setting in
 # VALIDATES changes, validations have other results or come at other times. Settings in FREE may change without
@@ -538,7 +538,7 @@ FREE = {*VALIDATES, "training.save_every", "training.average_checkpoints"}
 
 @dataclass(frozen=True)
 class Difference:
-    """A setting that has changed, or data whose checksum has changed; with the old and the new value."""
+    """A setting or a checksum that has changed, with the old and the new value."""
 
     name: str
     before: Any
@@ -592,8 +592,8 @@ def identity_of(config: Config, data: str, tokenizer: str, validation: str, star
     }
 
 
-# Training settings that the finished model does not depend on. Of guided_alignment, only the path is meant: what the
-# file holds is in the checksum of the data.
+# Training settings that the finished model does not depend on. The setting guided_alignment is only a path; the content
+# of the file is in the checksum of the data.
 WITHOUT_EFFECT = {"start_from", "log_every", "tensorboard", "keep_checkpoints", "recompute", "compile"}
 WITHOUT_EFFECT |= {"guided_alignment"}
 
@@ -746,9 +746,9 @@ def with_changes(chain: Sequence[Change], step: int, pairs: int, differences: Se
 
 
 def earlier_budgets(progress: Progress, settings: TrainingConfig) -> list[EarlierBudget]:
-    """Returns the earlier values of `batch_tokens` and `batching`, with the pairs trained on before they changed.
+    """Returns the earlier values of `batch_tokens` and `batching`, oldest first; `settings` has the current values.
 
-    `settings` are the current ones.
+    Each item also has the number of pairs that the run had trained on when other values replaced these.
     """
     values = {"training.batch_tokens": settled(settings.batch_tokens), "training.batching": settings.batching}
     budgets = []
@@ -776,7 +776,7 @@ def write_facts(
     """Write config.yaml, and run.json with versions, device, command, data and more; returns the content of run.json.
 
     `started_from` is the checksum of the weights that training started from; `None` if the weights were random.
-    `batch_tokens` is the number that is used if `config` has "auto" for it.
+    `batch_tokens` is the number that replaces "auto" if `config` has "auto" for `batch_tokens`.
     """
     facts = {
         "mtkit": __version__,
@@ -827,8 +827,8 @@ def write_model(
 
     `training` holds facts for the description of the bundle. `lines` are source sentences. Some of these sentences are
     stored in the bundle, with the model's translations of them, so that the model can be checked on other machines. If
-    the settings ask for a shortlist, it is counted in the training pairs that `corpus` opens, and measured on all
-    `lines` with their `references`.
+    the settings ask for a shortlist, it is learnt from the training pairs that `corpus()` returns, and its cost in BLEU
+    is measured on all `lines` with their `references`.
     """
     translator = translator_of(config, tokenizer, weights)
     shortlist = make_shortlist(translator, corpus()) if config.decoding.shortlist is not None else None
@@ -847,7 +847,7 @@ def write_model(
 
 
 def make_shortlist(translator: Translator, corpus: Corpus) -> Shortlist:
-    """Returns a shortlist that is learnt from the training pairs; raises DataError if they have no tokens."""
+    """Returns a shortlist that is learnt from the pairs in `corpus`; raises DataError if they have no tokens."""
     say("shortlist: counting translations in the training pairs …")
     found = count_shortlist(corpus, translator.tokenizer)
     if found is None:
@@ -858,10 +858,10 @@ def make_shortlist(translator: Translator, corpus: Corpus) -> Shortlist:
 def shortlist_cost(
     translator: Translator, shortlist: Shortlist, sources: Sequence[str], references: Sequence[str]
 ) -> dict[str, Any]:
-    """Returns figures on what a shortlist costs in BLEU, measured by greedy search; {} if there are no sentences.
+    """Returns figures that show what a shortlist costs in BLEU, with greedy search; {} if there are no sentences.
 
-    They are the BLEU with and without the shortlist, the mean number of tokens on the list of a sentence, the setting
-    for the size of lists, and the number of sentences.
+    The figures are the BLEU with and without the shortlist, the mean number of tokens on the list of a sentence, the
+    setting `shortlist_size`, and the number of sentences.
     """
     if not sources:
         return {}
@@ -1103,7 +1103,7 @@ BEST, AVERAGE = "best", "average"  # the values of --step that are not numbers
 
 @dataclass(frozen=True)
 class Chosen:
-    """The weights of one checkpoint, or the mean weights of several, and all else that goes into a bundle with them."""
+    """The weights of one checkpoint, or the mean weights of several, and everything else that a bundle is made from."""
 
     steps: list[int]  # the steps of the checkpoints
     choice: str | None  # why these steps were chosen, in words; None if the user named the step
@@ -1163,7 +1163,7 @@ def _require_free(target: Path, run: Path) -> None:
 def _read(run: Path, wanted: str) -> Chosen:
     """Choose the checkpoints and read what a bundle needs from them.
 
-    Raises FileNotFoundError if training deletes one of these checkpoints meanwhile.
+    Raises FileNotFoundError if training deletes one of these checkpoints before it is read.
     """
     steps, choice = _choose(run, wanted)
     directories = [step_directory(run / "checkpoints", step) for step in steps]

@@ -158,7 +158,7 @@ class Trainer:
         specials = tokenizer.specials
         self.model = new_model(config.model, *sizes, config.training.seed, specials).to(self.device)
         self.feed = Feed.prepare(config, tokenizer, corpus, self.model.boundaries, self.device)
-        self.batch_tokens: int | None = None  # what stands for training.batch_tokens auto, once that is known
+        self.batch_tokens: int | None = None  # the number in place of "auto" for training.batch_tokens, once known
         optimizer = make_optimizer(self.model, self.settings, self.device)
         precision = pick_precision(self.settings.precision, self.device, config.model.d_model)
         keep_few_kernels(self.model, self.device, precision)
@@ -183,9 +183,9 @@ class Trainer:
         return self.config.training
 
     def _settle(self, training: TrainingConfig) -> None:
-        """Use `training` as the training settings from now on; it has numbers in place of "auto".
+        """Use `training`, which has numbers in place of "auto", as the training settings from now on.
 
-        `batch_tokens` may still be "auto": the number takes its place, once it is known.
+        Only its `batch_tokens` may still be "auto"; if the number is already known, it replaces "auto" here.
         """
         if training.batch_tokens == "auto" and self.batch_tokens is not None:
             training = training.model_copy(update={"batch_tokens": self.batch_tokens})
@@ -391,7 +391,7 @@ class Trainer:
         if self.ranks.are_many:
             stop.watched.append(self.ranks.check)
         if not self.ranks.is_first:
-            stop = Stop(watched=stop.watched)  # signals count once rank 0 knows of them
+            stop = Stop(watched=stop.watched)  # signals take effect only when `Ranks.agree` adds them
         progress = self.state.progress
         try:
             self._require_alike()
@@ -435,7 +435,10 @@ class Trainer:
             self.log.close()
 
     def _require_alike(self) -> None:
-        """Give all ranks the weights of rank 0. Raises CheckpointError if they do not train the same run."""
+        """Raise CheckpointError if not all ranks train the same run, else give all ranks the weights of rank 0.
+
+        The ranks must have the same version of mtkit, step, precision, settings and checksums of data.
+        """
         if not self.ranks.are_many:
             return
         progress = self.state.progress
@@ -489,10 +492,10 @@ class Trainer:
             )
 
     def _review_plan(self, pace: "MeanSeconds") -> bool:
-        """If a review of the plan is due (`max_steps` "auto"), replace the numbers that do not fit the present speed.
+        """Review the plan (`max_steps` "auto") if a review is due; returns whether a review was due.
 
-        Returns whether a review was due. New numbers are recorded like a change of settings, so that the run goes on
-        with them if it is stopped.
+        Numbers of the plan that do not fit `pace`, the present speed, are replaced. New numbers are recorded like a
+        change of settings, so that the run resumes with them if it is stopped.
         """
         progress = self.state.progress
         if progress.plan is None or progress.ending or not pace.is_known:
@@ -543,7 +546,7 @@ class Trainer:
     def _loop(self, stream: Stream, stop: Stop) -> str:
         """Update, validate and save until a limit is reached; returns this limit in words."""
         progress, settings = self.state.progress, self.settings
-        has_matrices = settings.optimizer == "muon"  # with a learning rate of their own
+        has_matrices = settings.optimizer == "muon"  # whether hidden matrices have a learning rate of their own
         self.model.train()
         begun = time.monotonic() - progress.seconds
         pace = MeanSeconds()  # of the updates since the plan was last reviewed
@@ -702,7 +705,7 @@ class Trainer:
     def _save(self) -> None:
         """Write a checkpoint, delete checkpoints that are no longer needed, and call `after_save`.
 
-        Only rank 0 does so; in the others, the state counts as saved.
+        Only rank 0 does this; in all other ranks, the state only counts as saved.
         """
         if not self.ranks.is_first:
             self.is_saved = True
@@ -764,7 +767,7 @@ class Trainer:
             self._save()
         best = progress.best_step if progress.has_best else progress.step  # the last step if no score was finite
         steps = [best]
-        # Rank 0 has written the checkpoints; the others may not see them all yet.
+        # Rank 0 has written the checkpoints; the other ranks may not see all of the files yet.
         chosen = self.ranks.of_first(averaged_steps(self._scheduled(), best, settings.average_checkpoints))
         if len(chosen) > 1:
             if self.ranks.is_first:
@@ -817,8 +820,8 @@ class Trainer:
     def _update_or_save(self, stream: Stream) -> int:
         """Make an update; returns the epoch of the last batch of the update.
 
-        If memory runs out, goes back to the state before the update, saves that state, and raises MtkitError with
-        advice on what to change.
+        If memory runs out, goes back to the state before the update, saves this state, and raises MtkitError, whose
+        message says what to change.
         """
         progress = self.state.progress
         before, was_saved = replace(progress, window=replace(progress.window)), self.is_saved
@@ -837,7 +840,7 @@ class Trainer:
         )
 
     def _validate_or_save(self, stop: Stop) -> None:
-        """Validate; if memory runs out, save the state, and raise MtkitError with advice on what to change."""
+        """Validate; if memory runs out, save the state, and raise MtkitError, whose message says what to change."""
         try:
             self._validate(stop)
             return
@@ -909,11 +912,11 @@ class MeanSeconds:
 
     @property
     def mean(self) -> float:
-        """Mean seconds; at least a nanosecond, so that it can divide. Something must have been timed."""
+        """The mean time in seconds, at least 1 ns, so that it can be a divisor; something must have been timed."""
         return max(self._seconds / self._times, 1e-9)
 
 
-# Measures how fast training is on this machine, to plan a run whose training.max_steps is auto.
+# Measuring how fast training is on this machine, to plan a run whose training.max_steps is "auto".
 
 LEAST, MOST = 3, 50  # minimum and maximum of timed updates, after a first one that is not timed
 # Timing ends after the fraction SHARE of max_minutes, or after LONGEST seconds, whichever is earlier, but not before
@@ -930,7 +933,7 @@ def measure_pace(
     stop: Stop,
     ranks: Ranks = ALONE,
 ) -> Pace:
-    """Measures how many seconds an update takes, and how many a validation takes; all ranks return the times of rank 0.
+    """Measures the seconds of an update and estimates those of a validation; all ranks return the times of rank 0.
 
     `model` and `progress` stay unchanged.
     """
