@@ -107,7 +107,7 @@ class Written:
 def counted_when_ended(done: str) -> Iterator[Written]:
     """Yields a counter of lines for the block to update; if a signal ends the block, raises StoppedError.
 
-    The message of the error has the count; `done` is its past participle, such as "translated" in "5 lines are
+    The message of the error has the count, followed by `done`, a past participle such as "translated" in "5 lines are
     translated".
     """
     written = Written()

@@ -150,7 +150,10 @@ def run_all(config: Config, fresh: bool = False, change: bool = False, ranks: Ra
 
 
 def _follow(config: Config, ranks: Ranks, fresh: bool, change: bool, end_in: int | None = None) -> None:
-    """Train in a rank other than rank 0: wait until rank 0 has prepared the data, then train if there is need to."""
+    """Train in a rank other than rank 0: wait until rank 0 has prepared the data, then train with it.
+
+    Does not train if rank 0 finds that there is nothing to train.
+    """
     with stopping_by_signal(silent=True) as stop:
         trains = ranks.are_to_train(stop)
     if trains:

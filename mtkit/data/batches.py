@@ -235,7 +235,7 @@ class EarlierBudget:
 
 @dataclass(frozen=True)
 class Budgets:
-    """The values of `batch_tokens` and `batching` in the course of a run: the earlier ones, in order, and the present.
+    """The values of `batch_tokens` and `batching` in the course of a run: the earlier ones in order, then the current.
 
     Each batch is made with the values that the run had when it trained on this batch.
     """

@@ -162,7 +162,8 @@ class Manifest:
     drops: dict[str, int]  # the number of pairs left out, by reason
     raw_files: tuple[RawFile, ...]  # source, target, source, target, …
     settings: dict[str, Any]  # the settings that decide which pairs are left out and how the others are encoded
-    unknown: dict[str, float] = field(default_factory=dict)  # fraction of unknown tokens, by text that can have any
+    # The fraction of unknown tokens in each text that can have any, by the name of the text.
+    unknown: dict[str, float] = field(default_factory=dict)
     corpora: tuple[int, ...] = ()  # the number of pairs kept from each corpus; empty in manifests of older versions
     alignment: StoredAlignment | None = None  # only with training.guided_alignment
 

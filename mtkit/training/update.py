@@ -386,7 +386,7 @@ def rdrop(model: TranslationModel, batch: Batch, settings: TrainingConfig) -> Ba
 
 
 def simcut(model: TranslationModel, batch: Batch, settings: TrainingConfig) -> BatchLoss:
-    """Returns the loss of SimCut (Gao et al. 2022): a pass q with some embeddings zeroed should agree with a pass p.
+    """Returns the loss of SimCut (Gao et al. 2022): pass q, with some embeddings zeroed, should agree with pass p.
 
     The loss is CE(p) + alpha KL(p || q). The gradient goes through both p and q; the paper finds that this matters. As
     in the paper's code, source and target embeddings are set to zero, except for two tokens that always keep their
@@ -557,8 +557,8 @@ class Updater:
         divided into two halves, and the gradient is computed again from the halves; this is repeated, down to single
         rows, until memory suffices. A warning says so, and the other ranks wait meanwhile. Dropout then draws other
         random numbers, since it draws them for a whole batch at once, but the expected value of the gradient stays the
-        same. Gradients that this rank has already sent to the other ranks are not computed again. Without
-        `splits=True`, or if memory runs out with single rows, the error of PyTorch is raised.
+        same. Gradients that this rank has already sent to the other ranks are not sent again. Without `splits=True`, or
+        if memory runs out with single rows, the error of PyTorch is raised.
         """
         state = self.state
         for group in state.optimizer.param_groups:
@@ -766,10 +766,10 @@ def compile_layers(model: TranslationModel, settings: TrainingConfig, precision:
 
     All encoder layers share compiled code, and so do all decoder layers (regional compilation). The lengths in the code
     are variables, so that the code serves batches of any shape. Nothing is compiled later: the code depends only on the
-    model, the settings, the device and software versions, so that a resumed run computes the same as an
+    model, the settings, the device and the software versions, so that a resumed run computes the same as an
     uninterrupted one. Layers are called uncompiled if there is no code for their arguments (for rows of one token, for
-    example), and if no gradients are computed, as in validation. The names of parameters, the random state and the
-    gradients stay as they were. If the layers cannot be compiled, a warning says so, and the layers stay uncompiled.
+    example), and if no gradients are computed, as in validation. The names of parameters and the random state stay as
+    they were; gradients are removed. If the layers cannot be compiled, a warning says so, and they stay uncompiled.
     """
     stacks = stacks_of(model)
     if any(isinstance(stack.call, CompiledCall) for stack in stacks):  # a copy of a model that was compiled
