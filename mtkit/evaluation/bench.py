@@ -70,7 +70,7 @@ from mtkit.translation.workers import Opening, WorkerTranslator, with_workers, w
 
 Record = dict[str, Any]  # what --json writes
 
-# What both commands tell of the machine, and how they measure memory.
+# What `mtkit bench` and `mtkit estimate` report of the machine, and helpers for their output.
 
 
 def machine_facts(device: torch.device) -> Record:
@@ -117,8 +117,8 @@ TABLE_WIDTH = 100  # columns, at most
 def aligned(rows: Sequence[Sequence[str]]) -> str:
     """Returns rows of cells as text in right-aligned columns.
 
-    In a row with fewer cells than the first row, the last cell may be longer: it takes the place of all columns that
-    are left, and as many lines as it needs.
+    In a row with fewer cells than the first row, the last cell spans all remaining columns and is wrapped at
+    TABLE_WIDTH.
     """
     num_columns = len(rows[0])
     whole = [row if len(row) == num_columns else [*row[:-1], *[""] * (num_columns - len(row) + 1)] for row in rows]
@@ -134,7 +134,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def check_json(path: Path | None) -> None:
-    """Raise MtkitError if there is no place for the file `path` of --json; called before a long measurement."""
+    """Raise MtkitError if `path` of --json is a folder, or its folder is missing; called before a long measurement."""
     if path is not None and (path.is_dir() or not path.parent.is_dir()):
         what = "is a folder" if path.is_dir() else f"there is no folder {path.parent}"
         raise MtkitError(f"--json: {path}: {what}; name a file in a folder that is there")
@@ -153,8 +153,8 @@ def write_json(path: Path | None, record: Record) -> None:
 class Variant:
     """One way to translate, such as with beam size 5 in bf16.
 
-    To measure by something else, add a field here, use it in `load_arguments`, and add an option to `mtkit bench
-    translate`. Tables and JSON show all fields.
+    To compare models by another setting, add a field here, use it in `load_arguments`, and add an option to `mtkit
+    bench translate`. Tables and JSON show all fields.
     """
 
     beam_size: int | None  # None for a model without beams
@@ -169,7 +169,7 @@ class Variant:
 
 
 def variants(*values: Sequence[Any]) -> list[Variant]:
-    """Returns all combinations of the given values; `values` holds a sequence for each field of Variant, in order."""
+    """Returns a Variant for each combination of values; `values` holds the values of each field, in field order."""
     return [Variant(*combination) for combination in product(*values)]
 
 
@@ -194,11 +194,10 @@ def _all_settings(variant: Variant, overrides: Sequence[str]) -> Sequence[str]:
 
 
 class Ids:
-    """A tokenizer that remembers the ids of all text that it encodes and decodes.
+    """A tokenizer that wraps another one, and stores the ids of all text that it encodes and decodes.
 
-    With `replays`, it looks up the ids of lines that it has encoded before, and does not decode ids, but returns
-    empty texts. A translator that uses it then spends no time on tokenization. Without `replays`, it acts as the
-    tokenizer that it replaces.
+    With `replays`, `encode_source` looks up stored ids, and `decode_target` returns empty texts, so a translator that
+    uses it spends no time on tokenization. Without `replays`, it acts as the tokenizer that it wraps.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -216,7 +215,7 @@ class Ids:
     def decode_target(
         self, tokens: Sequence[Sequence[int]], unknown_texts: Sequence[Sequence[str]] | None = None
     ) -> list[str]:
-        """Returns the text of each translation or, with `replays`, no text."""
+        """Returns the text of each translation; with `replays`, an empty text for each."""
         if self.replays:
             return [""] * len(tokens)
         self.outputs += tokens
@@ -228,7 +227,7 @@ class Ids:
 
 @contextmanager
 def with_ids(translator: Translator, ids: Ids) -> Iterator[None]:
-    """Context manager in whose block the translator has `ids` for its tokenizer."""
+    """Context manager that makes the translator use `ids` as its tokenizer in the block."""
     vars(translator)["tokenizer"] = ids
     try:
         yield
@@ -238,14 +237,17 @@ def with_ids(translator: Translator, ids: Ids) -> Iterator[None]:
 
 @dataclass
 class Rows:
-    """The number of rows that a decoder has computed, summed over all steps: sentences x hypotheses of each step."""
+    """A count of decoder rows: sentences times hypotheses in the batch, summed over all decoding steps."""
 
     number: int = 0
 
 
 @contextmanager
 def counting_rows(translator: Translator) -> Iterator[Rows]:
-    """Context manager that counts the rows that the decoder of a translator computes in its block."""
+    """Context manager that counts the rows that the translator's decoder computes in the block.
+
+    In an ensemble, the rows of the first model are counted.
+    """
     rows = Rows()
     model = translator.model.members[0] if isinstance(translator.model, Ensemble) else translator.model
     decoder = model.decoder
@@ -259,21 +261,22 @@ def counting_rows(translator: Translator) -> Iterator[Rows]:
 
 
 def useful_rows(lengths: Sequence[int], num_hypotheses: int) -> int:
-    """Returns how many rows a search needs at least, if it stops as soon as it has the translations that it returns.
+    """Returns the least number of decoder rows that a search for these translations needs.
 
-    `lengths` holds the number of tokens of each translation, without the end mark. The first step of a sentence needs
-    one row; each further step, up to the one that gives the end mark, needs `num_hypotheses`.
+    This is the number if the search stops as soon as it has the translations that it returns. `lengths` holds the
+    number of tokens of each translation, without the end mark. The first step of a sentence needs one row; each further
+    step, up to the one that predicts the end mark, needs `num_hypotheses` rows.
     """
     return sum(1 + num_hypotheses * length for length in lengths)
 
 
 @dataclass
 class _Opened:
-    """A Translator without workers, and what it did in its warm-up; variants that differ in workers alone share it."""
+    """A Translator without workers, with the results of its warm-up; shared by variants that differ only in workers."""
 
     translator: Translator
     ids: Ids
-    rows: int | None  # that the decoder computed for all lines; None if this is not known
+    rows: int | None  # the number that the decoder computed for all lines; None if it is not known
     texts: list[str]
 
 
@@ -285,13 +288,13 @@ class _Measured:
     opened: _Opened
     translator: Translator  # may have workers
     texts: list[str]
-    tokens: int  # of all translations, as pieces of the model's own tokenizer, without end marks
-    text_seconds: list[float] = field(default_factory=list)  # of each round, from lines of text to lines of text
-    ids_seconds: list[float] = field(default_factory=list)  # of each round, from ids to ids
+    tokens: int  # their number in all translations, by the model's own tokenizer, without end marks
+    text_seconds: list[float] = field(default_factory=list)  # time of each round, from lines of text to lines of text
+    ids_seconds: list[float] = field(default_factory=list)  # time of each round, from ids to ids
 
     @property
     def has_workers(self) -> bool:
-        """Whether several processes translate; this one then does not see the ids."""
+        """Whether worker processes translate; this process then does not see the token ids."""
         return isinstance(self.translator, WorkerTranslator)
 
 
@@ -307,14 +310,15 @@ def bench_translation(
 ) -> Record:
     """Measure how fast a model translates the first `num_lines` lines of `source`; returns the record.
 
-    Each variant first translates all lines once, untimed, which also counts rows; with workers, the rows are those that
-    one process computes. In each round, the variants take turns: each translates all lines from text to text, then,
-    without workers, from ids to ids. No round begins after `minutes` minutes, but there is at least one. Load time,
-    start-up time and peak memory are those of a fresh process for each variant, with its workers. With `reference`,
-    BLEU of these lines is part of the record.
+    Each variant first translates all lines once, untimed, to warm up. This also counts decoder rows; for a variant with
+    workers, the rows are those of the same variant in one process. In each round, the variants take turns: each
+    translates all lines from text to text and then, if it has no workers, from ids to ids. No round begins after
+    `minutes` minutes, but there is at least one. Load time, start-up time and peak memory are measured in a fresh
+    process for each variant, with its workers. With `reference`, the record has BLEU of these lines.
 
-    The record of a variant that is impossible, such as a precision that the engine lacks, has nothing but the reason,
-    `fault`. Raises MtkitError if all variants are impossible, or if the model, a setting or a file is wrong.
+    Some variants are impossible, such as a precision that the engine lacks; their records hold only the fields of the
+    variant and the reason, `fault`. Raises MtkitError if all variants are impossible, or if the model, a setting or a
+    file is wrong.
     """
     begun = time.monotonic()
     lines, references = _read(source, reference, num_lines)
@@ -350,7 +354,7 @@ def bench_translation(
 
 
 def _facts(model: Path, translator: Translator, source: Path, lines: Sequence[str]) -> Record:
-    """Returns the part of a record that says what translates, on which machine, and which text."""
+    """Returns the part of a record that describes the model, the machine and the text."""
     return {
         **machine_facts(translator.model.device),
         "model": str(model),
@@ -377,11 +381,11 @@ def _alone(variant: Variant) -> Variant:
 def _open(
     model: Path, wanted: Sequence[Variant], overrides: Sequence[str]
 ) -> tuple[dict[Variant, Translator], dict[Variant, str]]:
-    """Returns the Translator of each possible variant, without workers, and why the other variants are impossible.
+    """Returns a Translator without workers for each possible variant, and the reason why each other one is impossible.
 
     Raises MtkitError if all variants are impossible.
     """
-    loaded: dict[Variant, Translator | str] = {}  # by the variant without workers; a text says why it is impossible
+    loaded: dict[Variant, Translator | str] = {}  # by variant without workers; a str is why the variant is impossible
     translators, faults = {}, {}
     for variant in wanted:
         alone = _alone(variant)
@@ -405,9 +409,9 @@ def _open(
 
 
 def _read(source: Path, reference: Path | None, num_lines: int) -> tuple[list[str], list[str] | None]:
-    """Returns the first lines of the source and, if there is a reference, those of the reference.
+    """Returns the first `num_lines` lines of the source and, if there is a reference, those of the reference.
 
-    Raises DataError if there is no line, or if the two files have different numbers of lines.
+    Raises DataError if all these lines are blank, or if the two files have different numbers of lines.
     """
     if reference is None:
         lines, references = list(islice(read_lines(source), num_lines)), None
@@ -420,10 +424,9 @@ def _read(source: Path, reference: Path | None, num_lines: int) -> tuple[list[st
 
 
 def _opened(translator: Translator, lines: list[str], meter: Meter) -> _Opened:
-    """Translates all lines once, untimed; returns the texts, ids and the number of rows.
+    """Translates all lines once, untimed; returns the translations, the token ids and the number of decoder rows.
 
-    The ids are the token ids of all text that is encoded and decoded. The rows are those that the decoder computed;
-    their number is `None` for CTranslate2, which does not tell it. Warns of the first line with a wrong tag.
+    The number of rows is `None` for CTranslate2, which does not report it. Warns of the first line with a wrong tag.
     """
     faults = ((number, translator.tag_fault(line)) for number, line in enumerate(lines, start=1))
     if fault := next(((number, fault) for number, fault in faults if fault), None):
@@ -447,7 +450,7 @@ def _translated(translator: Translator, lines: list[str], meter: Meter) -> list[
 
 
 def _time(measured: _Measured, lines: list[str], meter: Meter) -> None:
-    """Time one round of a variant: all lines from text to text, then, without workers, from ids to ids."""
+    """Time one round of a variant: all lines from text to text and then, if it has no workers, from ids to ids."""
     begun = time.perf_counter()
     _translated(measured.translator, lines, meter)
     measured.text_seconds.append(time.perf_counter() - begun)
@@ -490,13 +493,13 @@ def _result(measured: _Measured, lines: list[str], references: list[str] | None,
 
 
 def _chosen(translator: Translator, num_workers: int) -> Record:
-    """Returns the precision, engine and number of workers that were used, also where the variant says "auto"."""
+    """Returns the precision, engine and number of workers that were used, with "auto" resolved."""
     engine = "torch" if translator.engine is None else "ctranslate2"
     return {"precision": translator.precision, "engine": engine, "workers": num_workers}
 
 
 def _rates(seconds: Sequence[float], tokens: int, num_lines: int) -> Record:
-    """Returns tokens and lines per second: the median, smallest and largest over the rounds, and all times."""
+    """Returns tokens and lines per second (median, smallest and largest over the rounds), and the seconds of each."""
     spread = (statistics.median(seconds), max(seconds), min(seconds))
     names = ("median", "smallest", "largest")
     return {
@@ -522,11 +525,11 @@ def bench_latency(
 ) -> Record:
     """Measure how long a model takes for a single line; returns the record.
 
-    In each round, the variants take turns: each translates the lines one after the other, every line by a call of its
-    own, as in `translator.translate([line])`. The lines are the first `num_lines` of `source` that are not blank, in a
-    random order that is different in each round and the same for all variants. Before the first round, each variant
+    In each round, the variants take turns: each translates the lines one after the other, with one call
+    `translator.translate([line])` per line. The lines are the first `num_lines` of `source` that are not blank, in a
+    random order that differs from round to round but is the same for all variants. Before the first round, each variant
     translates some lines untimed. No round begins after `minutes` minutes, but there is at least one. The median and
-    the 99th percentile are those of all calls.
+    the 99th percentile are taken over the calls of all rounds.
 
     The records of impossible variants and the errors are those of `bench_translation`.
     """
@@ -563,7 +566,7 @@ def bench_latency(
 
 
 def _one_by_one(translator: Translator, lines: Sequence[str]) -> list[tuple[float, int]]:
-    """Translates each line by a call of its own; returns the seconds of each, and the tokens of its translation."""
+    """Translates the lines one call at a time; returns (seconds, number of tokens in the translation) for each."""
     seconds, texts = [], []
     for line in lines:
         begun = time.perf_counter()
@@ -573,7 +576,7 @@ def _one_by_one(translator: Translator, lines: Sequence[str]) -> list[tuple[floa
 
 
 def _percentile(calls: Sequence[tuple[float, int]], percent: int) -> Record:
-    """Returns the time that `percent` % of the calls did not exceed, and the tokens of the line that took it."""
+    """Returns a percentile of the times, in milliseconds, and the number of output tokens of the call that took it."""
     seconds, tokens = sorted(calls)[math.ceil(len(calls) * percent / 100) - 1]
     return {"milliseconds": 1000 * seconds, "output_tokens": tokens}
 
@@ -584,7 +587,7 @@ def _num_parameters(translator: Translator) -> int:
     return empty_model(translator.config.model, *sizes).num_parameters
 
 
-# A fresh process for each variant measures what a user waits for.
+# Start-up time and peak memory, measured in a fresh process for each variant, as users experience them.
 
 FRESH = """
 import json, sys, time
@@ -607,14 +610,14 @@ from mtkit.evaluation.bench import own_peak
 
 print(json.dumps({**told, "peak_bytes": own_peak(translator, working)}))
 """
-SAMPLE_SECONDS = 0.05  # between two samples of the memory of all processes
+SAMPLE_SECONDS = 0.05  # interval between two samples of the memory of all processes
 
 
 def own_peak(translator: Translator, working: Translator) -> int | None:
     """Returns the peak memory of this process, in bytes; `None` if it is not known.
 
-    It is not known if `working`, the translator that was used, has workers, or if CTranslate2 translated on a GPU:
-    PyTorch does not see that memory. The system may not tell it, either.
+    It is not known if `working`, the translator that was used, has workers, if CTranslate2 translated on a GPU (PyTorch
+    does not see that memory), or if the operating system does not report it.
     """
     device = translator.model.device
     if working is not translator or (translator.engine is not None and device.type != "cpu"):
@@ -623,12 +626,12 @@ def own_peak(translator: Translator, working: Translator) -> int | None:
 
 
 def memory_of_all(process: int) -> int | None:
-    """Returns the memory of a process and its descendants together, in bytes; `None` if the system does not tell.
+    """Returns the total memory of a process and its descendants, in bytes; `None` if the system does not report it.
 
     Memory that these processes share counts once. Anonymous memory is the sum of proportional set sizes (PSS), in which
-    a page that n processes share counts 1/n in each. Memory-mapped files, such as libraries and weights, are counted in
-    the process that has most of them, since forked processes map the same files. Their PSS would be too low: the
-    process that measures maps them, too.
+    a page that n processes share counts 1/n in each. For memory-mapped files, such as libraries and weights, only the
+    process with the largest share counts, since forked processes map the same files. The PSS of these files would be
+    too low, because the measuring process maps them, too.
     """
     waiting, anonymous, of_files = [process], 0, 0
     while waiting:
@@ -650,8 +653,9 @@ def memory_of_all(process: int) -> int | None:
 def _fresh(model: Path, measured: _Measured, overrides: Sequence[str], lines: list[str]) -> Record:
     """Have a fresh process load the model and translate the lines; returns its times and its peak memory.
 
-    `start_seconds` is the time from the start of the process to its first translation, `load_seconds` the part of it
-    that loading takes. With workers, the peak is the largest of samples. Raises MtkitError if the process fails.
+    `start_seconds` is the time from the start of the process to its first translation; `load_seconds` is the part of
+    that time in which the model is loaded. With workers on a CPU, `peak_bytes` is the largest of samples taken every
+    SAMPLE_SECONDS. Raises MtkitError if the process fails.
     """
     variant = measured.variant
     begun = time.time()
@@ -735,7 +739,7 @@ def translation_text(record: Record) -> str:
 
 
 def _facts_text(record: Record) -> str:
-    """Returns as text what translates, on which machine, which text, and in how many rounds, without a line break."""
+    """Returns lines on the machine, the model, the text and the number of rounds, the last one not ended."""
     return (
         f"{machine_text(record)}{record['model']}: {record['architecture']}, {record['parameters']:,} parameters\n"
         f"{record['file']}: {counted(record['lines'], 'line')}; {counted(record['rounds'], 'round')} in turn"
@@ -765,7 +769,7 @@ def latency_text(record: Record) -> str:
 
 
 def _value(found: Record, name: str) -> str:
-    """Returns a field of a variant for a table; for auto, also what it meant, such as "auto:bf16"."""
+    """Returns a field of a variant as text for a table; "auto" is followed by the value chosen, as in "auto:bf16"."""
     values = [found[name]]
     if found[name] == "auto" and found["fault"] is None:
         values.append(found["chosen"][name])
@@ -820,7 +824,7 @@ def transformer_flops(
 # The sizes of the square matrices whose products are timed, and how many products are timed together.
 PEAK_SIZES = {"cpu": (1024, 2048), "cuda": (4096, 8192), "mps": (2048, 4096)}
 PEAK_REPEATS = {"cpu": 1, "cuda": 10, "mps": 10}
-PEAK_SECONDS = 0.5  # for each size
+PEAK_SECONDS = 0.5  # time for each size
 
 
 def matrix_peak(device: torch.device, precision: str) -> float:
@@ -847,7 +851,7 @@ RANDOM_RATIO = 0.15  # the standard deviation of the logarithm of target length 
 
 
 def random_lengths(num_pairs: int, longest: int, seed: int) -> tuple[list[int], list[int]]:
-    """Returns made-up numbers of tokens, without end marks, of the sources and of the targets of pairs."""
+    """Returns random lengths of `num_pairs` sources, and those of their targets, in tokens without end marks."""
     rng = np.random.default_rng(seed)
     logs = rng.normal(math.log(RANDOM_MEDIAN), RANDOM_DEVIATION, num_pairs)
     sides = [np.exp(logs), np.exp(logs + rng.normal(0, RANDOM_RATIO, num_pairs))]
@@ -884,9 +888,9 @@ class _Data:
 
 @contextmanager
 def _data(config: Config, made_up: bool) -> Iterator[_Data]:
-    """Context manager that gives the data of the run, or data in a temporary folder if the run has none.
+    """Context manager that gives the data of the run, or data made in a temporary folder.
 
-    The run itself is only read.
+    The latter is made if the run has no data of these settings, or with `made_up`. The run itself is only read.
     """
     run = config.run_path
     if not made_up and is_prepared(config):
@@ -905,7 +909,7 @@ def _data(config: Config, made_up: bool) -> Iterator[_Data]:
 
 
 def _made(config: Config, made_up: bool) -> _Data:
-    """Make the tokenizer and the data in the run directory of `config`, or only made-up data; returns them."""
+    """Make the tokenizer and data of `config` in its run directory or, with `made_up`, random data; returns them."""
     place = config.run_path
     if made_up:
         write_random_corpus(config, place / "data")
@@ -927,7 +931,7 @@ SPLIT_SHARE = 0.2  # on a GPU, the share of the time in which the parts of updat
 
 @dataclass
 class Sums:
-    """Sums over measured updates."""
+    """Totals over the measured updates: time, pairs, tokens and floating-point operations."""
 
     updates: int = 0
     seconds: float = 0.0
@@ -940,7 +944,7 @@ class Sums:
     flops: float = 0.0
 
     def add(self, batch: Batch, flops: Callable[[int, int, int], float]) -> None:
-        """Count a batch; `flops` takes its numbers of source tokens, target tokens and pairs."""
+        """Add a batch; `flops` gives its operations, from its numbers of source tokens, target tokens and pairs."""
         self.pairs += batch.num_pairs
         self.source_tokens += batch.source_tokens
         self.target_tokens += batch.target_tokens
@@ -953,10 +957,10 @@ def bench_training(config: Config, minutes: float = 0.5, made_up: bool = False, 
     """Measure how fast these settings train; returns the record.
 
     A new model is trained, with the learning rate RATE, on the data of the run; if the run has no data of these
-    settings, the tokenizer and the data are made in a temporary folder. With `made_up`, sentences of made-up lengths
-    are used. The run itself is only read. The first updates warm up; then updates are measured for `minutes` minutes.
-    With `profiles`, PROFILED more updates show which operators take the time. Raises MtkitError if the settings or the
-    data are wrong, or memory runs out.
+    settings, the tokenizer and the data are made in a temporary folder. With `made_up`, random sentences of random
+    lengths are used instead. The run itself is only read. After WARM_UP untimed updates, updates are measured for
+    `minutes` minutes. With `profiles`, PROFILED more updates show which operators take the time. Raises MtkitError if
+    the settings or the data are wrong, or memory runs out.
     """
     config = with_patterns_expanded(carried_over(config))
     if made_up and config.training.samples_subwords:
@@ -1052,17 +1056,16 @@ def new_trial(
     return Trial(Updater(state, settings, LossScaler(device, precision, FIRST_SCALE, 0)), sizes[1], feed)
 
 
-PROFILED = 5  # updates whose operators are timed; timing them takes time itself, so they are not measured otherwise
+PROFILED = 5  # updates whose operators are timed; this slows them down, so they do not count as measured updates
 PRODUCTS = frozenset({"aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm", "aten::baddbmm_"})
 SHOWN, LONGEST_NAME = 15, 60  # operators in the table, and characters of their names
 
 
 def profiled(work: Callable[[], object], device: torch.device) -> list[tuple[str, float, int]]:
-    """Returns the operators that `work` calls, each with its seconds and its number of calls.
+    """Returns (name, seconds, number of calls) for each operator that `work` calls, the slowest operator first.
 
-    The seconds are those on the GPU if `device` is a CUDA device, else those on the CPU, without the seconds of other
-    operators that the operator calls; they are added up over all threads that call operators. The operator with the
-    most seconds comes first.
+    The seconds are GPU time if `device` is a CUDA device, else CPU time. They are summed over all threads, and leave
+    out the time of other operators that the operator calls.
     """
     activity = torch.profiler.ProfilerActivity
     on_gpu = device.type == "cuda"
@@ -1080,7 +1083,7 @@ def profiled(work: Callable[[], object], device: torch.device) -> list[tuple[str
 
 
 class Trial:
-    """Makes updates, and measures them."""
+    """Trains a model on a feed of batches, and measures its updates."""
 
     def __init__(self, updater: Updater, target_vocab_size: int, feed: Feed) -> None:
         config = feed.config
@@ -1096,7 +1099,7 @@ class Trial:
     def run(
         self, stream: Stream, meter: Meter, num_updates: int = LEAST, seconds: float = 0.0, waiting: bool = False
     ) -> Sums:
-        """Make `num_updates` updates or more, for `seconds` seconds or more; returns the sums.
+        """Make updates until there are at least `num_updates` and `seconds` seconds have passed; returns the sums.
 
         On a GPU, the times of the parts of an update (`Sums.parts`) are right only with `waiting`, which waits for
         the GPU after each part.
@@ -1127,7 +1130,7 @@ class Trial:
         self.since = now
 
     def _flops(self, source_tokens: int, target_tokens: int, num_pairs: int) -> float:
-        """Returns the operations for a batch; 0 for architectures other than the Transformer, which have no formula."""
+        """Returns the floating-point operations for a batch; 0 unless the model is a Transformer."""
         model, passes = self.config.model, 1 if self.config.training.consistency == "none" else 2
         if not isinstance(model, TransformerConfig):
             return 0.0

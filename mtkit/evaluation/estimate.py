@@ -1,8 +1,8 @@
 """`mtkit estimate`: what a training will take, before it begins: memory, time, disk, and whether it fits.
 
 Speed is measured in a few updates of a new model on the run's data or, if that is not prepared yet, on a sample of the
-text. Memory is the peak of these updates, of updates with the largest batches, and of a validation. On a CPU, it may
-grow further in later updates. `measure_speed` measures the speed alone, for `mtkit new`, which chooses a model by it.
+text. Memory is the peak over these updates, updates with the largest batches, and a validation. On a CPU, memory may
+grow further in later updates. `measure_speed` measures the speed alone, by which `mtkit new` chooses a model.
 """
 
 import io
@@ -44,13 +44,13 @@ from mtkit.training.optimizers import Pace, make_plan, optimizer_tensors
 from mtkit.training.records import Validation
 from mtkit.training.update import forget_peak, largest_batches, memory_at_hand, peak_memory, resident_memory
 
-NUM_UPDATES = 10  # that are measured, after those that warm up
-MOST_SECONDS = 60.0  # after which no further update is measured, if LEAST_UPDATES are
+NUM_UPDATES = 10  # updates to measure, after the warm-up
+MOST_SECONDS = 60.0  # about the longest time to measure; slow models make fewer updates, but at least LEAST_UPDATES
 LEAST_UPDATES = 2
-SAMPLE_PAIRS = 20_000  # that are encoded if the data is not prepared
-BYTES = 4  # of a weight in fp32
+SAMPLE_PAIRS = 20_000  # pairs to encode if the data is not prepared
+BYTES = 4  # size of a weight in fp32
 MOST_ROWS_TIMES_VOCABULARY = 2048  # as in the description of decoding.batch_tokens
-LOGIT_COPIES = 3  # logits, log-probabilities and what the choice of the best takes
+LOGIT_COPIES = 3  # logits, log-probabilities, and the memory of top-k
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Speed:
 
 
 def estimate(config: Config) -> Record:
-    """Returns what a training with these settings takes; nothing is written, and the run is only read.
+    """Returns the memory, time and disk that training with these settings takes; the run is only read.
 
     Raises MtkitError if the settings or the text are wrong, or memory runs out while updates are measured.
     """
@@ -120,18 +120,18 @@ def measure_speed(config: Config) -> Speed:
 
 @dataclass(frozen=True)
 class _Data:
-    """What is trained on for the measurement, and what is known of all the data."""
+    """The data that the measured updates train on, and the size of all the data of the run."""
 
-    config: Config  # of the run directory with the data
+    config: Config  # its run directory holds the data
     corpus: Corpus
     tokenizer: Tokenizer
-    num_pairs: int  # of all the data, at most, if it is sampled
+    num_pairs: int  # of all the data; extrapolated if the corpus is a sample
     is_sampled: bool
     told: str
 
     @property
     def vocab_sizes(self) -> tuple[int, int]:
-        """The vocabulary sizes of source and target; those of the settings, if the tokenizer saw a sample alone."""
+        """The vocabulary sizes of source and target; at least those of the settings if the tokenizer is of a sample."""
         sizes = self.corpus.manifest.source.vocab_size, self.corpus.manifest.target.vocab_size
         settings = self.config.tokenizer
         if not self.is_sampled or settings.model is not None or self.config.training.start_from is not None:
@@ -187,10 +187,10 @@ def _data(config: Config) -> Iterator[_Data]:
 
 
 def _sampled(config: Config, folder: Path) -> tuple[Config, int]:
-    """Writes every n-th pair of each training corpus to `folder`, with its alignment if there is a file of alignments.
+    """Writes every n-th pair of each training corpus to `folder`; returns settings for the sample, and n.
 
-    Returns the settings for training on the sample, with a run directory in `folder`, and n. The sample has at most
-    about SAMPLE_PAIRS pairs; n is 1 if there are no more pairs than that.
+    The settings have their run directory in `folder`. If there is a file of alignments, those of the sample are also
+    written. The sample has at most about SAMPLE_PAIRS pairs; n is 1 if there are no more pairs than that.
     """
     corpora = training_corpora(config)
     counts = [sum(count_lines(part.paths[0]) for part in corpus.parts) for corpus in corpora]
@@ -223,18 +223,21 @@ def _sampled(config: Config, folder: Path) -> tuple[Config, int]:
 
 @dataclass(frozen=True)
 class _Measured:
-    """What was measured in a few updates."""
+    """The results of measuring a few updates."""
 
     speed: Speed
     validation_seconds: float  # 0 without validation text
     precision: str
-    peak_bytes: int | None  # of the memory of the device, or of this process
-    weight_bytes: int  # of the weights in a checkpoint, with their average if the settings have one
+    peak_bytes: int | None  # peak memory of the GPU, or of this process on a CPU; None if it is not known
+    weight_bytes: int  # size of the weights in a checkpoint, and of their moving average if the settings have one
     optimizer_bytes: int
 
 
 def _measure(data: _Data, device: torch.device, validates: bool = True) -> _Measured:
-    """Measures updates and, with `validates`, the largest batches and a validation, too."""
+    """Measures a few updates and, with `validates`, also makes the largest updates and a validation.
+
+    Raises MtkitError if memory runs out.
+    """
     config = data.config
     precision = pick_precision(config.training.precision, device, config.model.d_model)
     forget_peak(device)
@@ -297,9 +300,10 @@ PARTS: dict[str, Callable[[str], bool]] = {
 
 
 def parameters_by_part(config: Config, source_vocab_size: int, target_vocab_size: int) -> dict[str, int]:
-    """Returns the number of parameters of each part; a matrix that parts share counts in the first of them.
+    """Returns the number of parameters of each part: embeddings, encoder, decoder and output.
 
-    The embeddings are the matrices of source and target; "output" is what the output layer has besides them.
+    A matrix that parts share counts in the first of these parts, so "output" counts only parameters that the output
+    layer does not share with the embeddings.
     """
     model: nn.Module = empty_model(config.model, source_vocab_size, target_vocab_size)
     found = dict.fromkeys(PARTS, 0)
@@ -309,9 +313,9 @@ def parameters_by_part(config: Config, source_vocab_size: int, target_vocab_size
 
 
 def translation_bytes(config: Config, target_vocab_size: int, num_parameters: int, source_length: float) -> int:
-    """Returns about how many bytes translating takes in fp32: weights, cache and logits of a full batch.
+    """Returns about how many bytes translation takes in fp32: weights, decoder state and logits of a full batch.
 
-    This is computed, with sentences of mean length and translations as long as the limit allows.
+    The number is computed, not measured, for sources of `source_length` tokens and the longest allowed translations.
     """
     decoding, model = config.decoding, config.model
     width = max(1, decoding.mbr_samples or decoding.beam_size)
@@ -327,7 +331,7 @@ def translation_bytes(config: Config, target_vocab_size: int, num_parameters: in
 
 
 def _length(settings: TrainingConfig, pace: Pace) -> tuple[int, float]:
-    """Returns the number of updates after which max_steps or max_minutes ends training, and the seconds until then."""
+    """Returns the number of updates until max_steps or max_minutes ends training, and the seconds that they take."""
     each = pace.update + pace.validation / settled(settings.validate_every)
     updates = settled(settings.max_steps)
     if settings.max_minutes is not None:
@@ -336,10 +340,10 @@ def _length(settings: TrainingConfig, pace: Pace) -> tuple[int, float]:
 
 
 def _disk(settings: TrainingConfig, updates: int, measured: _Measured, data: _Data) -> int:
-    """Returns the most bytes of disk that a run takes: binarized data, checkpoints and the bundle.
+    """Returns the most disk space that a run takes, in bytes: binarized data, checkpoints and the bundle.
 
-    These checkpoints count: the last ones, from which training can resume; those that may be averaged with the best
-    one; the last ones that may be averaged with a best one still to come; and one that is being written.
+    The checkpoints counted are the last ones, kept for resuming; those that may be averaged with the best one so far;
+    the last ones that may be averaged with a best one still to come; and one that is being written.
     """
     every = [settled(settings.save_every), settled(settings.validate_every)]
     written = len({step for gap in every for step in range(gap, min(updates, 1000 * gap) + 1, gap)}) + 1
@@ -356,7 +360,7 @@ def _free_disk(path: Path) -> int:
 
 
 def _faults(record: Record, config: Config) -> list[str]:
-    """Returns, in words, what does not fit; [] if all fits."""
+    """Returns a sentence for each thing that does not fit this machine; [] if everything fits."""
     faults = []
     free = record["free_bytes"]
     if free is not None and (record["training_bytes"] or 0) > free:

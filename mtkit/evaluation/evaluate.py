@@ -71,7 +71,7 @@ class ScoredSet:
 class Scoring:
     """How translations are scored."""
 
-    languages: LanguagesConfig  # the target selects BLEU's tokenizer, the source the tokenizer that counts words
+    languages: LanguagesConfig  # the target language selects BLEU's tokenizer; the source language, how words are split
     lowercase: bool = False
     confidence: bool = False  # whether to add bootstrap means and intervals if only one system is scored
     test: SignificanceTest = "bootstrap"  # the significance test, if two systems are compared
@@ -274,8 +274,7 @@ def evaluate_models(
 def _tag(translator: Translator, name: str, test_set: SetFiles) -> str | None:
     """Returns the tag for a test set.
 
-    If the model's own settings have a test set called `name`, the tag of that test set is returned, else the tag of
-    `test_set`.
+    This is the tag of the test set called `name` in the model's own settings, if there is one, else that of `test_set`.
     """
     own = translator.config.data.test.get(name)
     return own.tag if own else test_set.tag
@@ -468,7 +467,7 @@ class Bucket:
 
     least: int
     most: int | None  # None if there is no upper limit
-    places: list[int]  # the indices of the lines
+    places: list[int]  # indices of its lines in the test set
 
 
 def buckets(counts: Sequence[int], edges: Sequence[int] = ()) -> list[Bucket]:

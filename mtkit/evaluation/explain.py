@@ -38,8 +38,8 @@ from mtkit.models.interface import TranslationModel, log_probs_from
 from mtkit.translation.search import BeamStep, Continuations, Hypothesis
 from mtkit.translation.translator import Translator, load
 
-NUM_SHOWN = 10  # tokens of a distribution
-MOST_CHECKPOINTS = 20  # evenly spaced, the newest among them
+NUM_SHOWN = 10  # the most probable tokens in a chart, and the best hypotheses in a table
+MOST_CHECKPOINTS = 20  # checkpoints to translate with, evenly spaced, the newest among them
 
 
 def explain(model: Path, sources: Sequence[str], output: Path, overrides: Sequence[str] = ()) -> None:
@@ -63,7 +63,7 @@ def explain(model: Path, sources: Sequence[str], output: Path, overrides: Sequen
 class Candidate:
     """A hypothesis that a step of beam search considered."""
 
-    tokens: tuple[int, ...]  # the end mark among them, if the hypothesis ended
+    tokens: tuple[int, ...]  # with the end mark if the hypothesis ended
     log_prob: float
     score: float | None  # None if the hypothesis did not end
     fate: str  # what became of it, and why
@@ -71,7 +71,7 @@ class Candidate:
 
 @dataclass
 class Recorder:
-    """Records the candidates of each step of beam search for one sentence; to be given to `Translator.search`."""
+    """Records the candidates of each beam-search step for one sentence; pass it to `Translator.search` as `watch`."""
 
     end: int
     steps: list[list[Candidate]] = field(default_factory=list)
@@ -109,7 +109,11 @@ def _sides(continuations: Continuations) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _likeliest(step: BeamStep, count: int) -> list[tuple[float, int, int]]:
-    """The most probable continuations of a step: log-probability, parent and token."""
+    """Returns (log-probability, parent, token) for the `count` most probable continuations of a step, best first.
+
+    The log-probability is that of the whole hypothesis, and the parent the index in the beam of the prefix that it
+    extends. Impossible continuations are left out.
+    """
     sums = (step.totals[0][:, None] + step.log_probs[0]).flatten()
     values, places = sums.topk(min(count, len(sums)))
     width = step.log_probs.shape[2]
@@ -122,26 +126,29 @@ def _likeliest(step: BeamStep, count: int) -> list[tuple[float, int, int]]:
 
 @dataclass(frozen=True)
 class Explained:
-    """A sentence, its translation, and how the model found it."""
+    """A sentence, its translation, and the steps, probabilities and attention that led to the translation."""
 
     source: str
     text: str  # the translation, as `mtkit translate` gives it
     hypothesis: Hypothesis
     source_pieces: list[str]  # the last is the end mark
     pieces: list[str]  # of the translation; the last is the end mark
-    tokens: list[int]  # one for each piece
-    log_probs: NDArray[np.float64]  # (Q, V)
+    tokens: list[int]  # the ids of `pieces`
+    log_probs: NDArray[np.float64]  # (Q, V); row q is the distribution over the vocabulary after q target tokens
     attention: list[NDArray[np.float32]]  # (H, Q, S) for each layer; empty if the model has no attention
-    beam: list[list[Candidate]]  # for each step of the search
+    beam: list[list[Candidate]]  # the candidates of each step of the search
 
     @property
     def chosen(self) -> list[float]:
-        """The log-probability of each token of the translation."""
+        """The log-probability (natural logarithm) of each token of the translation, the end mark included."""
         return [float(row[token]) for row, token in zip(self.log_probs, self.tokens, strict=True)]
 
 
 def explain_sentence(translator: Translator, source: str) -> Explained:
-    """Translate a sentence, and return the translation with all that led to it; raises the errors of `explain`."""
+    """Translate a sentence; return the translation with its search steps, probabilities and attention.
+
+    Raises the errors of `explain`, and DataError if the model finds no translation.
+    """
     decoding, model, tokenizer = translator.config.decoding, translator.model, translator.tokenizer
     translator.require_task("translation")
     if decoding.method == "mask_predict":
@@ -182,9 +189,9 @@ def explain_sentence(translator: Translator, source: str) -> Explained:
 def forced(
     model: TranslationModel, source: Sequence[int], target: Sequence[int]
 ) -> tuple[NDArray[np.float64], list[NDArray[np.float32]]]:
-    """Returns the log-probabilities (Q, V) of all tokens after each prefix of a translation, and the attention.
+    """Returns the log-probabilities (Q, V) of the next token after each prefix of a translation, and the attention.
 
-    The attention is (H, Q, S) for each layer.
+    The attention is a matrix (H, Q, S) for each layer; there is none if the model has no attention.
     """
     batch = padded_batch(ragged([source]), ragged([target]), model.boundaries).to(model.device)
     features, state = model.decode(batch.target, model.encode(batch.source, watch=True))
@@ -194,7 +201,7 @@ def forced(
 
 @dataclass(frozen=True)
 class Spoken:
-    """How a checkpoint of training translates a sentence.
+    """The translation of a sentence by one of the checkpoints of training.
 
     `text` is the translation by the checkpoint itself. `log_prob` is the log-probability that the checkpoint gives to
     the translation that the page explains.
@@ -206,7 +213,7 @@ class Spoken:
 
 
 def spoken_by_checkpoints(model: Path, explained: Sequence[Explained], overrides: Sequence[str]) -> list[list[Spoken]]:
-    """Returns, for each sentence, how the checkpoints of the run at `model` translate it.
+    """Returns, for each sentence, its translations by the checkpoints of the run at `model`.
 
     At most MOST_CHECKPOINTS checkpoints are used, in the order of their steps. Without checkpoints, the list of each
     sentence is empty.
@@ -302,12 +309,12 @@ def _sentence(index: int, translator: Translator, one: Explained, spoken: Sequen
 
 
 def _language(code: str) -> str | None:
-    """The code as HTML wants it, such as zh-Hans; `None` if it does not look like the code of a language."""
+    """Returns a language code in the form of HTML's `lang`, such as zh-Hans; `None` if it is no language code."""
     return code.replace("_", "-") if len(re.split("[-_]", code)[0]) in (2, 3) else None
 
 
 def _spelling(translator: Translator, one: Explained) -> Html | None:
-    """A note if the tokenizer splits the translation into other pieces than the model generated; else `None`."""
+    """Returns a note if the tokenizer segments the translation differently than the model did; else `None`."""
     [again] = translator.tokenizer.encode_target([one.text])
     if again == one.hypothesis.tokens:
         return None
@@ -334,7 +341,10 @@ def _controls(one: Explained) -> Html:
 
 
 def _step(name: str, place: int, translator: Translator, one: Explained) -> Html:
-    """One step of the search: what the model expected, where it looked, and what the beam kept."""
+    """Returns the part on one step of the search: the model's probabilities, its attention, and the beam.
+
+    `place` counts steps from 0. After the last token of the translation, only the beam is shown.
+    """
     is_written = place < len(one.pieces)
     if not is_written:
         heading = f"Step {place + 1}: the search goes on after the translation has ended"
@@ -354,8 +364,8 @@ def _step(name: str, place: int, translator: Translator, one: Explained) -> Html
 def _distribution(translator: Translator, one: Explained, place: int) -> Html:
     """Returns a chart of the most probable tokens of a step, with a note on the other tokens.
 
-    The chosen token is always in the chart. The note gives the probability of the other tokens, and the probabilities
-    that label smoothing asked for in training: for them, and for the right token.
+    The chosen token is always in the chart. The note gives the probability of the other tokens, and the target
+    probabilities that label smoothing set in training: that of each wrong token, and that of the right one.
     """
     probabilities = np.exp(one.log_probs[place])
     order = np.argsort(-probabilities, kind="stable")[:NUM_SHOWN].tolist()
@@ -380,7 +390,7 @@ def _distribution(translator: Translator, one: Explained, place: int) -> Html:
 
 
 def _looks(one: Explained, place: int) -> Html | None:
-    """The attention of a step to the source, averaged over the heads of the last layer."""
+    """Returns the attention of a step to the source, averaged over the heads of the last layer; `None` without one."""
     if not one.attention:
         return None
     weights = one.attention[-1].mean(0)[place].tolist()
@@ -389,7 +399,7 @@ def _looks(one: Explained, place: int) -> Html | None:
 
 
 def _beam(translator: Translator, one: Explained, place: int) -> Html:
-    """The candidates of a step in a table; an arrow marks those on the way to the translation."""
+    """Returns a table of the candidates of a step; an arrow marks the prefix of the translation."""
     rows: list[list[Cell]] = []
     for candidate in one.beam[place]:
         is_on_way = candidate.tokens == tuple(one.tokens[: place + 1])
@@ -402,7 +412,7 @@ def _beam(translator: Translator, one: Explained, place: int) -> Html:
 
 
 def _ended(translator: Translator, one: Explained) -> Html:
-    """All hypotheses that ended, best first, and why the search stopped."""
+    """Returns a table of all hypotheses that ended, best first, with a note on the score and when the search stops."""
     decoding = translator.config.decoding
     ended = [candidate for step in one.beam for candidate in step if candidate.score is not None]
     ended.sort(key=lambda candidate: -(candidate.score or 0.0))
@@ -433,7 +443,7 @@ def _scoring(decoding: DecodingConfig) -> str:
 
 
 def _heads(one: Explained) -> list[Html]:
-    """A picture for every head of every layer."""
+    """Returns a picture of the attention of every head of every layer; a note if the model has no attention."""
     if not one.attention:
         return [note("This model has no attention: it sees the source as one vector.")]
     maps = [

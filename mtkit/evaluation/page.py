@@ -48,7 +48,7 @@ VOID = ("br", "input", "meta", "col")  # elements that have no content and no cl
 
 
 def joined(*content: Content) -> Html:
-    """Returns all content in a row, with text escaped."""
+    """Returns the given content concatenated, with text escaped."""
     parts: list[str] = []
     for part in content:
         if isinstance(part, Html):
@@ -77,10 +77,10 @@ def read_data(page: str, name: str) -> Any:
 
 
 def page(title: str, *content: Content, command: str, style: str = "", script: str = "") -> str:
-    """Returns a whole page; `style` is CSS of its own, and `script` JavaScript that runs once the page is loaded.
+    """Returns a whole page; `style` is further CSS, and `script` JavaScript that runs once the page is loaded.
 
-    `command` names the command that makes the page, such as "report"; `require_page` knows the page by it. The page may
-    load nothing: its content security policy forbids it.
+    `command` names the command that makes the page, such as "report"; `require_page` recognises the page by it. The
+    content security policy of the page forbids it to load anything.
     """
     policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
     head = joined(
@@ -98,17 +98,17 @@ def page(title: str, *content: Content, command: str, style: str = "", script: s
 
 
 def _generator(command: str) -> Html:
-    """Returns the element near the beginning of a page by which mtkit knows it again."""
+    """Returns the element by which `require_page` recognises a page of a command; it is in the first HEAD_BYTES."""
     return element("meta", name="generator", content=f"mtkit {command}")
 
 
-HEAD_BYTES = 1000  # of a page, which hold the element that _generator returns
+HEAD_BYTES = 1000  # from the start of a page, enough to hold the element that _generator returns
 
 
 def require_page(path: Path, command: str) -> None:
-    """Raises MtkitError if `command` can write no page to `path`; called before any work is done.
+    """Raises MtkitError if `command` cannot write a page to `path`; called before any work is done.
 
-    What is at `path` is replaced only if it is a page of the same command, or empty.
+    A file that is at `path` already may be replaced only if it is empty or a page of the same command.
     """
     if path.suffix.lower() != ".html":
         raise MtkitError(f"--output: found {path}, wants a file that ends in .html")
@@ -133,7 +133,7 @@ def write_page(path: Path, text: str) -> None:
 
 
 def section(title: str, *content: Content, id_: str | None = None) -> Html:
-    """Returns a section with a heading; links reach it as `#id_`, by default the words of the title with hyphens."""
+    """Returns a section with a heading; its id, for links, is `id_`, by default the title's words with hyphens."""
     name = id_ or re.sub(r"\W+", "-", title.lower()).strip("-")
     return element("section", element("h2", title), *content, id=name)
 
@@ -149,9 +149,9 @@ def note(*content: Content) -> Html:
 
 
 def folded(summary: str, *content: Content) -> Html:
-    """Returns content of which only `summary` shows until the reader clicks on it.
+    """Returns content that is hidden behind `summary` until the reader clicks on that.
 
-    On paper, all of it shows, except in a figure: there it is left out, since its table of numbers may be long.
+    On paper, all of the content shows, except in figures, whose tables of numbers may be long.
     """
     return element("details", element("summary", summary), *content)
 
@@ -240,7 +240,7 @@ NUM_STYLES = 6  # of curves and bars; more repeat
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 2", "12 4")
 WIDTH, HEIGHT = 360, 210
 LEFT, RIGHT, TOP, BOTTOM = 48, 10, 10, 34  # margins around the plot
-MOST_POINTS = 300  # of a curve; of more, every n-th is drawn
+MOST_POINTS = 300  # in a curve, about; of a longer curve, every n-th point is drawn
 
 
 @dataclass(frozen=True)
@@ -255,7 +255,7 @@ class Curve:
 def line_chart(title: str, curves: Sequence[Curve], x_label: str) -> Html:
     """Returns a line chart, with its numbers in a folded table below; "" if there are no points.
 
-    Several curves have a legend. Only points whose coordinates are finite count.
+    There is a legend if there are several curves. Points whose coordinates are not finite are not drawn.
     """
     curves = [Curve(curve.label, _thinned(curve.points), curve.is_marked) for curve in curves]
     points = [point for curve in curves for point in curve.points if all(map(math.isfinite, point))]
@@ -296,7 +296,7 @@ def line_chart(title: str, curves: Sequence[Curve], x_label: str) -> Html:
 
 
 def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Returns at most about `MOST_POINTS` of the points, the last among them."""
+    """Returns every n-th point, about `MOST_POINTS` at most, and the last one in any case."""
     stride = max(1, -(-len(points) // MOST_POINTS))
     kept = list(points[::stride])
     return kept if not points or kept[-1] == points[-1] else [*kept, points[-1]]
@@ -397,7 +397,7 @@ def weight_map(title: str, rows: Sequence[str], columns: Sequence[str], weights:
 
 
 def weighted_words(words: Sequence[str], weights: Sequence[float]) -> Html:
-    """Returns words in a row, each on a background as strong as its weight, from 0 to 1.
+    """Returns words side by side; the background of each is as strong as its weight, from 0 to 1.
 
     The weight stands below the word, in %.
     """

@@ -113,7 +113,7 @@ def save(figure: "Figure", path: Path) -> None:
 
 
 def fonts_for(characters: set[str]) -> list[str]:
-    """Returns the names of installed fonts that have those of the characters that `MAIN_FONT` lacks.
+    """Returns the names of installed fonts that cover the characters missing from `MAIN_FONT`.
 
     Warns of characters that no installed font has.
     """
@@ -145,7 +145,7 @@ def fonts_for(characters: set[str]) -> list[str]:
 
 
 def _matplotlib() -> None:
-    """Silences the log of matplotlib. Raises MtkitError if matplotlib is not installed."""
+    """Silences the log of matplotlib; raises MtkitError if matplotlib is not installed."""
     try:
         import matplotlib as mpl
     except ModuleNotFoundError:
@@ -162,8 +162,8 @@ END_LABEL = "</s>"
 class Attention:
     """Attention weights of a sentence pair.
 
-    When the model predicts target piece q, each attention head gives a weight to each source piece; row q of the matrix
-    of a head holds these weights. In shapes, Q is the number of target pieces and S the number of source pieces.
+    Row q of the matrix (Q, S) of an attention head holds the weights that the head gives to the S source pieces when
+    the model predicts target piece q.
     """
 
     source: list[str]  # pieces; the last one is the end mark
@@ -171,10 +171,10 @@ class Attention:
     weights: list[NDArray[np.float32]]  # (H, Q, S) for each layer; rows sum to 1
 
     def of(self, layer: int | None, head: int | None, mean: bool) -> list[tuple[str, NDArray[np.float32]]]:
-        """Returns a title and weights (Q, S) for each head of one layer, or of all layers if `layer` is `None`.
+        """Returns (title, weights (Q, S)) for each head of one layer, or of all layers if `layer` is `None`.
 
-        If `head` is a number, only that head of each layer is returned. With `mean`, only the mean over the heads of
-        each layer is returned. Layers and heads are numbered from 1. Raises MtkitError if there is no such layer or
+        If `head` is a number, only that head of each layer is returned. With `mean`, the mean over the heads of each
+        layer is returned instead. Layers and heads are numbered from 1. Raises MtkitError if there is no such layer or
         head.
         """
         chosen = []
@@ -189,7 +189,7 @@ class Attention:
 
 
 def _indices(name: str, number: int | None, count: int) -> Sequence[int]:
-    """Returns the index of the layer or head with the number `number`, or all `count` indices if `number` is `None`.
+    """Returns the index of layer or head `number`, counted from 1, as a sequence; all `count` indices for `None`.
 
     Raises MtkitError if `number` is greater than `count`; the error message names the option `name`.
     """
@@ -275,7 +275,7 @@ def position_table(config: Config, num_positions: int) -> NDArray[np.float32]:
 def waves_to_draw(table: NDArray[np.float32]) -> list[int]:
     """Returns the indices of the dimensions to draw as curves.
 
-    For each number n in `CROSSINGS`, the dimension whose number of zero crossings is nearest to n is chosen.
+    For each number n in `CROSSINGS`, this is the dimension whose number of zero crossings is nearest to n.
     """
     crossings = (np.diff(np.signbit(table), axis=0) != 0).sum(axis=0)
     return sorted({int(np.abs(crossings - wanted).argmin()) for wanted in CROSSINGS})
@@ -345,9 +345,8 @@ def paper_schedule(text: str) -> Schedule:
 def schedule_points(schedule: Schedule, num_steps: int) -> tuple[list[int], list[float]]:
     """Returns steps from 1 to `num_steps`, and the learning rate at each of these steps.
 
-    There are not many more than `MOST_POINTS` steps. The last step of warm-up is always among them. With the schedule
-    "wsd", so is the last step before the decay (the fall of the learning rate at the end of training). Without these
-    two steps, the curve would have no sharp corners.
+    There are not many more than `MOST_POINTS` steps. To keep the corners of the curve sharp, the last step of warm-up
+    is always among them and, with the schedule "wsd", the last step before the decay.
     """
     stride = -(-num_steps // MOST_POINTS)
     corners = [settled(schedule.training.warmup_steps)]
@@ -404,8 +403,8 @@ class History:
 def read_log(run: Path) -> list[dict[str, Any]]:
     """Read all events in the log.jsonl of a run directory, in order; an incomplete last line is ignored.
 
-    If training has only just begun and the run directory has no log yet, raises CheckpointError. Raises DataError if
-    `run` is not a run directory, or if the log is damaged: all that WANTED lists is checked here, and only here.
+    Raises CheckpointError if the run directory has no log yet, since training has only just begun. Raises DataError if
+    `run` is not a run directory, or if the log is damaged. Only here are the values of events checked, against WANTED.
     """
     path = run / "log.jsonl"
     try:
@@ -430,7 +429,7 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     return events
 
 
-LARGEST = 1e100  # of a number in a log; the largest of fp32 is 3e38
+LARGEST = 1e100  # the largest number allowed in a log; that of fp32 is 3e38
 
 
 def _is_number(value: Any) -> bool:
@@ -453,7 +452,7 @@ def _is_list_of(check: Callable[[Any], bool], value: Any) -> bool:
     return isinstance(value, list) and all(map(check, value))
 
 
-# What is wanted of the values of an event that are drawn or shown, by key: in words, and as a check.
+# For each key of an event that is drawn or shown: the wanted kind of value, in words, and a function that checks it.
 FIGURES = ("loss", "nll", "bleu", "chrf", "lr", "gradient_norm", "tokens_per_second")
 WANTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "event": ("text", _is_text),
@@ -465,7 +464,7 @@ WANTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("source", "hypothesis", "reference"), ("text", _is_text)),
     **dict.fromkeys(FIGURES, (f"a number up to {LARGEST:g}, or null", _is_figure)),
 }
-# The keys that an event must have, besides its kind, by this kind; other kinds may have any.
+# For each kind of event, the keys that it must have besides `event`; events of other kinds may have any keys.
 NEEDED = {
     "train": ("step",),
     "validation": ("step",),
@@ -476,7 +475,7 @@ NEEDED = {
 
 
 def _fault_of_event(event: dict[str, Any]) -> str | None:
-    """Returns in words the first value of an event that is missing or not what WANTED says; `None` if all is well."""
+    """Returns text on the first value of an event that is missing or not as WANTED says; `None` if all is well."""
     kind = event.get("event")
     for key in ("event", *(NEEDED.get(kind, ()) if isinstance(kind, str) else ())):
         if key not in event:
@@ -500,7 +499,7 @@ def read_history(run: Path) -> History:
 
 
 def series(history: History, event: str, key: str, by: str = "step") -> tuple[list[float], list[float]]:
-    """Returns two lists for a curve: the steps of all events of kind `event`, and the values of `key` in these events.
+    """Returns the x and y values of a curve: the steps of all events of kind `event`, and their values of `key`.
 
     Events without `key` are left out. If `by` is "minutes", the first list holds minutes of training instead of steps.
     Raises DataError if the log has no minutes.
@@ -511,7 +510,7 @@ def series(history: History, event: str, key: str, by: str = "step") -> tuple[li
 
 
 def _minutes(history: History, steps: Iterable[int]) -> list[float]:
-    """Returns the minutes of training until each of the steps, interpolated between the training events in the log.
+    """Returns how many minutes training took to reach each step, interpolated between the training events in the log.
 
     Raises DataError if the training events have no minutes.
     """

@@ -42,7 +42,7 @@ from mtkit.text.lines import read_lines
 from mtkit.translation.scores import NUM_RESAMPLES, SignificanceTest, corpus_scores, sentence_scores
 from mtkit.translation.translator import Translator, load_bundle
 
-NUM_SENTENCES = 5  # shown of the best, of the worst, and of those that differ most between two systems
+NUM_SENTENCES = 5  # number shown of the best, of the worst, and of those that differ most between two systems
 SAME = 1e-6  # scores that differ by at most this are equal: scores.json is written with all digits
 TEST: SignificanceTest = "bootstrap"
 
@@ -88,7 +88,7 @@ class Reported:
 
     @classmethod
     def open(cls, key: str, path: Path, overrides: Sequence[str]) -> "Reported":
-        """Opens the model at `path`; if mtkit chose a checkpoint of an unfinished run, says which."""
+        """Opens the model at `path`; if that is an unfinished run, tells the user which checkpoint is opened."""
         bundle = open_model(path)
         tell(bundle.storage)
         events = read_log(path) if (path / "log.jsonl").exists() else []
@@ -101,7 +101,7 @@ class Reported:
 
     @property
     def training(self) -> dict[str, Any]:
-        """What bundle.json says of the training."""
+        """The entry `training` of bundle.json; empty if there is none."""
         found: dict[str, Any] = self.bundle.description.get("training", {})
         return found
 
@@ -111,7 +111,7 @@ class Reported:
         return [event for event in self.events if event.get("event") == "start"]
 
     def scores(self, test_set: str) -> dict[str, dict[str, Any]]:
-        """The stored scores on a test set, by metric."""
+        """The stored scores on a test set, as records of scores.json, by metric."""
         return {score["metric"]: score for score in read_scores(self.bundle) if score["test_set"] == test_set}
 
     def stored_lines(self, test_set: str) -> list[str] | None:
@@ -129,13 +129,13 @@ class TestSet:
     name: str
     sources: list[str]
     references: list[list[str]]
-    lines: dict[str, list[str]]  # by the key of the system
-    scores: dict[str, list[ScoredSet]]  # likewise
-    fault: str | None = None  # why there are no texts; the stored scores are shown alone
+    lines: dict[str, list[str]]  # translations, by the key of the system
+    scores: dict[str, list[ScoredSet]]  # by the key of the system
+    fault: str | None = None  # why the texts could not be read; only stored scores are then shown
 
 
 def test_sets_of(systems: Sequence[Reported]) -> list[TestSet]:
-    """Returns the test sets of the first system, translated by all; a language model has none."""
+    """Returns the test sets of the first system, translated and scored for all systems; [] for a language model."""
     config = systems[0].bundle.config
     if config.task == "language_model":
         return []
@@ -167,8 +167,8 @@ def test_sets_of(systems: Sequence[Reported]) -> list[TestSet]:
 def _lines(system: Reported, name: str, files: SetFiles, sources: list[str], references: list[list[str]]) -> list[str]:
     """Returns the translations of a test set by a system, one for each source.
 
-    If there is a stored translation for each source, and scoring them again gives the stored scores, returns the stored
-    translations. Otherwise, the system translates the test set anew.
+    These are the stored translations, if there is one for each source and scoring them again gives the stored scores.
+    Otherwise, the system translates the test set anew.
     """
     stored, scores = system.stored_lines(name), system.scores(name)
     if stored is not None and scores and len(stored) == len(sources):
@@ -207,7 +207,7 @@ def report_page(systems: Sequence[Reported]) -> str:
 
 
 def _systems(systems: Sequence[Reported]) -> Html:
-    """The main facts, a row for each fact and a column for each system."""
+    """Returns a table of the main facts, a row for each fact and a column for each system."""
     facts = [_facts(system) for system in systems]
     rows = [[name, *(fact[name] for fact in facts)] for name in facts[0]]
     changed = [
@@ -242,7 +242,7 @@ def _facts(system: Reported) -> dict[str, Cell]:
 def _best_validation(system: Reported) -> str | None:
     """Returns text on the best validation in the log, such as "bleu 38.71 at update 4,000"; `None` if there is none.
 
-    The best one is that with the best value of the metric that selects checkpoints.
+    The best validation is the one with the best value of the metric that selects checkpoints.
     """
     select_by = system.bundle.config.training.select_by
     key = "nll" if select_by == "loss" else select_by
@@ -399,7 +399,7 @@ def _sentences(systems: Sequence[Reported], one: TestSet) -> Iterator[Html]:
 def _ranked(scores: Sequence[float], sources: Sequence[str]) -> list[int]:
     """Returns the indices of the sentences, those with the lowest scores first.
 
-    Of sentences with equal scores, the one with the longest source comes last.
+    Sentences with equal scores are in order of the length of their source, in characters, the longest last.
     """
     return sorted(range(len(scores)), key=lambda place: (scores[place], len(sources[place])))
 
@@ -450,7 +450,7 @@ PANELS = (
 
 
 def _training(systems: Sequence[Reported]) -> list[Html]:
-    """The curves of training, and what else the log tells."""
+    """Charts of the training curves, and a table of changes and faults in the log."""
     charts = []
     for event, key, title in PANELS:
         curves = []
@@ -467,7 +467,7 @@ def _training(systems: Sequence[Reported]) -> list[Html]:
 
 
 def _happened(system: Reported) -> Iterator[list[Cell]]:
-    """Rows on changed settings, updates that were skipped, and averaged checkpoints."""
+    """Yields (system, update, what happened) for changed settings, skipped updates, overflows and averages."""
     for event in system.events:
         step = event.get("step")
         match event.get("event"):
@@ -484,7 +484,7 @@ def _happened(system: Reported) -> Iterator[list[Cell]]:
 
 
 def _samples(systems: Sequence[Reported]) -> list[Html]:
-    """What the models said of validation sentences as training went on."""
+    """Translations of validation sentences that were logged in the course of training, a table for each system."""
     found = []
     for system in systems:
         rows = [
@@ -502,7 +502,7 @@ def _samples(systems: Sequence[Reported]) -> list[Html]:
 
 
 def _settings(systems: Sequence[Reported]) -> Html:
-    """The settings in which a system differs from the defaults; ≠ marks those in which systems differ."""
+    """A table of the settings in which a system differs from the defaults; ≠ marks those in which systems differ."""
     changed = [_changed(system) for system in systems]
     whole = [dict(settings_of(system.bundle.config.model_dump(mode="json"))) for system in systems]
     names = {name for settings in changed for name in settings}
@@ -526,9 +526,9 @@ def _changed(system: Reported) -> dict[str, Any]:
 
 
 def _place_of(all_settings: Sequence[dict[str, Any]]) -> Any:
-    """Returns a sort key for names of settings: a function that gives their order in config.yaml.
+    """Returns a sort key for names of settings: a function from a name to its place in config.yaml.
 
-    The order is that in which the names first occur in `all_settings`; other names come last.
+    The place is that of the first occurrence of the name in `all_settings`; unknown names come last.
     """
     order = list(dict.fromkeys(name for settings in all_settings for name in settings))
     return lambda name: order.index(name) if name in order else len(order)
@@ -595,12 +595,12 @@ def _environment(systems: Sequence[Reported]) -> list[Content]:
 # The diagnosis of `mtkit doctor`.
 
 WIDTH = 110  # characters of an example on the terminal
-PAGE_WIDTH = 400  # characters of a side on the page
-MOST_FILES = 20  # that the page names
+PAGE_WIDTH = 400  # characters of one side of an example on the page
+MOST_FILES = 20  # files that the page names at most
 
 
 def as_text(diagnosis: Diagnosis) -> str:
-    """The diagnosis as lines of text, ended by a line feed."""
+    """Returns the diagnosis as lines of text for the terminal."""
     lines = [_summary(diagnosis)]
     for name in diagnosis.kinds:
         kind, found = KINDS[name], diagnosis.found[name]
@@ -642,7 +642,7 @@ def _on_one_line(example: Example) -> str:
 
 
 def visible(text: str) -> str:
-    """The text with a visible code, such as <U+200B>, in place of each character that cannot be seen."""
+    """Returns the text with each invisible character replaced by a visible code, such as <U+200B>."""
     return "".join(
         character if character.isprintable() or character in "\u00a0\u202f\u3000" else f"<U+{ord(character):04X}>"
         for character in text
@@ -657,7 +657,7 @@ def _cut(text: str, width: int) -> str:
 
 
 def as_html(diagnosis: Diagnosis) -> str:
-    """The diagnosis as a page: a table of the kinds that were found, then each kind with its examples."""
+    """Returns the diagnosis as a page: a table of the kinds of faults found, then each kind with its examples."""
     rows: list[list[Cell]] = [
         [element("a", KINDS[name].title, href=f"#{_anchor(name)}"), *_counts(diagnosis, name)]
         for name in diagnosis.kinds
@@ -704,8 +704,5 @@ def _section(diagnosis: Diagnosis, name: str) -> Html:
 
 
 def _shown(text: str) -> Html:
-    """Returns the text as an HTML `bdi` element.
-
-    The text then has a direction of its own, left to right or right to left, whatever surrounds it.
-    """
+    """Returns the text as an HTML `bdi` element, so that its direction does not depend on the text around it."""
     return element("bdi", text)
