@@ -1,9 +1,10 @@
 """Boards: checks of claims without training, on mtkit's own models, losses, schedules and tokenizers.
 
-A board is a function without arguments that returns figures by name. It takes at most a few seconds on one core, draws
-from seeds of its own, and leaves the global random state unchanged. An experiment file names the boards that it wants;
-its predictions read their figures, as in `board["leaks", "minus infinity"]`. If a name ends with a comma and a number,
-the figure is a point of a curve. Only the figures of the board "milliseconds" differ from call to call.
+A board is a function without arguments that returns figures (numbers) by name. It takes at most a few seconds on one
+core, has seeds of its own for random numbers, and leaves the global random state unchanged. An experiment file names
+the boards that it wants; its predictions read their figures, as in `board["leaks", "minus infinity"]`. If the name of a
+figure ends with a comma and a number, the figure is a point of a curve, and the number is its x value. Only the figures
+of the board "milliseconds" differ from call to call.
 
 Shapes: R rows, L length, Q queries, N keys, H heads, K width of a head, D model width, V vocabulary size, P positions.
 """
@@ -55,13 +56,13 @@ SMALL: dict[str, Any] = {"d_model": 16, "num_heads": 4, "d_ff": 24, "encoder_lay
 
 
 def random_numbers(*shape: int, seed: int = 1) -> Tensor:
-    """Returns fp64 numbers from a normal distribution of mean 0 and variance 1."""
+    """Returns an fp64 tensor of this shape with numbers from a normal distribution of mean 0 and variance 1."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 @contextmanager
 def seeded() -> Iterator[None]:
-    """Seeds the random numbers that PyTorch draws within the block, and restores the global random state after it."""
+    """Context manager that seeds PyTorch's random numbers in the block, and restores the global random state after."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(1)
         yield
@@ -70,7 +71,7 @@ def seeded() -> Iterator[None]:
 def made(config: AnyModelConfig, vocab_size: int = VOCAB) -> TranslationModel:
     """Returns a random model in fp64, without dropout.
 
-    Its biases and gains are drawn too: with biases of zero, some faults would stay hidden.
+    Its biases and gains are random, too: with biases of zero, some faults would stay hidden.
     """
     model = new_model(config, vocab_size, vocab_size, seed=1).double().eval()
     generator = torch.Generator().manual_seed(2)
@@ -92,18 +93,18 @@ def recurrent(**settings: Any) -> TranslationModel:
 
 
 def sentences(*lengths: int, seed: int = 1) -> list[list[int]]:
-    """Returns random sentences of these lengths, in token ids."""
+    """Returns random sentences of these lengths, as lists of token ids."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(FIRST_WORD, VOCAB, (length,), generator=generator).tolist() for length in lengths]
 
 
 def batch_of(model: TranslationModel, sources: list[list[int]], targets: list[list[int]]) -> Batch:
-    """Returns these pairs as a batch of training."""
+    """Returns these sentence pairs as one training batch with padding."""
     return padded_batch(ragged(sources), ragged(targets), model.boundaries)
 
 
 def other_word(token: int) -> int:
-    """Returns the id of another word."""
+    """Returns the id of a word other than `token`."""
     return FIRST_WORD + (token - FIRST_WORD + 1) % (VOCAB - FIRST_WORD)
 
 
@@ -115,7 +116,7 @@ def largest(values: Tensor) -> float:
 # What a word can see.
 
 Weigh = Callable[[Tensor, Tensor], Tensor]
-LENGTH = 6  # words of the sentences whose leaks are measured
+LENGTH = 6  # number of words in the sentences with which leaks are measured
 
 
 def masked_afterwards(query: Tensor, key: Tensor, renormalized: bool) -> Tensor:
@@ -127,7 +128,7 @@ def masked_afterwards(query: Tensor, key: Tensor, renormalized: bool) -> Tensor:
     return weights / weights.sum(-1, keepdim=True) if renormalized else weights
 
 
-# Five ways to hide later words, of which only the last is what models do.
+# Attention without a mask, and four ways to hide later words; models do it in the last way.
 MASKS: dict[str, Weigh] = {
     "no mask": lambda query, key: layers.attention_weights(query, key, None, causal=False),
     "product before the softmax": lambda query, key: layers.attention_weights(
@@ -158,9 +159,9 @@ def leak_of_attention(weigh: Weigh) -> float:
 
 
 def leak_of_decoder(model: TranslationModel) -> float:
-    """Returns the largest change of the predictions up to a word when that word changes.
+    """Returns the largest change of the features that predict a target word, or one before it, when that word changes.
 
-    These are the features that predict the word itself and the words before it, so the result should be 0.
+    These features should not depend on the word, so the result should be 0.
     """
     [source], [target] = sentences(5), sentences(LENGTH, seed=2)
 
@@ -177,7 +178,7 @@ def leak_of_decoder(model: TranslationModel) -> float:
 
 
 def leak_of_encoder(model: TranslationModel) -> float:
-    """Returns how much the states of the first words of a source change when the last word changes."""
+    """Returns the largest change of the encoder's states for earlier words when the last word of a source changes."""
     [source] = sentences(LENGTH)
     states = [
         model.encoder(source_rows(ragged([words]))).states[0, : LENGTH - 1]
@@ -200,11 +201,12 @@ def difference_of_steps(model: TranslationModel) -> float:
 
 @torch.no_grad()
 def leaks() -> Figures:
-    """How much a word sees of what it must not see, for five masks and for whole models.
+    """How much of later words leaks into the outputs for earlier ones, for each entry of MASKS and for whole models.
 
-    "steps, no mask" is the largest difference between decoding word by word and decoding each prefix at once, in a
-    model without the causal mask; it should be 0. Such a model must compute the whole prefix again at each step: with a
-    cache of keys and values, earlier words could not see later ones.
+    A leak is the largest change of an output that should stay the same; "steps" is the largest difference between
+    decoding word by word and decoding each prefix at once.
+    "steps, no mask", the same in a model without the causal mask, should be 0, too. Such a model must compute the whole
+    prefix again at each step: with a cache of keys and values, earlier words could not see later ones.
     """
     found = {name: leak_of_attention(weigh) for name, weigh in MASKS.items()}
     found["decoder"] = leak_of_decoder(transformer())
@@ -220,11 +222,11 @@ def leaks() -> Figures:
 
 @torch.no_grad()
 def connection() -> Figures:
-    """How much the decoder's outputs depend on the source, and what gradient the encoder gets.
+    """How much the decoder's outputs depend on the source, and how large the encoder's gradient is.
 
     - "states replaced, one vector", "states replaced, attention": the largest change of the features of a recurrent
-      model without and with attention when noise replaces the encoder's states for all source tokens; the final states
-      (`Memory.finals`), from which the decoder starts, stay
+      model without and with attention when noise replaces the encoder's states for all source tokens, but not the final
+      states (`Memory.finals`), from which the decoder starts
     - "gradient of the encoder": the norm of the gradients of the encoder's layers, in a Transformer with and without
       cross-attention
     - "least change": in the same two models, the smallest change of the features of a target token when one source word
@@ -270,13 +272,13 @@ def least_change(model: TranslationModel) -> float:
 
 @torch.no_grad()
 def order() -> Figures:
-    """How well the encoder and the decoder tell orders of words apart, by position code.
+    """How well the encoder and the decoder tell different word orders apart, for each kind of position code.
 
-    "encoder": the source words are put into another order, and so are the encoder's states of the original source; the
-    figure is the largest difference between these states and those of the reordered source. 0 means that the encoder
-    does not tell the orders apart. "output": the largest difference between the decoder's features for the two sources.
-    "decoder": in decoders of one and of two layers without position codes, the largest change of the last token's
-    features when the first two target words are exchanged.
+    - "encoder": the largest difference between the encoder's states of a reordered source and its states of the
+      original source, reordered in the same way; 0 means that the encoder cannot tell the orders apart
+    - "output": the largest difference between the decoder's features for the two sources
+    - "decoder": in decoders of one and of two layers without position codes, the largest change of the last token's
+      features when the first two target words are exchanged
     """
     [source], [target] = sentences(7), sentences(6, seed=2)
     moved = [3, 1, 0, 4, 6, 2, 5]
@@ -298,13 +300,13 @@ def order() -> Figures:
     return found
 
 
-CODE_WIDTH, CODE_LENGTH = 128, 1000  # of the position codes that are compared
+CODE_WIDTH, CODE_LENGTH = 128, 1000  # width and number of the position codes that are compared
 
 
 def codes(kind: str) -> Tensor:
-    """Returns the codes (P, D) that a position encoding of mtkit gives to the first CODE_LENGTH positions, in fp64.
+    """Returns the position codes (P, D) of a kind for the first CODE_LENGTH positions, in fp64.
 
-    Learned codes are as they are before training.
+    `kind` is a value of the setting `positions`. Learned codes have their random initial values.
     """
     make = layers.POSITIONS[kind]
     assert make is not None, "only codes that are added or concatenated to embeddings"
@@ -338,17 +340,17 @@ def misfit_of_best_map(table: Tensor, offset: int) -> float:
 
 @torch.no_grad()
 def codes_compared() -> Figures:
-    """What position codes are like, and whether a linear map leads from one to a later one.
+    """Properties of position codes, and whether a linear map leads from a code to a later one.
 
-    "rotation" is the largest error of the map in closed form, a rotation, from a sinusoidal code to the one 1, 7 or 100
-    positions later. "best map" is, for each kind of code, the error of the best affine map to the code 7 positions
-    later (`misfit_of_best_map`), fitted and measured on the same positions. These describe sinusoids of width 128:
+    "rotation" is the largest error of `offset_map`, a rotation, from a sinusoidal code to the one 1, 7 or 100 positions
+    later. "best map" is, for each kind of code, the error of the best affine map to the code 7 positions later
+    (`misfit_of_best_map`), fitted and measured on the same positions. These figures are for sinusoids of width 128:
 
     - "smallest step", "largest step": the distance of two neighbouring codes, relative to the length of a code
     - "directions with 99 % of the variance", "dimensions in use": of the first 50 codes, the number of principal
       directions, and of dimensions that vary by more than 0.1
     - "before unlike after": the largest difference between a code's dot product with the code k positions before it and
-      that with the code k positions after it, for k of 1, 5 and 20
+      its dot product with the code k positions after it, for k of 1, 5 and 20
     - "closest positions": the smallest distance of two codes
 
     "period of bit 0" and "period of bit 3" are the periods of two columns of binary codes, in positions. "rotary, both
@@ -394,7 +396,7 @@ def period(column: Tensor) -> float:
 
 
 def change_of_rotary_scores() -> float:
-    """Returns how much the scores of rotated queries and keys change when both move on by five positions."""
+    """Returns the largest change of rotary attention's scores when queries and keys both move on by five positions."""
     query, key = random_numbers(2, 1, 1, 12, 16).float()
     rotary = layers.RotaryPositions(16)
     scores = []
@@ -408,10 +410,10 @@ TRAINED_LENGTH, TABLE_LENGTH = 12, 64
 
 
 def learned_rows() -> Figures:
-    """Which rows of a table of learned positions get a gradient when the longest sentence has 12 words.
+    """How many rows of a table of learned positions get a gradient when the longest sentence has 12 words.
 
-    The rows beyond keep their random values, whatever the training. "scalar, largest trained" and "scalar, largest
-    later" are the values that the scalar code has at the last trained position, and at the last position of the table.
+    Later rows keep their random values, however long training is. "scalar, largest trained" and "scalar, largest later"
+    are the values of the scalar code at the last trained position, and at the last position of the table.
     """
     model = transformer(positions="learned", max_positions=TABLE_LENGTH)
     lengths = range(1, TRAINED_LENGTH + 1)
@@ -429,17 +431,17 @@ def learned_rows() -> Figures:
 # Learning rate and loss.
 
 
-CURVES = ((512, 4000), (512, 8000), (256, 4000))  # width and warm-up
+CURVES = ((512, 4000), (512, 8000), (256, 4000))  # model width, and warm-up in updates
 
 
 def rates_of(d_model: int, warmup_steps: int, steps: Sequence[int]) -> dict[int, float]:
-    """Returns the learning rates of these updates in the original schedule, by update."""
+    """Returns the learning rates of these updates in the schedule "noam" (Vaswani et al. 2017), by update."""
     settings = TrainingConfig(schedule="noam", warmup_steps=warmup_steps)
     return {step: learning_rate(step, settings, d_model) for step in steps}
 
 
 def noam() -> Figures:
-    """The peaks of three learning-rate curves of the original schedule, named by width and warm-up.
+    """The peaks of the learning-rate curves in CURVES, by model width and warm-up, and the updates of the peaks.
 
     "after both peaks" is the largest relative difference between the two curves of width 512 from step 8,000 on.
     """
@@ -454,7 +456,7 @@ def noam() -> Figures:
 
 
 def learning_rates() -> Figures:
-    """The three learning-rate curves of `noam`, at every 500th update."""
+    """The learning-rate curves in CURVES, at every 500th update."""
     steps = (1, *range(500, 20_001, 500))
     return {
         f"width {d_model} and warm-up {warmup}, {step}": rate
@@ -464,9 +466,9 @@ def learning_rates() -> Figures:
 
 
 def loss_at(odds: float, vocab_size: int, smoothing: float) -> tuple[float, float]:
-    """Returns the loss of a token whose label has the log-odds `odds`, and its derivative with respect to them.
+    """Returns the loss of a token, and its derivative with respect to `odds`, the log-odds of the label.
 
-    The other tokens share the rest of the probability evenly.
+    The other tokens of the vocabulary share the rest of the probability evenly.
     """
     output = Output(Embedding(vocab_size, 2, scaled=False)).double()
     with torch.no_grad():
@@ -480,7 +482,7 @@ def loss_at(odds: float, vocab_size: int, smoothing: float) -> tuple[float, floa
 
 
 def lowest_loss(vocab_size: int, smoothing: float) -> tuple[float, float]:
-    """Returns the probability of the label at which the loss is least, at most 1 - 1e-9, and the loss there."""
+    """Returns the label's probability that minimises the loss, and the minimum; the former is at most 1 - 1e-9."""
     low, high = 0.0, -math.log(1e-9)
     for _ in range(60):
         middle = (low + high) / 2
@@ -492,11 +494,11 @@ def lowest_loss(vocab_size: int, smoothing: float) -> tuple[float, float]:
 
 
 def smoothing() -> Figures:
-    """Where the label-smoothed loss is least, and what it is there, by the size of the vocabulary and the smoothing.
+    """The minimum of the label-smoothed loss ("floor"), and the label's probability there, by vocabulary and smoothing.
 
-    mtkit spreads the smoothing mass over all V words. Others spread it over the V - 1 wrong words; this is the same as
-    mtkit's with the smoothing multiplied by V / (V - 1) ("spread over the others"). "surer than that" is how far the
-    loss is above its minimum if the label gets the probability 0.999.
+    mtkit spreads the smoothing mass over all V words. Other tools spread it over the V - 1 wrong words, which is the
+    same as mtkit's way with the smoothing multiplied by V / (V - 1) ("spread over the others"). "surer than that" is
+    how far the loss is above its minimum if the label gets the probability 0.999.
     """
     found: Figures = {}
     for vocab_size, mass in ((5, 0.0), (5, 0.1), (5, 0.4), (8000, 0.1)):
@@ -509,7 +511,7 @@ def smoothing() -> Figures:
 
 
 def smoothed_loss() -> Figures:
-    """The loss of a token over the probability of its label, for three amounts of smoothing and 8,000 words."""
+    """The loss of a token by the probability of its label, for three amounts of smoothing and 8,000 words."""
     probabilities = (0.05, *(n / 10 for n in range(1, 10)), 0.95, 0.98, 0.99, 0.999)
     return {
         f"smoothing {mass}, {probability}": loss_at(math.log(probability / (1 - probability)), 8000, mass)[0]
@@ -523,7 +525,7 @@ NUM_KEYS, NUM_QUERIES = 20, 400
 
 @torch.no_grad()
 def first_attention(width: int, scaled: bool) -> Tensor:
-    """Returns attention weights (1, 1, Q, N) of random queries and keys of variance 1, as they are at the start."""
+    """Returns attention weights (1, 1, Q, N) of random queries and keys of variance 1, as before training."""
     query = random_numbers(1, 1, NUM_QUERIES, width, seed=width)
     key = random_numbers(1, 1, NUM_KEYS, width, seed=width + 1)
     with seeded():
@@ -536,9 +538,9 @@ SCALES = {"scaled": True, "unscaled": False}
 
 
 def entropy() -> Figures:
-    """How even attention over 20 keys is at the start, by the width of a head, with and without its scale.
+    """The mean entropy of attention over 20 keys before training, by head width, with and without scaling.
 
-    The mean entropy in nats, at most log 20 = 3.00.
+    It is in nats, and at most log 20 = 3.00, if attention is even.
     """
     return {
         f"{name}, {width}": float(torch.special.entr(first_attention(width, scaled)).sum(-1).mean())
@@ -548,9 +550,9 @@ def entropy() -> Figures:
 
 
 def slope() -> Figures:
-    """How much of a gradient a softmax of attention passes on at the start, by the width of a head.
+    """How much of the gradient passes through the softmax of attention before training, by head width and scaling.
 
-    The mean of w (1 - w) over the weights of 20 keys.
+    A figure is the mean of w (1 - w), the derivative of the softmax, over the weights w of 20 keys.
     """
     found: Figures = {}
     for (name, scaled), width in itertools.product(SCALES.items(), WIDTHS):
@@ -570,9 +572,9 @@ NORMS: dict[str, dict[str, Any]] = {
 
 
 def gradients_of(model: TranslationModel, batches: Sequence[Batch], tokens: int | None = None) -> dict[str, Tensor]:
-    """Returns the gradient of the loss per target token, by the name of the weight; the loss has no smoothing.
+    """Returns the gradient of the loss per target token, without label smoothing, by the name of the weight.
 
-    The loss is summed over all batches and divided by `tokens`, by default the number of their target tokens.
+    The loss is summed over all batches and divided by `tokens`, by default the number of target tokens in all batches.
     """
     settings = TrainingConfig(label_smoothing=0.0)
     tokens = tokens or sum(batch.target_tokens for batch in batches)
@@ -600,9 +602,9 @@ def deep_models() -> Iterator[tuple[str, TranslationModel, Batch, int]]:
 
 
 def cosines() -> Figures:
-    """How alike the words of a sentence are at the top of an encoder before training, by the number of layers.
+    """The mean cosine between an encoder's states of two words of a sentence before training, by number of layers.
 
-    The mean cosine between the states of two words, where 1 means that all words look the same.
+    1 means that the states of all words point in the same direction.
     """
     return {f"{name}, {number}": mean_cosine(model, batch.source) for name, model, batch, number in deep_models()}
 
@@ -610,7 +612,7 @@ def cosines() -> Figures:
 def gradients() -> Figures:
     """The norms of the gradients of three feed-forward layers before training, by the number of layers.
 
-    They are the first and the last of the encoder, and the last of the decoder.
+    These are the first and the last feed-forward layer of the encoder, and the last one of the decoder.
     """
     found: Figures = {}
     for name, model, batch, number in deep_models():
@@ -626,7 +628,7 @@ def gradients() -> Figures:
 
 @torch.no_grad()
 def mean_cosine(model: TranslationModel, source: Rows) -> float:
-    """Returns the mean cosine between the encoder's states of two different words of a sentence, end marks excepted.
+    """Returns the mean cosine between the encoder's states of two words of a sentence, without end marks.
 
     It is measured before the norm that follows the last layer of a pre-norm model, if there is one.
     """
@@ -640,11 +642,11 @@ def mean_cosine(model: TranslationModel, source: Rows) -> float:
     return float((cosines.sum((1, 2)) - length).mean() / (length * (length - 1)))
 
 
-# What must wait for what, in training and in translation.
+# Sequential work in training and in translation: what cannot be computed in parallel.
 
 
 def longest_chain(output: Tensor) -> int:
-    """Returns the largest number of operations, one after the other, on any way from the leaves to `output`."""
+    """Returns the number of operations on the longest path from the leaves of the autograd graph to `output`."""
     lengths: dict[Any, int] = {}
     waiting: list[tuple[Any, bool]] = [(output.grad_fn, False)]
     while waiting:
@@ -658,12 +660,12 @@ def longest_chain(output: Tensor) -> int:
     return lengths[output.grad_fn]
 
 
-TOKENS = 2048  # of each forward and backward pass that is timed, whatever the length of the sentences
+TOKENS = 2048  # in each forward and backward pass that is timed, whatever the length of the sentences
 STEP_LENGTHS = (8, 32, 128)
 
 
 def layers_to_run() -> dict[str, Callable[[Tensor], Tensor]]:
-    """Returns a layer of attention and two of recurrent cells, all from (R, L, 32) to the same shape."""
+    """Returns a layer of attention and two of recurrent cells, by name; each maps (R, L, 32) to the same shape."""
     with seeded():
         attention = layers.SelfAttention(32, 4, 0.0)
         cells = {name: RecurrentLayer(name, 32, 32) for name in ("gru", "tanh")}
@@ -672,16 +674,16 @@ def layers_to_run() -> dict[str, Callable[[Tensor], Tensor]]:
 
 
 def read_from_zero(cells: RecurrentLayer, x: Tensor) -> Tensor:
-    """Returns the outputs (R, L, D) of recurrent cells whose first state is zero."""
+    """Returns the outputs (R, L, D) of recurrent cells whose initial state is zero."""
     outputs: Tensor = cells(x, x.new_zeros(len(x), cells.state_width))[0]
     return outputs
 
 
 def steps() -> Figures:
-    """How many operations must follow one another in a layer, forwards, by the length of the sentences.
+    """How many operations of a layer's forward pass must follow one another, by the length of the sentences.
 
-    They are counted in the graph that the gradient runs through. "product against loop" is the difference between
-    attention to all words as one product, and word by word.
+    This is the longest path in the autograd graph. "product against loop" is the largest difference between attention
+    computed for all words at once, and word by word.
     """
     found: Figures = {}
     for (name, layer), length in itertools.product(layers_to_run().items(), STEP_LENGTHS):
@@ -694,10 +696,10 @@ def steps() -> Figures:
 
 
 def milliseconds() -> Figures:
-    """How long a layer takes forwards and backwards for 2,048 words, by the length of the sentences.
+    """How many milliseconds a layer's forward and backward pass take for 2,048 words, by sentence length.
 
-    Each is the shortest of three times on this machine's CPU. A layer whose positions do not wait for one another is
-    faster only if there are idle processors to work on them at the same time.
+    Each figure is the shortest of three times on this machine's CPU. A layer whose positions can be computed in
+    parallel is faster only if there are idle processors to do so.
     """
     found: Figures = {}
     for (name, layer), length in itertools.product(layers_to_run().items(), STEP_LENGTHS):
@@ -718,7 +720,7 @@ FORCED_LENGTH = 20
 
 @torch.no_grad()
 def search_work() -> Figures:
-    """What the decoder computes to write 20 words: how often it is called, and for how many words in all.
+    """How often the decoder is called to produce 20 words, and the total number of words that it computes.
 
     A decoder with a cache computes each word once; a decoder without one computes all words so far at every step.
     Scoring a given translation takes one call. Mask-predict takes one call for each of its iterations, however long
@@ -759,7 +761,7 @@ def search_work() -> Figures:
 
 
 def count_words(model: TranslationModel, work: Callable[[], object]) -> list[int]:
-    """Returns, for each call of the first layer of the decoder during `work`, for how many words it computed."""
+    """Calls `work`; returns, for each call of the decoder's first layer in it, the number of words computed."""
     decoder: Any = model.decoder
     counts: list[int] = []
     handle = decoder.layers[0].register_forward_hook(
@@ -775,10 +777,10 @@ NUM_SEARCHED = 6
 
 @torch.no_grad()
 def search() -> Figures:
-    """The log-probability of what searches find with a random model, by the size of the beam, and the best there is.
+    """The log-probability of the translations that searches find with a random model, by the size of the beam.
 
-    It is the mean of a few sentences, without a length penalty. "best of all" tries every translation of up to three
-    words.
+    It is the mean over a few sentences, without a length penalty. "best of all" is that of the best translation of up
+    to three words, found by scoring all of them.
     """
     vocab_size, longest = FIRST_WORD + 3, 3
     model = made(TransformerConfig(**{**SMALL, "d_model": 32, "scale_embeddings": False}), vocab_size)
@@ -805,7 +807,7 @@ def search() -> Figures:
 
 
 def side_by_side(rows: Sequence[Rows], num_padding: int) -> Rows:
-    """Returns rows of one sentence each as a single row in which they stand side by side, followed by padding."""
+    """Returns rows of one sentence each packed into a single row, followed by `num_padding` padding tokens."""
     padding = torch.zeros(1, num_padding, dtype=torch.int64)
     parts = [(each.ids, each.segments * number, each.positions) for number, each in enumerate(rows, start=1)]
     ids, segments, positions = (torch.cat([*part, padding], 1) for part in zip(*parts, strict=True))
@@ -813,7 +815,7 @@ def side_by_side(rows: Sequence[Rows], num_padding: int) -> Rows:
 
 
 def below_padding(rows: Rows) -> Rows:
-    """Returns the rows below one that holds nothing but padding."""
+    """Returns the rows with a further row at the top that holds nothing but padding."""
     ids, segments, positions = (nn.functional.pad(x, (0, 0, 1, 0)) for x in (rows.ids, rows.segments, rows.positions))
     return Rows(ids, segments, positions)
 
@@ -823,9 +825,9 @@ def batches() -> Figures:
     """How much the features of sentences in one batch differ from those of each sentence alone, in fp64.
 
     "padded against single" and "packed against single" are the largest differences for a padded batch, and for all
-    sentences packed into one row. "beside an empty row" is the largest change of the padded batch when a row that is
-    all padding is put above it. Each "finite" is 1 if all features, those of padding included, are finite, and 0 if any
-    is NaN or infinite.
+    sentences packed into one row. "beside an empty row" is the largest change of the padded batch's features when a row
+    of padding alone is put above it. Each figure "finite" is 1 if all features, those of padding included, are finite,
+    and 0 if any is NaN or infinite.
     """
     model = transformer()
     sources, targets = sentences(7, 3, 5), sentences(4, 6, 2, seed=2)
@@ -850,12 +852,12 @@ def batches() -> Figures:
 def chain_rule() -> Figures:
     """Whether the probabilities of all translations sum to 1, and how two means of a loss differ.
 
-    "complete" is the probability of all translations of at most three tokens. "unfinished" is the probability of all
-    longer ones, computed as that of all sequences of four tokens that a translation can begin with.
+    "complete" is the total probability of all translations of at most three tokens. "unfinished" is that of all longer
+    ones, computed as the total probability of all prefixes of four tokens.
 
-    The means are those of two sentences, a short one and a long one. "mean over tokens" is the mean loss of all their
-    tokens, and "loss per token" is the same mean as training computes it. "mean of sentence means" is the mean of the
-    two sentences' mean losses, in which a short sentence has as much weight as a long one.
+    The means are taken over a short and a long sentence. "mean over tokens" is the mean loss of all their tokens, and
+    "loss per token" is the same mean as training computes it. "mean of sentence means" is the mean of the two
+    sentences' mean losses, in which a short sentence has as much weight as a long one.
     """
     vocab_size, longest = FIRST_WORD + 1, 3
     model = made(TransformerConfig(**SMALL), vocab_size)
@@ -887,7 +889,7 @@ def chain_rule() -> Figures:
 
 
 def memory() -> Figures:
-    """How much the state of a recurrent layer depends on the word 1, 5, 20 or 50 steps before, before training.
+    """How much the output of an untrained recurrent layer depends on the word 1, 5, 20 or 50 positions earlier.
 
     A figure is the norm of the gradient with respect to that word, divided by the norm for the current word. "later" is
     the largest norm for a later word, which must be 0. "attention" has the same figures for a self-attention layer.
@@ -907,10 +909,10 @@ def memory() -> Figures:
 
 
 def reach(name: str, outputs: Tensor, x: Tensor) -> Figures:
-    """Returns the figures of `memory` for one output of a layer; their names begin with `name`.
+    """Returns the figures of `memory` for a layer; their names begin with `name`.
 
-    The layer computed `outputs`, (R, L, D), from `x`, (R, L, D). The output is that at index L - 6, so that five later
-    words remain.
+    The layer computed `outputs` (R, L, D) from `x` (R, L, D). The current word is that at index L - 6, so that there
+    are five later words.
     """
     place = outputs.shape[1] - 6
     direction = random_numbers(*outputs[:, place].shape, seed=3)
@@ -921,11 +923,11 @@ def reach(name: str, outputs: Tensor, x: Tensor) -> Figures:
 
 
 def ranks() -> Figures:
-    """Whether two halves of a batch, on devices of their own, give the gradient of the whole batch.
+    """Whether two halves of a batch, as on two devices, give the gradient of the whole batch.
 
-    Differences are relative to the norm of the whole gradient. "halves" sums both gradients and divides by the tokens
-    of both halves, as training does; "mean of halves" averages the gradients of the two means, which is not the same
-    where the halves differ in tokens.
+    A figure is the norm of the difference to the gradient of the whole batch, relative to the norm of the latter.
+    "halves" sums the gradients of both halves and divides by the tokens of the whole batch, as training does; "mean of
+    halves" averages the gradients of their mean losses, which differs if the halves have different numbers of tokens.
     """
     model = transformer()
     sources, targets = sentences(9, 8, 2, 3), sentences(8, 9, 3, 1, seed=2)
@@ -967,19 +969,22 @@ def words_of(lines: Iterable[str]) -> list[list[str]]:
     return [[word.strip(".,?!").lower() for word in line.split() if word.strip(".,?!")] for line in lines]
 
 
-NUM_LINES = 5000  # of the training text, on which tokenizers are trained
-FORMS = ("s", "ed", "ing")  # of regular English verbs
+NUM_LINES = 5000  # number of lines of the training text on which tokenizers are trained
+FORMS = ("s", "ed", "ing")  # endings of regular English verbs
 VOCAB_SIZES = (150, 300, 1000, 4000)
 
 
 def families_of(counts: Counter[str]) -> list[list[str]]:
-    """Returns the families of word forms in a text: a word of three letters or more, with at least two of its FORMS."""
+    """Returns the families of word forms in a text: a word of three letters or more, then the forms that occur.
+
+    The forms are the word with each ending in FORMS, at least two of which occur. `counts` holds the words of the text.
+    """
     families = [[base, *(base + form for form in FORMS if base + form in counts)] for base in sorted(counts)]
     return [family for family in families if len(family) > 2 and len(family[0]) > 2]
 
 
 def cutter(lines: list[str], settings: TokenizerConfig) -> Callable[[str], list[str]]:
-    """Trains a tokenizer on these lines; returns a function that cuts a word into its pieces."""
+    """Trains a tokenizer on these lines; returns a function that segments a word into its pieces."""
     with TemporaryDirectory() as folder:
         train_tokenizer(lambda: lines, list, settings, Path(folder))
         tokenizer = Tokenizer.load(Path(folder))
@@ -999,12 +1004,15 @@ def share(answers: Iterable[bool]) -> float:
 
 
 def segmentations() -> Figures:
-    """How tokenizers of several sizes cut families of word forms, such as walk and walking.
+    """How tokenizers with several vocabulary sizes segment families of word forms, such as walk and walking.
 
-    "stem" is the share of families in which the base form is one piece and every other form is cut and begins with it,
-    "whole" that of families whose forms are all single pieces. "pieces per word" is the mean over the words of the test
-    text. "unknown" is the share of these words of which some part becomes the unknown token, with a vocabulary of 300
-    whole words and with one of 300 BPE pieces.
+    - "families": the number of families in the training text
+    - "stem": the share of families whose base form is one piece, and whose other forms each have several pieces, the
+      first of which is the base form
+    - "whole": the share of families whose forms are all single pieces
+    - "pieces per word": the mean over the words of the test text
+    - "unknown": the share of words of the test text that have an unknown token, with a vocabulary of 300 whole words,
+      and with one of 300 BPE pieces
     """
     train, test = (
         [" ".join(words) for words in words_of(read_lines(demo(f"{part}.en")))] for part in ("train", "test")
@@ -1028,17 +1036,17 @@ def segmentations() -> Figures:
 
 
 def bits(counts: Counter[str]) -> float:
-    """Returns the entropy of a distribution that is given by counts, in bits."""
+    """Returns the entropy, in bits, of the distribution that these counts give."""
     total = counts.total()
     return sum(count / total * math.log2(total / count) for count in counts.values())
 
 
 def continuations() -> Figures:
-    """How open the next word is, by the word before it, and how many sentences have several translations.
+    """How uncertain the next word is after some words, and how many sentences have several translations.
 
-    "bits" is the entropy of the next word in the English text; "ten likeliest" is the share of the ten most frequent
-    ones. "several translations" is the share of different sentences of one language that occur with more than one
-    translation.
+    "bits" is the entropy of the next word in the English text, after a given word; "ten likeliest" is the share of the
+    ten most frequent next words. "several translations" is the share of different sentences of a language that occur
+    with more than one translation.
     """
     texts = [list(read_lines(demo(f"train.{language}"))) for language in ("fr", "en")]
     followers: dict[str, Counter[str]] = {}
@@ -1061,9 +1069,11 @@ def continuations() -> Figures:
 def alignments() -> Figures:
     """Alignment error rates, in per cent, of guesses for the demo corpus that use no attention.
 
-    The guesses are the diagonal, which knows nothing but the lengths, the first source word for every target word, and
-    for comparison the gold links themselves. Attention is worth something only where it is better than the diagonal.
-    "sentences that are not monotone" is the share, 0 to 1, of sentences whose gold links cross.
+    - "diagonal": links along the diagonal, from the lengths of the sentences alone; attention is useful only if it is
+      better
+    - "first word": a link from every target word to the first source word
+    - "gold": for comparison, the sure gold links
+    - "sentences that are not monotone": the share, from 0 to 1, of sentences whose sure gold links cross
     """
     pairs = list(zip(*(read_lines(demo(f"test.{language}")) for language in ("fr", "en")), strict=True))
     gold = read_gold(demo("test.align"), pairs)
@@ -1078,7 +1088,7 @@ def alignments() -> Figures:
 
 
 def is_monotone(links: Sequence[tuple[int, int]]) -> bool:
-    """Whether no two of the links, sorted, cross each other."""
+    """Whether no two of the links (source index, target index) cross each other; the links must be sorted."""
     return all(b[1] >= a[1] for a, b in itertools.combinations(links, 2) if b[0] > a[0])
 
 

@@ -1,10 +1,10 @@
-"""What is measured of a trained model, and verdicts: whether a claim about measures holds, despite their noise.
+"""Measures of trained models, and verdicts: whether a claim about measures holds, despite their noise.
 
-Measures are kept as statistics of single sentences so that their noise can be computed. Measures that come from one
+Measures are stored as statistics of single sentences so that their noise can be computed. Measures that come from one
 pass over the text form a group. Shapes: N sentences, K statistics of a sentence (the columns of a group), B resamples
 of the sentences, S seeds. In a verdict, the values of a measure are (S, 1 + B): for each seed, the measure on the test
-sentences themselves, then on resamples, which are the same for all variants. So every expression of measures has values
-of this shape, and a difference of two variants is resampled in pairs (Koehn, 2004).
+sentences themselves, then on the resamples, which are the same for all variants. So every expression of measures has
+values of this shape, and the difference of two variants is resampled in pairs (Koehn, 2004).
 """
 
 import ast
@@ -42,7 +42,7 @@ from mtkit.translation.scores import bleu_of, bleu_statistics
 from mtkit.translation.translator import CUT_OFF, OUT_OF_POSITIONS, Translator, load_bundle
 
 Statistics = NDArray[np.float64]  # (N, K)
-Sums = NDArray[np.float64]  # (B, K)
+Sums = NDArray[np.float64]  # (1 + B, K): over the sentences, and over each resample
 Record = dict[str, Any]
 
 # The table of measures.
@@ -52,16 +52,16 @@ Record = dict[str, Any]
 class Measure:
     """A measure: which statistics it is computed from, and how."""
 
-    what: str  # for tables
+    what: str  # what it is, in words, for tables
     group: str  # a key of GROUPS
-    value: Callable[[Sums], NDArray[np.float64]]  # of sums (B, K): (B,)
-    by: dict[str, dict[str, tuple[str, str]]] = field(default_factory=dict)  # subsets: name to group and set in it
+    value: Callable[[Sums], NDArray[np.float64]]  # from sums (1 + B, K) to the measure (1 + B,)
+    by: dict[str, dict[str, tuple[str, str]]] = field(default_factory=dict)  # kinds of subsets: name to (group, set)
     digits: int = 2
-    rows: str = "all"  # the set of the group that the measure is taken of
+    rows: str = "all"  # the set of the group's record with the statistics
 
 
 def _ratio(over: int, under: int, factor: float = 1.0) -> Callable[[Sums], NDArray[np.float64]]:
-    """A function that divides one column of sums by another."""
+    """Returns a function that divides column `over` of sums by column `under`, times `factor`; 0 / 0 gives 0."""
 
     def value(sums: Sums) -> NDArray[np.float64]:
         with np.errstate(all="ignore"):
@@ -80,15 +80,15 @@ def _perplexity(sums: Sums) -> NDArray[np.float64]:
 
 
 def _calibration_error(sums: Sums) -> NDArray[np.float64]:
-    """The mean distance between confidence and accuracy over bins of confidence (Guo et al. 2017), in %."""
+    """Returns the mean distance between confidence and accuracy over bins of confidence (Guo et al. 2017), in %."""
     counts, confidences, right = (sums[:, 6 + part * NUM_BINS : 6 + (part + 1) * NUM_BINS] for part in range(3))
     return np.asarray(100 * np.abs(confidences - right).sum(1) / np.maximum(counts.sum(1), 1))
 
 
-# The columns of translations, after those of BLEU.
+# The columns of the group "translations", after those of BLEU.
 NUM_BLEU = 10
 LINES, EXACT, REPEATED, WORDS, REFERENCE_WORDS, EMPTY, CUT, SCORE = range(NUM_BLEU, NUM_BLEU + 8)
-NUM_BINS = 15  # of confidence
+NUM_BINS = 15  # bins of confidence
 MOST_JOINED = 3
 
 BY_LENGTH = {name: ("translations", name) for name in ("short", "medium", "long")}
@@ -138,7 +138,7 @@ MEASURES: dict[str, Measure] = {
     "tokens_per_second": Measure("target tokens a second in training", "speed", _ratio(0, 1), digits=0),
 }
 ALWAYS = ("parameters", "minutes")
-# Measures of a training that diverged; others that need a model are not a number, so that no such run looks good.
+# Values of measures if training diverged; other measures that need a model are NaN, so that no such run looks good.
 IF_DIVERGED = dict.fromkeys(("bleu", "exact", "accuracy"), 0.0)
 IF_DIVERGED |= dict.fromkeys(("perplexity", "nll", "bits", "bits_per_character"), math.inf)
 
@@ -151,8 +151,8 @@ NUM_RESAMPLES = 400
 def resamples(num_sentences: int) -> NDArray[np.float64]:
     """Returns how often each resample contains each sentence, (1 + NUM_RESAMPLES, N).
 
-    The first row contains each sentence once; the others are drawn. They depend on N alone, so that all variants are
-    measured on the same resamples (paired bootstrap).
+    The first row contains each sentence once; the other rows are random. They depend on N alone, so that all variants
+    are measured on the same resamples (paired bootstrap).
     """
     generator = np.random.default_rng(num_sentences)
     drawn = generator.multinomial(num_sentences, [1 / num_sentences] * num_sentences, size=NUM_RESAMPLES)
@@ -167,7 +167,7 @@ def values_of(measure: Measure, rows: Statistics) -> NDArray[np.float64]:
 
 
 def constant(value: float) -> NDArray[np.float64]:
-    """Returns a value that no resampling changes, (1 + NUM_RESAMPLES,)."""
+    """Returns (1 + NUM_RESAMPLES,) times `value`, for a measure that no resampling changes."""
     return np.full(1 + NUM_RESAMPLES, value)
 
 
@@ -176,16 +176,16 @@ def constant(value: float) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Subject:
-    """A finished run, or one that diverged, of which something is measured."""
+    """A run to measure, which is finished or diverged."""
 
-    config: Config  # of the variant; its decoding may differ from that of the run
+    config: Config  # settings of the variant; their decoding section may differ from that of the run
     run: Path
     check: Callable[[], None]  # raises an error when the time is up
     diverged: bool = False
 
     @cached_property
     def translator(self) -> Translator:
-        """The model, with the decoding of the variant."""
+        """The model of the run, with the decoding settings of the variant."""
         decoding = self.config.decoding.model_dump(mode="json")
         settings = [f"decoding.{name}={json.dumps(value)}" for name, value in decoding.items()]
         return load_bundle(open_bundle(self.run / "model"), [f"device={self.config.device}", *settings])
@@ -197,19 +197,19 @@ class Subject:
 
     @cached_property
     def test_lines(self) -> tuple[list[str], list[list[str]]]:
-        """The sources and the references of the test set, or else of the validation text."""
+        """The sources, and the lines of each reference, of the test set or, without one, of the validation text."""
         if self.test_set is not None:
             return read_test_set(self.test_set)
         sources, references = read_validation(self.config.model_copy(update={"run_dir": self.run}))
         return sources, [references]
 
     def done(self, _: int) -> None:
-        """Called after each batch."""
+        """Call this after each batch; raises an error when the time is up."""
         self.check()
 
 
 def _translation_rows(subject: Subject, sources: Sequence[str], references: Sequence[Sequence[str]]) -> Record:
-    """Translates; returns the statistics of each line, and the translations."""
+    """Translates `sources`; returns the statistics of each line ("rows"), and the translations ("texts")."""
     tag = subject.test_set.tag if subject.test_set else None
     lines = list(subject.translator.translate_lines([tagged(line, tag) for line in sources], done=subject.done))
     texts, notes = [line.text for line in lines], [line.notes for line in lines]
@@ -227,7 +227,7 @@ def _translation_rows(subject: Subject, sources: Sequence[str], references: Sequ
 
 
 def translations(subject: Subject) -> Record:
-    """Translates the test set; sentences are also divided into thirds by the words of their source."""
+    """Translates the test set; returns a record that also divides it into thirds by the words of the source."""
     if subject.config.task == "language_model":
         return {"sets": {}}
     sources, references = subject.test_lines
@@ -256,18 +256,17 @@ def joined(subject: Subject) -> Record:
 
 
 def _joined(lines: Sequence[str], count: int) -> list[str]:
-    """Joins each `count` consecutive lines to one, with spaces between them.
+    """Joins each group of `count` consecutive lines into one line, with spaces between them.
 
-    Only a multiple of six lines is used, whatever `count` is, so that the text is the same for all counts from 1 to
-    MOST_JOINED; the lines after it are left out. If there are fewer than six lines, only those that are too few for
-    another group are left out.
+    Lines after the last multiple of six are left out, so that the text is the same for all counts from 1 to
+    MOST_JOINED. If there are fewer than six lines, only the lines after the last full group are left out.
     """
     whole = len(lines) - len(lines) % math.lcm(*range(1, MOST_JOINED + 1)) or len(lines)
     return [" ".join(lines[start : start + count]) for start in range(0, whole - count + 1, count)]
 
 
 def likelihood(subject: Subject) -> Record:
-    """Measures how the model predicts the validation tokens, given the right tokens before each.
+    """Measures how well the model predicts each validation token from the reference tokens before it.
 
     A masked model (cmlm) predicts all tokens of a target at once, from the source and the target length alone. The
     columns are those of `_likelihood_rows`.
@@ -276,26 +275,26 @@ def likelihood(subject: Subject) -> Record:
 
 
 def wrong_source(subject: Subject) -> Record:
-    """The same as `likelihood`, where each target has the source of the next pair."""
+    """Measures the same as `likelihood`, with each source replaced by that of the next pair."""
     return {"sets": {"all": _likelihood_rows(subject, 1)}}
 
 
 @torch.inference_mode()
 def _likelihood_rows(subject: Subject, turned: int) -> list[list[float]]:
-    """Returns a row of sums over the tokens of each validation pair.
+    """Returns a row for each validation pair, with sums over its target tokens.
 
-    The row of a pair that has an empty side (in a language model, an empty target), or a side longer than
-    data.max_length, is zero. With `turned` = n, each target gets the source of the pair n places further on; after the
-    last pair comes the first. The columns are:
+    The row is zero if a side of the pair is empty (in a language model, the target) or longer than data.max_length.
+    With `turned` = n, each target gets the source of the pair n places further on; after the last pair comes the first.
+    The columns are:
 
     - the negative log-likelihood, in nats
     - the number of tokens
-    - the number of tokens that are predicted rightly
-    - the probability of the likeliest token
-    - the entropy of the prediction, in nats
+    - the number of tokens that are predicted correctly
+    - the sum of the probabilities of the likeliest tokens
+    - the sum of the entropies of the predictions, in nats
     - the number of characters of the target, plus 1
-    - for each bin of confidence, the number of tokens; then for each bin, their confidence; then for each bin, the
-      number of them that are predicted rightly
+    - for each bin of confidence, the number of tokens; then for each bin, the sum of their confidences; then for each
+      bin, the number of its tokens that are predicted correctly
     """
     sources, targets = read_validation(subject.config.model_copy(update={"run_dir": subject.run}))
     sources = sources[turned:] + sources[:turned]
@@ -332,7 +331,10 @@ def _likelihood_rows(subject: Subject, turned: int) -> list[list[float]]:
 
 
 def _token_statistics(log_probs: torch.Tensor, labels: torch.Tensor) -> Statistics:
-    """The columns of `_likelihood_rows` for the tokens of one sentence, from (T, V) log-probabilities."""
+    """Returns the row (K,) of `_likelihood_rows` for one sentence, from log-probabilities (T, V) and labels (T,).
+
+    The column with the number of characters is 0.
+    """
     best, likeliest = log_probs.max(1)
     confidence, right = best.exp().double().cpu(), (likeliest == labels).double().cpu()
     bins = (confidence * NUM_BINS).long().clamp(max=NUM_BINS - 1)
@@ -349,7 +351,11 @@ NUM_SHUFFLED, NUM_SHUFFLES = 200, 3
 
 
 def shuffled(subject: Subject) -> Record:
-    """How often a translation stays the same when the source tokens are shuffled, the end mark staying last."""
+    """Counts, for each sentence, how many shuffles of the source tokens leave the translation unchanged.
+
+    The end mark stays last, and only shuffles that change the order count. The columns are the number of unchanged
+    translations, and the number of shuffles.
+    """
     if subject.config.task == "language_model":
         return {"sets": {}}
     sources = subject.test_lines[0][:NUM_SHUFFLED]
@@ -373,7 +379,10 @@ def shuffled(subject: Subject) -> Record:
 
 
 def alignments(subject: Subject) -> Record:
-    """Links read off attention to the source, against gold links beside the test set: test.align for test.fr."""
+    """Compares alignments from attention with gold alignments beside the test set, such as test.align for test.fr.
+
+    The record has a set for the default layer ("all"), for each of the first six layers, and for the diagonal.
+    """
     files, model = subject.test_set, subject.config.model
     gold_path = None if files is None else files.source.with_suffix(".align")
     if gold_path is None or not gold_path.exists() or not model.has_attention:
@@ -401,7 +410,7 @@ def alignments(subject: Subject) -> Record:
 
 
 def training(subject: Subject) -> Record:
-    """Facts of the training: parameters, minutes, updates, the last loss, whether it ended well."""
+    """Returns facts of the training: parameters, minutes, updates, last loss, and 1 if it ended well, else 0."""
     events = read_log(subject.run)
     trained = [event for event in events if event["event"] == "train"]
     last = trained[-1] if trained else {}
@@ -417,16 +426,16 @@ def training(subject: Subject) -> Record:
 
 
 def speed(subject: Subject) -> Record:
-    """Target tokens a second, one for each line of the training log."""
+    """Returns the target tokens per second of each training event in the log."""
     events = read_log(subject.run)
     rates = [event["tokens_per_second"] for event in events if event["event"] == "train"]
     return {"sets": {"all": [[rate, 1.0] for rate in rates]} if rates else {}}
 
 
 def measured(group: str, subject: Subject) -> Record:
-    """Returns the record of all measures of `group`, a key of GROUPS, which are taken in one pass.
+    """Measures the group `group`, a key of GROUPS, in one pass; returns its record.
 
-    If training diverged, there is no model, so that the record has no statistics unless the group needs no model.
+    If training diverged, there is no model; the record then has no statistics unless the group needs no model.
     """
     return {"sets": {}} if subject.diverged and group not in UNMODELLED else GROUPS[group](subject)
 
@@ -443,12 +452,12 @@ GROUPS: dict[str, Callable[[Subject], Record]] = {
 }
 UNMODELLED = ("training", "speed")  # these read the log, so a run that diverged has them, too
 DECODED = ("translations", "joined", "shuffled")  # these depend on the settings of decoding
-READ = (*DECODED, "alignments")  # and these on the test set
-FORMAT = 2  # of the records; a new one has everything measured again
+READ = (*DECODED, "alignments")  # these depend on the test set
+FORMAT = 2  # number of the records' format; if it changes, everything is measured again
 
 
 def record_name(group: str, config: Config) -> str:
-    """Returns the name of the file, in the folder `measures` of a run, for a group measured with these settings."""
+    """Returns the name of the file, in a run's folder `measures`, with the record of a group for these settings."""
     told: list[Any] = [FORMAT]
     if group in DECODED:
         told.append(config.decoding.model_dump(mode="json"))
@@ -463,12 +472,12 @@ def record_name(group: str, config: Config) -> str:
 
 @cache
 def known_fingerprint(path: Path) -> str:
-    """The checksum of a file's text, read once in a process."""
+    """Returns the checksum of a file's text; each file is read once per process."""
     return fingerprint(path)
 
 
 def parsed_record(text: str) -> Record:
-    """Parses the JSON text of a record; raises ValueError if it does not have the form of one."""
+    """Returns the record in this JSON text; raises ValueError if the text does not have the form of a record."""
     try:
         found: Record = json.loads(text)
         sets, parts = found["sets"], found.get("parts", {})
@@ -486,8 +495,8 @@ def parsed_record(text: str) -> Record:
 def rows_of(record: Record, name: str) -> Statistics | None:
     """Returns the statistics called `name` in a record, (N, K); `None` if it has none.
 
-    `name` is a key of the record's "sets", or of its "parts", each of which selects sentences of the set "all". Null in
-    a record stands for infinity.
+    `name` is a key of the record's "sets", or of its "parts", each of which selects sentences of the set "all". `None`
+    in a record stands for infinity.
     """
     if name in record.get("parts", {}):
         whole = rows_of(record, "all")
@@ -503,7 +512,7 @@ if TYPE_CHECKING:
 
 # Verdicts.
 
-Values = NDArray[np.float64]  # (S, 1 + B); either may be 1 where nothing varies
+Values = NDArray[np.float64]  # (S, 1 + B); a size is 1 if nothing varies along it
 
 # Expressions.
 
@@ -514,12 +523,12 @@ BOARD = "board"  # the name that stands for the results of checks without traini
 class Reference:
     """A measure of a variant, such as `bleu["base", "long"]`, or a result of a board."""
 
-    measure: str  # or BOARD
-    variant: str  # or the name of the board
-    subset: str | None = None  # of the test sentences, or the name of the result of the board
+    measure: str  # a key of MEASURES, or BOARD
+    variant: str  # the name of the variant, or of the board
+    subset: str | None = None  # the name of a subset of the test sentences, or of a result of the board
 
     def __str__(self) -> str:
-        """The reference as it is written in an expression."""
+        """Returns the reference as it is written in an expression."""
         quoted = [f'"{name}"' for name in (self.variant, self.subset) if name is not None]
         return f"{self.measure}[{', '.join(quoted)}]"
 
@@ -533,7 +542,7 @@ class Expression:
 
     @property
     def references(self) -> tuple[Reference, ...]:
-        """What the expression refers to, each once, in order."""
+        """The references in the expression, in order, without duplicates."""
         return tuple(dict.fromkeys(_references(self.tree)))
 
 
@@ -552,7 +561,7 @@ WANTED = (
 
 
 def parse(text: str) -> Expression:
-    """Returns the expression in `text`, which is true or false. Raises ValueError if there is a mistake in it."""
+    """Returns the expression in `text`, which must be true or false; raises ValueError if it is malformed."""
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -562,10 +571,10 @@ def parse(text: str) -> Expression:
 
 
 def _check(node: ast.expr, text: str, is_truth: bool) -> None:
-    """Raises ValueError unless `node` is an expression of the wanted kind, with known parts.
+    """Raises ValueError unless `node` is an allowed expression: a truth value with `is_truth`, else a number.
 
-    With `is_truth`, the kind is a comparison, or several joined by and, or and not; otherwise, it is a number. `text`,
-    the whole expression, is quoted in the error.
+    A truth value is a comparison, or several joined by and, or and not. `text`, the whole expression, is quoted in the
+    error.
     """
     match node:
         case ast.BoolOp(values=parts) if is_truth:
@@ -600,7 +609,7 @@ def _check(node: ast.expr, text: str, is_truth: bool) -> None:
 
 
 def _names(index: ast.expr) -> list[str]:
-    """The names between the brackets of a reference; empty if they are no texts."""
+    """Returns the names between the brackets of a reference; [] if they are not all strings."""
     parts = index.elts if isinstance(index, ast.Tuple) else [index]
     names = [part.value for part in parts if isinstance(part, ast.Constant) and isinstance(part.value, str)]
     return names if len(names) == len(parts) else []
@@ -631,15 +640,15 @@ class Estimate:
     """A number with its noise."""
 
     value: float
-    noise: float  # half the width of the 95 % interval, 0 if it is exact
+    noise: float  # half the width of the 95 % interval; 0 if the number is exact
     num_seeds: int = 1
 
 
 def estimate(values: Values) -> Estimate:
-    """Returns the mean over the seeds, with the noise of the sentences and, where there are several, of the seeds.
+    """Returns the mean over the seeds, with its noise: half the width of a 95 % interval.
 
-    The noise of the sentences is half the width of the bootstrap interval. The noise of the seeds is that of their
-    mean, by Student's t distribution. The two are independent, so their squares are added.
+    The noise has two parts: that of the sentences, half the width of the bootstrap interval, and with several seeds
+    that of their mean, by Student's t distribution. The two are independent, so their squares are added.
     """
     points = values[:, 0]
     noise = 0.0
@@ -649,7 +658,7 @@ def estimate(values: Values) -> Estimate:
         noise = float(high - low) / 2
     if len(points) > 1:
         quantile = T_QUANTILES.get(len(points), 2.0)
-        # Where a seed diverged, the others tell nothing of the mean.
+        # If some seeds diverged and others did not, nothing is known of the mean.
         unsure = 0.0 if (points == points[0]).all() else math.inf
         spread = float(points.std(ddof=1)) if np.isfinite(points).all() else unsure
         noise = math.hypot(noise, quantile * spread / math.sqrt(len(points)))
@@ -657,7 +666,7 @@ def estimate(values: Values) -> Estimate:
 
 
 def value_of(node: ast.expr, lookup: Lookup) -> Values:
-    """Returns the values of a numeric expression, of which all measures have the same seeds."""
+    """Returns the values of a numeric expression, all of whose measures must have the same number of seeds."""
     match node:
         case ast.Constant(value=value):
             return np.full((1, 1), float(value))  # type: ignore[arg-type]
@@ -689,18 +698,18 @@ _ORDER = {FAILS: -1, NOISE: 0, HOLDS: 1}
 
 @dataclass(frozen=True)
 class Finding:
-    """What came of a prediction or a condition of validity."""
+    """The result of a prediction or a condition of validity."""
 
     text: str
     state: str  # one of HOLDS, NOISE, FAILS, NOT_RUN, NOT_HERE
-    is_true: bool = False  # whether it is true of the values alone, without regard to noise
-    margin: Estimate | None = None  # left side minus right side, of a single comparison
+    is_true: bool = False  # whether it is true if noise is ignored
+    margin: Estimate | None = None  # left side minus right side, if it is a single comparison
     sides: tuple[Estimate, Estimate] | None = None
-    condition: str | None = None  # of a prediction with `if`
+    condition: str | None = None  # the text after `if` of a prediction that has one
 
 
 class MissingError(Exception):
-    """A measure is not there; `state` is NOT_RUN, or NOT_HERE if this size does not have it."""
+    """Raised if a measure has no value; `state` is NOT_RUN, or NOT_HERE if this size does not have the measure."""
 
     def __init__(self, state: str) -> None:
         super().__init__(state)
@@ -710,9 +719,9 @@ class MissingError(Exception):
 def find(expression: Expression, lookup: Lookup, condition: str | None = None) -> Finding:
     """Returns the finding on an expression: whether it holds, and by how much.
 
-    If a measure is missing, for which `lookup` raises MissingError, the state of the finding says so, and no error is
-    raised. If measures have different numbers of seeds, only the first seeds count, as many as all measures have;
-    results of boards have no seeds and do not matter here. The finding contains `condition`.
+    If `lookup` raises MissingError for a measure, the error is caught, and its state becomes that of the finding. If
+    measures have different numbers of seeds, only the first seeds count, as many as all measures have; results of
+    boards have no seeds and do not matter here. The finding contains `condition`.
     """
     states: list[str] = []
     values: dict[Reference, Values] = {}
@@ -751,7 +760,7 @@ def _found(node: ast.expr, lookup: Lookup) -> Finding:
 
 
 def _compared(left: Values, op: ast.cmpop, right: Values) -> Finding:
-    """Whether a comparison is true by more than noise, false by more than noise, or neither."""
+    """Returns the finding on a comparison: true by more than noise, false by more than noise, or within noise."""
     with np.errstate(all="ignore"):
         margin = estimate(np.asarray(left - right))
     sides = estimate(left), estimate(right)
@@ -783,12 +792,12 @@ VERDICTS = (CLAIM_HOLDS, HOLDS_IF, CONTRADICTED, NOT_SHOWN, INVALID, NOT_TESTED)
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of an experiment."""
+    """The verdict on the claim of an experiment, with the findings that it is from."""
 
     kind: str  # one of VERDICTS
     text: str  # `kind`, with the condition if there is one
     predictions: tuple[Finding, ...]
-    conditions: tuple[Finding, ...]  # of validity
+    conditions: tuple[Finding, ...]  # conditions of validity
 
 
 def judge(card: "Card", lookup: Lookup) -> Verdict:

@@ -1,4 +1,4 @@
-"""What came of experiments, as a page and as text, and `mtkit experiment puzzle`: a run with one hidden fault.
+"""Results of experiments, as a page and as text, and `mtkit experiment puzzle`: a run with one hidden fault.
 
 Every figure of a page links to the run or the board that it is from.
 """
@@ -183,7 +183,7 @@ def _prediction_rows(card: Card, verdict: Verdict, lab: Lab) -> list[list[Cell]]
 
 
 def _finding_figures(finding: Finding) -> str:
-    """The two sides of a comparison and their difference; empty where there are none."""
+    """Returns the two sides of a comparison, and their difference, as text; "" if the finding is on no comparison."""
     if finding.sides is None or finding.margin is None:
         return ""
     left, right = (_estimate_text(side) for side in finding.sides)
@@ -193,7 +193,7 @@ def _finding_figures(finding: Finding) -> str:
 
 
 def _finding_cell(finding: Finding, card: Card, lab: Lab) -> Html:
-    """The figures of a prediction with links to where they are from; only the links where there is no comparison."""
+    """Returns the figures of a prediction with links to their runs and boards; only the links without a comparison."""
     figures, links = _finding_figures(finding), _sources(finding, card, lab)
     if not links:
         return joined(figures)
@@ -201,7 +201,7 @@ def _finding_cell(finding: Finding, card: Card, lab: Lab) -> Html:
 
 
 def _sources(finding: Finding, card: Card, lab: Lab) -> list[Html]:
-    """Links to the runs and boards that the figures of a prediction are from; none if it was not run."""
+    """Returns links to the runs and boards that the figures of a prediction are from; [] if it was not run."""
     if finding.state in (NOT_RUN, NOT_HERE):
         return []
     references = parse(finding.text).references
@@ -218,14 +218,14 @@ def _board_link(name: str) -> Html:
 
 
 def _run_links(card: Card, lab: Lab, variant: str, num_seeds: int, text: str) -> Html:
-    """`text` with a link to the run of the first seed, then a link for each further seed."""
+    """Returns `text` as a link to the run of the first seed, then a link for each further seed."""
     first, *others = (lab.training(card, variant, seed).key for seed in range(1, num_seeds + 1))
     more = [joined(" ", element("a", f"seed {n}", href=f"#run-{key}")) for n, key in enumerate(others, start=2)]
     return joined(element("a", text, href=f"#run-{first}"), more)
 
 
 def _listed(links: Sequence[Html]) -> list[Html]:
-    """Links with commas between them."""
+    """Returns the links with a comma before each but the first."""
     return [joined(", " if place else None, link) for place, link in enumerate(links)]
 
 
@@ -267,7 +267,7 @@ def _differences(card: Card, lab: Lab) -> Iterator[Html]:
 
 
 def _columns(card: Card) -> list[tuple[str, str, str | None]]:
-    """The columns of the table of figures: title, measure, subset."""
+    """Returns the columns of the table of figures as (title, measure, subset), without duplicates."""
     found: list[tuple[str, str, str | None]] = []
     for text in (*card.file.measure, *card.measures):
         name, how = split_measure(text)
@@ -278,7 +278,7 @@ def _columns(card: Card) -> list[tuple[str, str, str | None]]:
     return list(dict.fromkeys(found))
 
 
-MOST_COLUMNS = 6  # of measures that fit on paper; more become rows
+MOST_COLUMNS = 6  # columns of measures that fit on paper; if there are more, measures become rows
 
 
 def _figures(card: Card, lab: Lab) -> Iterator[Html]:
@@ -320,7 +320,7 @@ def _figures(card: Card, lab: Lab) -> Iterator[Html]:
 
 
 def _linked(card: Card, lab: Lab, reference: Reference) -> Html | str:
-    """A measure as text with links to the runs of its seeds; "" if it is not there."""
+    """Returns a measure as text with links to the runs of its seeds; "" if it was not measured."""
     found = _estimate_of(card, lab, reference)
     if found is None:
         return ""
@@ -336,7 +336,7 @@ def _estimate_of(card: Card, lab: Lab, reference: Reference) -> Estimate | None:
 
 
 def _num_sentences(card: Card, lab: Lab, measure: str) -> int:
-    """The number of sentences of which a measure is taken."""
+    """Returns how many sentences a measure is taken over; 0 if it was not measured."""
     for name in card.runs_at(lab.choice.size):
         training = lab.training(card, name, 1)
         record = lab.record(training, MEASURES[measure].group) if lab.is_done(training) else None
@@ -362,7 +362,7 @@ def _boards(card: Card, lab: Lab) -> Iterator[Html]:
 
 
 def _conditions(verdict: Verdict, card: Card, lab: Lab) -> Iterator[Html]:
-    """The conditions of validity and the controls, with pass and fail."""
+    """Yields a table of the conditions of validity, with whether each one passed."""
     if not verdict.conditions:
         return
     yield element("h3", "Is the experiment valid?")
@@ -429,19 +429,19 @@ def _picture(card: Card, lab: Lab) -> Html | None:
 
 
 def _with_sources(chart: Html | None, links: Sequence[Html]) -> Html | None:
-    """A picture, and under it links to what it is drawn from."""
+    """Returns a chart with links below it to the runs and boards that it shows; `None` without a chart."""
     return joined(chart, note("Drawn from ", _listed(links), ".")) if chart else None
 
 
-Drawn = dict[str, int]  # the variants in a picture, with the number of their seeds in it
+Drawn = dict[str, int]  # the variants in a picture, with the number of seeds shown of each
 
 
 def _board_picture(name: str, kind: str, results: dict[str, float]) -> Html | None:
-    """Draws the results of a board as bars or lines; an empty text if there is nothing to draw.
+    """Returns a chart of the results of a board, as bars or lines; "" if there is nothing to draw.
 
     If `kind` is "bars", each result that is finite and not negative is a bar. Otherwise, each result whose name ends
-    with a comma and a number is a point at this number, on the line that is named by what stands before the comma;
-    other results are left out.
+    with a comma and a number is a point: the number is its x value, and the text before the comma names its line. Other
+    results are left out.
     """
     if kind == "bars":
         found = {key: value for key, value in results.items() if math.isfinite(value) and value >= 0}
@@ -470,7 +470,7 @@ def _bars(card: Card, lab: Lab, measure: str) -> tuple[Drawn, Html | None]:
     return drawn, bar_chart(f"{MEASURES[measure].what}, with 95 % intervals", [("", bars)]) if bars else None
 
 
-# How measures are called in the log of a training, and the kind of event that has them.
+# For each measure that training logs have, the kind of event and the key in it.
 LOGGED = {
     "bleu": ("validation", "bleu"),
     "perplexity": ("validation", "perplexity"),
@@ -482,11 +482,10 @@ LOGGED = {
 
 
 def _curves(card: Card, lab: Lab, measure: str) -> tuple[Drawn, Html | None]:
-    """Draws a measure over the updates, as training logs have it, a curve for each variant.
+    """Returns the variants drawn and a chart of a measure by updates, with a curve for each variant.
 
-    Only the first seed is drawn, and only trainings that have ended. A measure that logs do not have is replaced by the
-    validation loss. Returns the variants drawn, each with 1 as its number of seeds, and the chart, which is `None` if
-    there is nothing to draw.
+    The values are those in the training logs; a measure that is not logged is replaced by the validation loss. Only the
+    first seed is drawn, and only trainings that have ended. The chart is `None` if there is nothing to draw.
     """
     event, key = LOGGED.get(measure, ("validation", "nll"))
     curves = []
@@ -508,10 +507,10 @@ def _logged(training: Training, event: str, key: str) -> list[tuple[float, float
 
 
 def _lines_over_subsets(card: Card, lab: Lab, measure: str, how: str) -> tuple[Drawn, Html | None]:
-    """Draws a measure over subsets of the test sentences, with a line for each variant.
+    """Returns the variants drawn and a chart of a measure by subset of the test sentences, a line for each variant.
 
-    `how` is a key of `Measure.by` that names the subsets, such as "length". Returns the variants drawn, each with its
-    number of seeds, and the chart, which is `None` if there is nothing to draw.
+    `how` is a key of `Measure.by` that names the subsets, such as "length". The chart is `None` if there is nothing to
+    draw.
     """
     names = list(MEASURES[measure].by[how])
     curves = []
@@ -535,9 +534,8 @@ def _lines_over_subsets(card: Card, lab: Lab, measure: str, how: str) -> tuple[D
 def _runs(cards: Sequence[Card], lab: Lab) -> Html:
     """Returns the section of the page on the finished trainings of the experiments, and on boards.
 
-    It tells the machine and the time of all trainings; then, for each training, its settings, its cost, where its
-    measures are used, and the curve of its validation loss; then the file with the results of each board, which is a
-    check without training.
+    It has the machine and the total time of all trainings; then, for each training, its run directory, its cost, the
+    variants that use it, and the curve of its validation loss; then the file with the results of each board.
     """
     used: dict[str, tuple[Training, list[str]]] = {}
     for card in cards:
@@ -578,7 +576,7 @@ def _runs(cards: Sequence[Card], lab: Lab) -> Html:
 
 
 def _run_facts(training: Training, lab: Lab) -> tuple[list[list[Cell]], float]:
-    """Rows on a run, and its minutes of training."""
+    """Returns table rows (name, value) on a run, and its minutes of training."""
     record = lab.record(training, "training")
     row = record["sets"]["all"][0] if record and record["sets"].get("all") else [None] * 6
     parameters, minutes, updates = row[:3]
@@ -601,7 +599,7 @@ def _run_facts(training: Training, lab: Lab) -> tuple[list[list[Cell]], float]:
 
 
 def card_text(card: Card, lab: Lab) -> str:
-    """Returns a card and what came of it as text."""
+    """Returns an experiment and its results as text for the terminal."""
     file, verdict = card.file, lab.verdict(card)
     lines = [f"{card.name}: {file.claim}", f"verdict at size {lab.choice.size}: {verdict.text}", ""]
     there = card.runs_at(lab.choice.size)
@@ -637,10 +635,10 @@ def _told(finding: Finding) -> str:
 class Fault:
     """A fault that a puzzle may have."""
 
-    changes: Changes  # settings that make it
-    told: str  # what it is and where it shows, for those who found it
-    hint: str  # for those who did not
-    turns_source: bool = False  # whether each target is trained with the source of the pair before
+    changes: Changes  # settings that cause it
+    told: str  # what it is and where it shows, for readers who found it
+    hint: str  # for readers who did not find it
+    turns_source: bool = False  # whether each target is trained with the source of the previous pair
 
 
 FAULTS: dict[str, Fault] = {
@@ -728,7 +726,7 @@ def _config(cards: Sequence[Card], fault: Fault, data: str, run: Path) -> Config
 
 
 def _turned(config: Config, folder: Path) -> Config:
-    """Returns settings for a copy of the training text in which each target has the source of the pair before."""
+    """Writes the training text to `folder`, each target with the source of the previous pair; returns its settings."""
     pairs = [pair for corpus in training_corpora(config) for pair in read_corpus(corpus)]
     sources, targets = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     sources = sources[-1:] + sources[:-1]
@@ -792,7 +790,10 @@ def _page(config: Config, seed: int) -> str:
 
 
 def _maps(translator: Translator, sources: Sequence[str], reference: Sequence[str]) -> list[Html]:
-    """Attention of the references to their sources, so that it does not depend on how good the translations are."""
+    """Returns maps of attention to the sources, along the references.
+
+    With references, attention does not depend on how good the model's translations are.
+    """
     maps = []
     for place, (source, target) in enumerate(zip(sources[:NUM_MAPS], reference, strict=False), start=1):
         found = attention_of(translator, source, target)

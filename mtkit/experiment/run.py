@@ -2,7 +2,7 @@
 
 This is `mtkit experiment run`. A training that several experiments need is run once. The folder of results contains:
 
-- `runs/KEY`, the run directory of a training; what was measured is in its subfolder `measures`;
+- `runs/KEY`, the run directory of a training, with the measures in its subfolder `measures`;
 - `prepared`, the tokenizers and data that several runs share;
 - `boards`, the results of checks that need no training;
 - `predictions`, what readers predicted before there were results.
@@ -78,14 +78,14 @@ class Predicted:
 
 @dataclass(frozen=True)
 class Card:
-    """An experiment."""
+    """An experiment, as its file and the settings files beside it describe it."""
 
     name: str  # the name of the file without .yaml
     path: Path
     file: CardFile
-    base: Changes  # the settings in the file `base`; empty without one
-    overlay: Changes | None  # the settings that go with --data FOLDER; None if there are none
-    of_size: dict[Size, Changes] = field(default_factory=dict)  # what sizes add for all experiments with this base
+    base: Changes  # the settings in the file that `base` names; empty if it names none
+    overlay: Changes | None  # changes to the settings for --data FOLDER; None if there are none
+    of_size: dict[Size, Changes] = field(default_factory=dict)  # changes by size, for all experiments with this base
 
     @property
     def short(self) -> str:
@@ -107,7 +107,7 @@ class Card:
 
     @property
     def variants(self) -> dict[str, Changes]:
-        """The settings in which variants and controls differ from the base, by name."""
+        """The settings in which each variant or control differs from the base, by its name."""
         return {name: changes or {} for name, changes in (*self.file.variants.items(), *self.file.controls.items())}
 
     @property
@@ -125,7 +125,7 @@ class Card:
         return tuple(dict.fromkeys(found))
 
     def runs_at(self, size: Size) -> list[str]:
-        """The variants and controls that run at a size; none if the experiment does not have it."""
+        """Returns the names of variants and controls that run at a size; [] if the experiment lacks the size."""
         if size not in self.file.sizes:
             return []
         late = {
@@ -137,8 +137,8 @@ class Card:
         """Returns the settings that all variants start from, for a size and for the data that `data` names.
 
         These are the settings in the file `base`, with the changes for the data and then those for the size. `data` is
-        the value of --data: "demo", or a folder, which becomes `data.root`. For a folder, raises ConfigError if there
-        is no file beside `base` with the changes for other data (see `overlay_path`).
+        the value of --data: "demo", or a folder, which becomes `data.root`. Raises ConfigError if `data` is a folder
+        and there is no file with the changes for other data (see `overlay_path`).
         """
         settings = self.base
         if data != DEMO:
@@ -149,9 +149,9 @@ class Card:
         return merged(merged(settings, self.of_size.get(size, {})), self.file.sizes[size] or {})
 
     def config(self, variant: str, size: Size, seed: int, data: str = DEMO) -> Config:
-        """Returns the settings of a variant or control. Raises ConfigError if they are wrong.
+        """Returns the settings of a variant or control; raises ConfigError if they are wrong.
 
-        `seed` counts from 1: 2 stands for the seed that follows the one in the settings.
+        `seed` counts from 1: seed 1 is the one in the settings, seed 2 the one after it.
         """
         settings = merged(self.settings(size, data), self.variants[variant])
         first = (settings.get("training") or {}).get("seed", 1)
@@ -167,11 +167,11 @@ def split_measure(text: str) -> tuple[str, str | None]:
 
 
 def merged(base: Changes, changes: Changes) -> Changes:
-    """Returns `base` with `changes` put over it; lists and values are replaced as a whole.
+    """Returns the settings `base` with `changes` applied: sections key by key, lists and values as a whole.
 
-    Sections are merged key by key. If `changes` names another architecture, the settings in the model section of `base`
-    that the new architecture lacks are left out. If one of the two architectures is cmlm, which has a search of its
-    own, only the decoding settings of `base` in FOR_ANY_SEARCH stay.
+    If `changes` names another architecture, settings of the model section of `base` that the new architecture lacks are
+    left out. If one of the two architectures is cmlm, which has a search of its own, only the decoding settings of
+    `base` in FOR_ANY_SEARCH stay.
     """
     found = dict(base)
     before, after = _architecture(base) or "transformer", _architecture(changes)
@@ -189,13 +189,13 @@ FOR_ANY_SEARCH = ("batch_tokens", "max_length_ratio", "max_length_extra", "unkno
 
 
 def _architecture(settings: Changes) -> str | None:
-    """The architecture that settings name; `None` if they name none."""
+    """Returns the architecture that the settings name; `None` if they name none."""
     model = settings.get("model")
     return model.get("architecture") if isinstance(model, dict) else None
 
 
 def _fitting(model: Changes, changes: Changes) -> Changes:
-    """Returns the settings in `model` that the architecture named in `changes` has, too.
+    """Returns the settings in `model` that also exist for the architecture that `changes` names.
 
     Both arguments are model sections. If `changes` names no other architecture, returns all of `model`.
     """
@@ -207,7 +207,7 @@ def _fitting(model: Changes, changes: Changes) -> Changes:
 
 
 def differing_yaml(changes: Changes) -> str:
-    """Returns settings as YAML, a line for each."""
+    """Returns settings as YAML, with one setting per line."""
     return "\n".join(_lines(changes, "")) or "{}"
 
 
@@ -227,8 +227,8 @@ def _lines(changes: Changes, indent: str) -> Iterator[str]:
 def load_folder(folder: Path) -> list[Card]:
     """Returns the experiments in a folder, or the one in a file, highest teaching value first.
 
-    A YAML file in the folder is an experiment if it has the key `experiment`; the others are bases. Raises ConfigError
-    that lists all mistakes in all files.
+    A YAML file in the folder is an experiment if it has the key `experiment`; other YAML files are bases. Raises
+    ConfigError, with all mistakes in all files.
     """
     if not folder.exists():
         raise ConfigError(f"{folder}: no such folder; wants a folder of experiments, such as configs/lecture")
@@ -280,12 +280,12 @@ def chosen_cards(cards: list[Card], names: list[str], folder: Path) -> list[Card
 
 
 def overlay_path(base: Path) -> Path:
-    """The file with the settings that go with --data FOLDER: base-data.yaml for base.yaml."""
+    """Returns the file with the changes to a base for --data FOLDER: base-data.yaml for base.yaml."""
     return base.with_name(f"{base.stem}-data.yaml")
 
 
 def size_paths(base: Path) -> dict[Size, Path]:
-    """For each size, the file of settings that it adds to a base, such as base-toy.yaml for base.yaml."""
+    """Returns, for each size, the file with its changes to a base, such as base-toy.yaml for base.yaml."""
     return {size: base.with_name(f"{base.stem}-{size}.yaml") for size in SIZES}
 
 
@@ -297,7 +297,7 @@ def _read(path: Path) -> Changes:
 
 
 def _card(path: Path, data: Changes) -> Card:
-    """Returns the experiment in `data`, the content of the file at `path`. Raises ConfigError."""
+    """Returns the experiment in `data`, the content of the file at `path`; raises ConfigError if it is wrong."""
     file = card_file(data, str(path))
     base: Changes = {}
     overlay = None
@@ -315,7 +315,7 @@ def _card(path: Path, data: Changes) -> Card:
 
 
 def _faults(card: Card) -> Iterator[str]:
-    """What is wrong with an experiment, apart from the settings of its variants."""
+    """Yields the mistakes in an experiment, apart from those in the settings of its variants."""
     file = card.file
     if file.variants or file.controls:
         if file.base is None:
@@ -365,7 +365,7 @@ def _picture_faults(card: Card) -> Iterator[str]:
 
 
 def _reference_faults(card: Card, expression: Expression) -> Iterator[str]:
-    """What an expression refers to but the card does not have."""
+    """Yields a mistake for each reference of an expression to something that the card does not have."""
     asked = {split_measure(text) for text in card.file.measure}
     for reference in expression.references:
         said = f"found {reference} in {expression.text}"
@@ -393,7 +393,7 @@ def _meant(name: str, known: Any) -> str:
 
 
 def _setting_faults(card: Card) -> Iterator[str]:
-    """Mistakes in the settings of a variant, at any size."""
+    """Yields the mistakes in the settings of all variants, at all sizes."""
     for size in card.file.sizes:
         for name in card.runs_at(size):
             try:
@@ -402,7 +402,7 @@ def _setting_faults(card: Card) -> Iterator[str]:
                 yield from str(error).splitlines()
 
 
-# What is asked for.
+# The choice of size, seeds and data.
 
 
 @dataclass(frozen=True)
@@ -418,7 +418,7 @@ LAST = "last.json"  # in the folder of results: the Choice of the last `run`
 
 
 def last_choice(results: Path) -> Choice:
-    """Returns what the last `mtkit experiment run` asked for, the defaults if there was none."""
+    """Returns the choice of the last `mtkit experiment run`; the defaults if there was none."""
     try:
         found = json.loads((results / LAST).read_text(encoding="utf-8"))
         choice = Choice(found["size"], found["seeds"], found["data"])
@@ -436,7 +436,7 @@ UNTRAINED = WITHOUT_EFFECT - {"log_every"}  # measures are taken of the log
 
 @dataclass(frozen=True)
 class Training:
-    """A training that variants of experiments need: equal settings on equal data are one training."""
+    """A training that variants of experiments need; variants with equal settings and data share one."""
 
     key: str
     config: Config  # its run directory is runs/KEY of the folder of results
@@ -474,7 +474,7 @@ def training_key(config: Config) -> str:
 
 
 def _prepared_key(config: Config) -> str:
-    """A checksum of all that the tokenizer and the binarized data depend on."""
+    """Returns a checksum of all settings and text that the tokenizer and the binarized data depend on."""
     settings = config.model_dump(mode="json")
     paths = [config.data_path(path) for corpus in config.data.train for path in corpus.paths]
     told = [settings[name] for name in ("task", "languages", "tokenizer", "data")]
@@ -488,7 +488,7 @@ def _digest(told: Any) -> str:
 
 @cache
 def code_checksum() -> str:
-    """Returns a checksum of the code of mtkit, any part of which a board may check."""
+    """Returns a checksum of all code of mtkit, since a board may check any part of it."""
     package = Path(__file__).parents[1]
     found = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
@@ -496,7 +496,7 @@ def code_checksum() -> str:
     return found.hexdigest()[:12]
 
 
-# What is there.
+# The folder of results.
 
 MEASURES_FOLDER = "measures"
 DIVERGED = "diverged.json"
@@ -504,7 +504,7 @@ COST = "cost.json"
 
 
 class Lab:
-    """The folder of results, seen at one size, with a number of seeds and one corpus."""
+    """The folder of results, read for one choice of size, number of seeds and data."""
 
     def __init__(self, results: Path, choice: Choice) -> None:
         self.results = results
@@ -516,7 +516,7 @@ class Lab:
     # Trainings.
 
     def training(self, card: Card, variant: str, seed: int) -> Training:
-        """Returns the training that a variant needs. Raises MtkitError if its settings or its text are wrong."""
+        """Returns the training that a variant needs; raises MtkitError if its settings or its text are wrong."""
         known = (str(card.path), variant, seed)
         if known not in self._trainings:
             config = card.config(variant, self.choice.size, seed, self.choice.data)
@@ -530,15 +530,15 @@ class Lab:
         return {name: self.training(card, name, seed) for name in card.runs_at(self.choice.size)}
 
     def is_done(self, training: Training) -> bool:
-        """Whether a training has ended, well or not."""
+        """Whether a training has ended, with a model or by diverging."""
         return has_model(training.config.run_path) or self.has_diverged(training)
 
     def has_diverged(self, training: Training) -> bool:
-        """Whether a training has ended without a model."""
+        """Whether a training has diverged, and so ended without a model."""
         return (training.config.run_path / DIVERGED).exists()
 
     def record(self, training: Training, group: str) -> dict[str, Any] | None:
-        """Returns what was measured of a training; `None` if it was not."""
+        """Returns the record of a group of measures for a training; `None` if it was not measured."""
         path = self._record_path(training, group)
         if path not in self._records:
             try:
@@ -557,7 +557,7 @@ class Lab:
         return [group for group in card.groups if not self._record_path(training, group).exists()]
 
     def unfinished(self, card: Card, seed: int) -> dict[str, Training]:
-        """Returns the trainings of a card that have not ended or are not measured."""
+        """Returns the trainings of a card that have not ended or lack some measures, by the name of the variant."""
         return {
             name: training
             for name, training in self.trainings(card, seed).items()
@@ -585,9 +585,9 @@ class Lab:
     def values(self, card: Card, reference: Reference) -> Values:
         """Returns a measure of a variant, (S, 1 + B), or a result of a board, (1, 1).
 
-        The columns of a measure are its value on the test sentences and on B resamples of them. The rows are the S
-        seeds before the first one without a value; later seeds are left out, because variants are compared seed by
-        seed. Raises MissingError if there is no value, and ConfigError if the board has no such result.
+        A row is a seed; its columns are the measure on the test sentences and on B resamples of them. Because variants
+        are compared seed by seed, the rows end before the first seed without a value. Raises MissingError if there is
+        no value, and ConfigError if the board has no such result.
         """
         if reference.measure == BOARD:
             return self._board_value(card, reference)
@@ -641,17 +641,17 @@ class Lab:
 
     @cached_property
     def _costs(self) -> list[dict[str, Any]]:
-        """What the finished trainings took: their work and minutes, and the minutes of measuring by group."""
+        """The records of `_note_cost` for all finished trainings: work, minutes, and minutes of measuring by group."""
         found = map(_read_cost, sorted(self.results.glob(f"runs/*/{COST}")))
         return [cost for cost in found if cost is not None]
 
     def forget_costs(self) -> None:
-        """Have costs estimated anew, after a training has ended."""
+        """Make the lab read the costs anew; called after a training has ended."""
         self.__dict__.pop("_costs", None)
 
     @cached_property
     def _guess(self) -> float:
-        """Minutes for each unit of work, from the speed of a product of matrices, while no training has ended."""
+        """Minutes per unit of work, guessed from the speed of a matrix product; used until a training has ended."""
         matrix, seconds = torch.ones(384, 384), []
         for _ in range(20):
             begun = time.perf_counter()
@@ -661,13 +661,13 @@ class Lab:
 
     @property
     def is_guessing(self) -> bool:
-        """Whether no training has ended here yet, from whose speed the minutes of others could be estimated."""
+        """Whether times are guessed, because no training has ended yet whose speed could serve to estimate them."""
         return not self._costs
 
     def minutes_left(self, card: Card, trainings: Iterable[Training]) -> dict[str, float]:
-        """Estimates how many minutes trainings, and what a card measures of them, still take here, by their keys.
+        """Estimates the minutes that trainings and the card's measures of them still take on this machine, by key.
 
-        Variants that differ in decoding alone share a training, but each is measured.
+        Variants that differ only in decoding share a training, but each of them is measured.
         """
         found: dict[str, float] = {}
         seen: set[Path] = set()
@@ -688,7 +688,7 @@ class Lab:
             return 0.0
         if settings.max_steps == "auto":
             return settings.max_minutes or 0.0
-        # Of trainings of the same kind, and of all.
+        # Minutes per unit of work of trainings of the same architecture, and of all trainings.
         rates: dict[str, list[float]] = {config.model.architecture: [], "": []}
         for cost in self._costs:
             for kind in {cost["architecture"], ""} & rates.keys():
@@ -705,8 +705,8 @@ class Lab:
         return float(np.median(known)) if known else GUESSED_MEASURING.get(group, 0.0)
 
 
-GUESSED_USE = 0.3  # of the speed of products of matrices, in training small models
-# Minutes that measuring takes, before any model was measured.
+GUESSED_USE = 0.3  # the fraction of the speed of matrix products that training small models reaches
+# Guesses of the minutes that measuring takes, for use until a model has been measured.
 GUESSED_MEASURING = {"translations": 0.1, "joined": 0.2, "likelihood": 0.05, "wrong source": 0.05, "shuffled": 0.1}
 
 
@@ -717,7 +717,7 @@ def _num_parameters(model: AnyModelConfig, source_vocab_size: int, target_vocab_
 
 
 def work_of(config: Config) -> float:
-    """Returns the work of a training: parameters times tokens of all batches."""
+    """Returns the work of a training: the number of parameters times the number of tokens in all updates."""
     source, target = (config.tokenizer.size_of(side)[1] for side in ("source", "target"))
     settings = config.training
     return float(
@@ -729,13 +729,13 @@ def work_of(config: Config) -> float:
 
 
 def run(cards: Sequence[Card], lab: Lab, minutes: float, begun: float) -> None:
-    """Run boards and trainings of the cards until the minutes since `begun` (by time.monotonic()) are over.
+    """Run boards and trainings of the cards until `minutes` minutes after `begun`, a time of time.monotonic().
 
-    Boards come first. Of the trainings, those of the first seed come first, and of these, those of the card with the
-    most teaching value for each minute that it still takes. A training that does not fit into the time that is left is
-    not begun, if there are others by which its time can be estimated; one that takes longer than was estimated is
-    stopped with a checkpoint, from which the next call resumes.
-    Raises MtkitError at the end if trainings failed, and StoppedError if a signal stops it.
+    Boards come first, then all trainings of the first seed, and so on; within a seed, the card with the most teaching
+    value per minute that it still takes comes first. A training that does not fit into the time left is not begun, once
+    a training has ended by which its time can be estimated. A training that takes longer than estimated is stopped with
+    a checkpoint, from which the next call resumes. Raises MtkitError at the end if boards or trainings failed, and
+    StoppedError if a signal stops it.
     """
     lab.results.mkdir(parents=True, exist_ok=True)
     _warn_of_equals(cards, lab)  # raises an error for text that is not there, before the choice is noted
@@ -764,7 +764,7 @@ def run(cards: Sequence[Card], lab: Lab, minutes: float, begun: float) -> None:
 
 
 def _warn_of_equals(cards: Sequence[Card], lab: Lab) -> None:
-    """Warn of variants with equal settings, between which there can be no difference."""
+    """Warn of variants of a card with equal settings, whose results cannot differ."""
     for card in cards:
         seen: dict[tuple[str, str], str] = {}
         for name, training in lab.trainings(card, 1).items():
@@ -785,12 +785,12 @@ class Clock:
 
     @property
     def minutes_left(self) -> float:
-        """Minutes until then."""
+        """Minutes until the deadline; negative after it."""
         return (self.deadline - time.monotonic()) / 60
 
     @property
     def is_over(self) -> bool:
-        """Whether that time has come."""
+        """Whether the deadline has passed."""
         return self.minutes_left <= 0
 
     def check(self) -> None:
@@ -800,7 +800,7 @@ class Clock:
 
 
 def _run_boards(cards: Sequence[Card], lab: Lab, clock: Clock, failed: dict[str, str]) -> None:
-    """Run the boards of the cards that have not been run with this code of mtkit."""
+    """Run those boards of the cards that have no results of this version of mtkit's code; add errors to `failed`."""
     for name in dict.fromkeys(name for card in cards for name in card.file.board):
         if lab.board(name) is not None:
             continue
@@ -826,8 +826,9 @@ def _in_order(
 ) -> Iterator[tuple[Card, str, Training]]:
     """Yields the next training of one seed to run, as (card, variant, training), until none is left that fits.
 
-    A training fits if it is expected to end in time; as long as the lab is guessing, every training fits. Before the
-    next training is asked for, this one must be run or be added to `failed`. If none fits, prints how many must wait.
+    A training fits if it is expected to end in time; as long as the lab is guessing, every training fits. The caller
+    must run each training, or add it to `failed`, before it asks for the next one. If no training fits, prints how many
+    must wait.
     """
     while True:
         waiting = {}
@@ -868,7 +869,10 @@ def _in_order(
 
 
 def _run_one(card: Card, name: str, training: Training, lab: Lab, clock: Clock) -> None:
-    """Train, unless that is done, and measure what the card needs. Raises StoppedError if the time is over."""
+    """Train, unless training has ended already, and measure what the card needs.
+
+    Raises StoppedError if the time is over.
+    """
     config, run_dir = training.config, training.config.run_path
     clock.check()
     if not lab.is_done(training):
@@ -896,7 +900,7 @@ def _run_one(card: Card, name: str, training: Training, lab: Lab, clock: Clock) 
 
 
 def _note_cost(training: Training, lab: Lab, took: dict[str, float]) -> None:
-    """Write down how many minutes a training and its measures took, from which those of others are estimated."""
+    """Write how many minutes a training and its measures took to its run directory, to estimate other trainings."""
     config, path = training.config, training.config.run_path / COST
     record = lab.record(training, "training")
     if record is None or config.training.max_steps == "auto" or (config.run_path / DIVERGED).exists():
@@ -924,7 +928,7 @@ def _read_cost(path: Path) -> dict[str, Any] | None:
 
 
 def _share_data(config: Config, results: Path) -> None:
-    """Give a new run its tokenizer and data, which are prepared once for all runs with the same settings of text."""
+    """Copy tokenizer and data into a new run; they are prepared once for all runs with the same text settings."""
     if config.tokenizer.model is not None or config.training.start_from is not None:
         return
     run = config.run_path
@@ -935,7 +939,7 @@ def _share_data(config: Config, results: Path) -> None:
     shared = config.model_copy(update={"run_dir": results / "prepared" / key})
     if not is_prepared(shared):
         run_binarize(shared)
-    for name in ("tokenizer", "data"):  # of a call that was killed while it copied
+    for name in ("tokenizer", "data"):  # remains of a call that was killed while it copied
         shutil.rmtree(run / name, ignore_errors=True)
     adopt(with_patterns_expanded(config), shared.run_path)
 
@@ -944,7 +948,10 @@ def _share_data(config: Config, results: Path) -> None:
 
 
 def add_prediction(card: Card, lab: Lab, text: str, sizes: Sequence[Size] = SIZES) -> Path:
-    """Write down a reader's prediction, with the date. Raises MtkitError once there are results of the experiment."""
+    """Write a reader's prediction, with the date, to a file, and return the file.
+
+    Raises MtkitError if the prediction is empty, or if the experiment has results at any of `sizes`.
+    """
     if not text.strip():
         raise MtkitError("found an empty prediction, wants a sentence")
     for size in sizes:
@@ -959,9 +966,9 @@ def add_prediction(card: Card, lab: Lab, text: str, sizes: Sequence[Size] = SIZE
 
 
 def _has_results(card: Card, lab: Lab) -> bool:
-    """Whether a prediction can be judged, or a training that differs from the base has ended.
+    """Whether a prediction can be judged already, or a training that differs from the base has ended.
 
-    The base alone, which most experiments of a folder share, tells nothing of what differs.
+    The training of the base does not count: most experiments of a folder share it, and it reveals no difference.
     """
     if any(finding.state not in (NOT_RUN, NOT_HERE) for finding in lab.verdict(card).predictions):
         return True
@@ -984,7 +991,11 @@ def read_predictions(card: Card, results: Path) -> list[dict[str, str]]:
 
 
 def listing(cards: Sequence[Card], lab: Lab) -> list[dict[str, str]]:
-    """Returns a row for each card: name, claim, verdict, what is done, cost on this machine, what is shared."""
+    """Returns a row for each card: name, claim, verdict, and for the first seed the state of its trainings.
+
+    "done" is how many trainings are finished, "minutes left" an estimate for the others on this machine, and "shared"
+    how many trainings are shared with other cards.
+    """
     uses: dict[str, set[str]] = {}
     for card in cards:
         for training in lab.trainings(card, 1).values():
