@@ -1,12 +1,12 @@
 """The engines that translate, PyTorch and CTranslate2: the Python API's `load`, and writing models for CTranslate2.
 
-A model that CTranslate2 is to translate with (`--engine ctranslate2`) is exported once, to a folder beside the model
-or, if that cannot be written, in the user's cache folder. The files have ids in place of pieces, so that any tokenizer
-will do.
+The first time that CTranslate2 is to translate with a model (`--engine ctranslate2`), the model is exported to a folder
+beside it or, if that cannot be written, in the user's cache folder. The exported vocabularies list ids instead of
+pieces, so that the model can have any kind of tokenizer.
 
 Models are written without using the library. The file model.bin is a list of named arrays, in version 6 of
-CTranslate2's binary format and in the form that revision 7 of CTranslate2's TransformerSpec wants. In shapes, V is the
-vocabulary size, D the model width and P the number of positions.
+CTranslate2's binary format and as revision 7 of CTranslate2's TransformerSpec requires. In shapes, V is the vocabulary
+size, D the model width and P the number of positions.
 """
 
 import hashlib
@@ -51,7 +51,7 @@ from mtkit.translation.translator import Batch, Translator, check_arguments, loa
 
 ENGINES = ("torch", "ctranslate2", "auto")
 
-# CTranslate2's names of the precisions; "auto" is the fastest that CTranslate2 has on this processor.
+# CTranslate2's names of the precisions; "auto" is the fastest precision that CTranslate2 has on this processor.
 COMPUTE_TYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "int8": "int8", "auto": "auto"}
 
 
@@ -81,10 +81,10 @@ def load(
     `language_model` is the path of a language model with the same target vocabulary. Its log-probabilities, multiplied
     by `decoding.language_model_weight`, are added to those of the translation model at each step (shallow fusion).
 
-    `engine` is what searches for translations: "torch" (PyTorch); "ctranslate2", which wants the package of that name;
-    or "auto", which is CTranslate2 if it is installed and can do what the settings ask for, else PyTorch. If
-    CTranslate2 is installed and not taken, "auto" prints on stderr why. For CTranslate2, the model is exported to files
-    beside it when it is first opened so.
+    `engine` is what searches for translations: "torch" (PyTorch); "ctranslate2", which requires the package of that
+    name; or "auto", which is CTranslate2 if it is installed and supports the settings, else PyTorch. If CTranslate2 is
+    installed but not used, "auto" prints the reason on stderr. The first time that a model is opened for CTranslate2,
+    it is exported to files beside it.
 
     Raises TypeError for arguments of a wrong type; CheckpointError if a model is missing or damaged, or does not fit
     the ensemble; ConfigError for a wrong setting; MtkitError for an unknown precision or engine, an unavailable device,
@@ -135,7 +135,7 @@ def load(
 
 
 class _UnfitError(MtkitError):
-    """CTranslate2 cannot translate as the settings ask."""
+    """Raised if CTranslate2 cannot translate as the settings ask."""
 
 
 def _load_ctranslate2(bundle: Bundle, overrides: Sequence[str], precision: str) -> Translator:
@@ -154,7 +154,7 @@ def _load_ctranslate2(bundle: Bundle, overrides: Sequence[str], precision: str) 
 
 
 def fault_of(translator: Translator) -> str | None:
-    """Returns the setting that CTranslate2 does not support, and what to do; `None` if it supports all of them."""
+    """Returns text on a setting that CTranslate2 does not support, and what to do; `None` if it supports them all."""
     config, decoding = translator.config, translator.config.decoding
     try:
         check_ctranslate2(config)
@@ -217,18 +217,18 @@ def _require_precision(precision: str, device: str) -> None:
 def _exported(bundle: Bundle, translator: Translator) -> Path:
     """Returns the folder of the exported model; exports the model if it has not been exported.
 
-    Looks for the export in each of the folders that `_places` returns, and otherwise makes it in the first of them that
-    can be written. There, the name of the export is a checksum of all that its files depend on, so that a changed model
-    is exported anew. When an export is made, those beside it that have not been used for a week are deleted. Raises
-    _UnfitError if none of the folders can be written.
+    Looks for the export in each of the folders that `_places` returns; if there is none, exports the model to the first
+    of these folders that can be written. The name of the export is a checksum of everything that its files depend on,
+    so that a changed model is exported anew. Then deletes other exports in the same folder that have not been used for
+    a week. Raises _UnfitError if none of the folders can be written.
     """
     key = _key(bundle, translator.config)
     places = _places(bundle)
     for place in places:
-        with suppress(PermissionError):  # of a folder that may not be read
+        with suppress(PermissionError):  # the folder may not be readable
             if (place / key / MARKER).is_file():
                 with suppress(OSError):
-                    os.utime(place / key)  # it is still in use
+                    os.utime(place / key)  # marks the export as still in use
                 return place / key
     faults = []
     for place in places:
@@ -241,7 +241,7 @@ def _exported(bundle: Bundle, translator: Translator) -> Path:
 
 def _key(bundle: Bundle, config: Config) -> str:
     parts = {
-        "layout": 1,  # of the files; to be raised if what is written changes
+        "layout": 1,  # version of the files' layout; to be raised if what is written changes
         "ctranslate2": library().__version__,
         "weights": hashlib.sha256(bundle.storage.view(WEIGHTS)).hexdigest(),
         "tokenizer": bundle.description["tokenizer_sha256"],
@@ -252,7 +252,7 @@ def _key(bundle: Bundle, config: Config) -> str:
 
 
 def _places(bundle: Bundle) -> list[Path]:
-    """Returns the folders that may hold exported files: that beside the model, and that in the user's cache folder."""
+    """Returns the folders that may hold exports of the model: one beside it, and one in the user's cache folder."""
     storage = bundle.storage
     path = (storage.run / "checkpoint" if isinstance(storage, CheckpointStorage) else storage.path).absolute()
     beside = path.with_name(f"{path.name}.ctranslate2")
@@ -263,16 +263,16 @@ def _places(bundle: Bundle) -> list[Path]:
     return [beside, cache / "mtkit" / f"{beside.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"]
 
 
-ABANDONED = 86_400  # a half-written folder of this age, in seconds, is what a killed process left
-UNUSED = 7 * 86_400  # an export that was not used for so long, in seconds, is deleted when another is made
+ABANDONED = 86_400  # age in seconds from which a half-written folder counts as left by a killed process
+UNUSED = 7 * 86_400  # an export that was not used for this many seconds is deleted when another is made
 FORMAT = "ctranslate2 of --engine"  # tells exports for the engine from those of `mtkit export`
 
 
 def _export(bundle: Bundle, translator: Translator, place: Path, key: str) -> Path:
-    """Exports the model to the folder `key` in `place`, and deletes older exports there; returns the folder.
+    """Exports the model to the folder `key` in `place`, and deletes unused exports in `place`; returns the folder.
 
-    The folder appears only once it is complete and has passed the check of `_check`. If another process made the folder
-    meanwhile, that folder is kept. Raises OSError if the files cannot be written.
+    The folder appears only once it is complete and has passed `_check`. If another process made the folder meanwhile,
+    that folder is kept. Raises OSError if the files cannot be written, and CheckpointError if weights are not finite.
     """
     if fault := not_finite(bundle.weights()):
         raise CheckpointError(f"{bundle.path}: {fault}; train it again, or take an earlier checkpoint")
@@ -303,7 +303,7 @@ def _export(bundle: Bundle, translator: Translator, place: Path, key: str) -> Pa
 
 
 def _is_export(directory: Path) -> bool:
-    """Whether `_export` has written a folder."""
+    """Whether `directory` was written by `_export`."""
     try:
         return bool(json.loads((directory / MARKER).read_bytes())["format"] == FORMAT)
     except (OSError, ValueError, KeyError, TypeError):
@@ -311,7 +311,7 @@ def _is_export(directory: Path) -> bool:
 
 
 def _numbered(bundle: Bundle, translator: Translator) -> PortableModel:
-    """Returns the model with vocabularies in which each piece is the number of its id."""
+    """Returns the model with vocabularies in which each piece is its id, written as a number."""
     tokenizer = translator.tokenizer
     source, target = (
         Vocabulary(list(map(str, range(size))), special)
@@ -325,9 +325,10 @@ def _numbered(bundle: Bundle, translator: Translator) -> PortableModel:
 
 
 def _check(bundle: Bundle, translator: Translator, directory: Path) -> None:
-    """Raises _UnfitError if CTranslate2 does not give the translations that are stored in the canaries of the model.
+    """Raises _UnfitError unless CTranslate2 translates the canaries of the model as the bundle has stored.
 
-    Other translations are accepted if they are about as likely.
+    Another translation is accepted if, where it first differs, the log-probabilities of the two tokens differ by less
+    than MOST_DRIFT.
     """
     engine = CTranslate2Engine(directory, translator, "cpu", "float32")
     checked = Translator(translator.model, translator.tokenizer, translator.config, engine=engine)
@@ -342,11 +343,11 @@ def _check(bundle: Bundle, translator: Translator, directory: Path) -> None:
 
 # Translation with the exported files.
 
-AHEAD = 2  # batches that are given to CTranslate2 before the results of the first are awaited
-MOST_SENTENCES = 64  # of a batch in CTranslate2, which divides larger ones among its workers
+AHEAD = 2  # batches that are given to CTranslate2 before the results of an earlier one are awaited
+MOST_SENTENCES = 64  # in a batch of CTranslate2, which divides larger batches among its workers
 
-# With a length penalty of exactly 0, CTranslate2 stops earlier than by its rule, at the first hypothesis that is better
-# than all others. This is 0 in fp32, since any length raised to it is 1.
+# With a length penalty of exactly 0, CTranslate2 has a special rule for stopping: at the first hypothesis that is
+# better than all others. This number avoids the rule, and has the effect of 0 in fp32: any length raised to it is 1.
 ZERO_PENALTY = 1e-9
 
 
@@ -356,13 +357,13 @@ class _Begun:
 
     sentences: Sequence[Sequence[int]]
     prefixes: Sequence[Sequence[int]]
-    max_lengths: list[int]  # of each sentence, without the end mark
+    max_lengths: list[int]  # maximum length of each translation, without the end mark
     chosen: list[int]  # the indices of the sentences that CTranslate2 translates; PyTorch translates the others
-    results: Sequence[Any]  # for each of these, a result of CTranslate2 that may not be there yet
+    results: Sequence[Any]  # for each chosen sentence, an asynchronous result of CTranslate2
 
 
 class _Lengths:
-    """Maximum lengths and length penalties by the number of tokens, each computed once."""
+    """Caches the maximum lengths of translations and the length penalties, by numbers of tokens."""
 
     def __init__(self, model: Model, decoding: DecodingConfig) -> None:
         self.decoding = decoding
@@ -390,14 +391,14 @@ class _Lengths:
 class CTranslate2Engine:
     """Searches for translations with CTranslate2; an `Engine` of a Translator.
 
-    With settings for which `fault_of` returns `None`, finds what the function `mtkit.translation.decode.decode` finds,
+    With settings for which `fault_of` returns `None`, finds the same translations as `mtkit.translation.decode.decode`,
     up to rounding. Sentences that CTranslate2 would search in another way are left to that function:
 
-    - with a beam, those that have a prefix, and those for which a hypothesis reaches the maximum length: mtkit then
+    - with a beam, sentences that have a prefix, and those for which a hypothesis reaches the maximum length: mtkit then
       ends all hypotheses, CTranslate2 none
-    - with greedy search, all sentences if several hypotheses are asked for, and those whose log-probability is not
-      finite
-    - those that may become longer than the model's tables of positions
+    - with greedy search, all sentences if several hypotheses are asked for, and translations whose log-probability is
+      not finite
+    - sentences and translations that may become longer than the model's tables of positions
     """
 
     def __init__(self, directory: Path, translator: Translator, device: str, compute_type: str) -> None:
@@ -414,13 +415,13 @@ class CTranslate2Engine:
         self._replaces_unknown = translator.tokenizer.target_shows_unknown
         self._unknown = translator.tokenizer.specials.target.unknown
         self._library: Any = None  # the Translator of CTranslate2
-        self._is_alone = False  # whether it computes one batch with all threads, or one batch with each thread
+        self._is_alone = False  # whether all threads compute one batch together, instead of one batch each
         self._process = 0
         self._of_parent: Any = None
 
     @property
     def precision(self) -> str:
-        """The precision in which CTranslate2 translates; for "auto", that which CTranslate2 chose."""
+        """The precision in which CTranslate2 translates; for "auto", the one that CTranslate2 chose."""
         kind = self._compute_type
         if kind == "auto":
             kind = self._translator(1).compute_type.split("_")[0]  # such as int8_float32
@@ -429,9 +430,9 @@ class CTranslate2Engine:
     def decode(
         self, decoding: DecodingConfig, batches: Iterable[Batch], num_best: int, forbidden: Sequence[int]
     ) -> Iterator[list[list[Hypothesis]]]:
-        """Yields what the function `mtkit.translation.decode.decode` returns for each batch.
+        """Yields the hypotheses of each batch, as the function `mtkit.translation.decode.decode` returns them.
 
-        The batches are answered in order; a few are given to CTranslate2 before the first result is awaited.
+        The batches keep their order. While the results of a batch are awaited, CTranslate2 has up to AHEAD later ones.
         """
         begun: deque[_Begun] = deque()
         for sentences, prefixes in batches:
@@ -471,15 +472,15 @@ class CTranslate2Engine:
             max_batch_size=MOST_SENTENCES,
             max_input_length=0,
             beam_size=decoding.beam_size,
-            # If a sentence reaches its maximum length before the longest of the batch, one of the best beam_size shows
-            # it.
+            # All beam_size hypotheses are needed to see whether a sentence has reached its own maximum length, which
+            # may be shorter than that of the batch.
             num_hypotheses=1 if is_certain or is_greedy else decoding.beam_size,
             length_penalty=0 if is_greedy else decoding.length_penalty or ZERO_PENALTY,
             min_decoding_length=min(decoding.min_length, most),
             max_decoding_length=most + 1,
             no_repeat_ngram_size=decoding.no_repeat_ngram,
             suppress_sequences=[[self._names[token]] for token in forbidden],
-            return_end_token=True,  # lengths in scores then count it, as in mtkit
+            return_end_token=True,  # length penalties then count the end mark, as in mtkit
             return_scores=True,
         )
         return _Begun(sentences, prefixes, max_lengths, chosen, results)
@@ -500,7 +501,7 @@ class CTranslate2Engine:
     def _best(
         self, begun: _Begun, decoding: DecodingConfig, most: int, forbidden: Sequence[int]
     ) -> dict[int, list[Hypothesis]]:
-        """Returns, by index of the sentence, up to `most` hypotheses of beam search.
+        """Returns up to `most` hypotheses of beam search for each sentence, by the index of the sentence.
 
         Leaves out sentences for which a hypothesis has reached the maximum length.
         """
@@ -518,13 +519,15 @@ class CTranslate2Engine:
     def _greedy(
         self, begun: _Begun, decoding: DecodingConfig, _: int, forbidden: Sequence[int]
     ) -> dict[int, list[Hypothesis]]:
-        """Returns, by index of the sentence, the hypothesis of greedy search in a list.
+        """Returns a list with the one hypothesis of greedy search for each sentence, by the index of the sentence.
 
-        `begun.chosen` has the indices; sentences whose log-probability is not finite are left out. In three cases,
-        CTranslate2 scores the finished translation again, and this log-probability replaces that of the search: the
-        search did not end the translation within its maximum length, the sentence has a prefix, whose tokens the search
-        does not score, or min_length, no_repeat_ngram or a ban on <unk> forbade tokens, whose probability the search
-        gives to the other tokens.
+        Leaves out sentences for which the log-probability of the hypothesis is not finite. CTranslate2 scores the
+        finished translation again, and this log-probability replaces that of the search, in three cases:
+
+        - The search did not end the translation within its maximum length.
+        - The sentence has a prefix, whose tokens the search does not score.
+        - min_length, no_repeat_ngram or a ban on <unk> forbade tokens, whose probability the search gives to the other
+          tokens.
         """
         bans = self._replaces_unknown and self._unknown in forbidden
         all_differ = bool(decoding.min_length or decoding.no_repeat_ngram or bans)
@@ -545,7 +548,7 @@ class CTranslate2Engine:
         }
 
     def _log_probs(self, begun: _Begun, tokens: dict[int, list[int]], chosen: Sequence[int]) -> list[float]:
-        """Returns the log-probabilities of the translations `tokens` of the sentences with the indices `chosen`."""
+        """Returns the log-probability of the translation `tokens[i]` of sentence i, for each index i in `chosen`."""
         if not chosen:
             return []
         sources = self._named(begun.sentences[i] for i in chosen)
@@ -568,8 +571,8 @@ class CTranslate2Engine:
 
         As long as every batch has a single sentence, all threads compute one batch together. From the first larger
         batch on, each thread computes a batch of its own, whatever the size of later batches. CTranslate2's threads do
-        not survive a fork, so a forked process opens the files again. It never deletes the parent's Translator, since
-        the deletion would wait for threads that are not there.
+        not survive a fork, so a forked process opens the files again. The forked process never deletes the parent's
+        Translator, since the deletion would wait for threads that do not exist.
         """
         if self._library is not None and self._process != os.getpid():
             self._of_parent, self._library = self._library, None
@@ -602,7 +605,7 @@ ARRAY_TYPES = (
 ACTIVATIONS = {"relu": 0, "silu": 2, "gelu": 3, "reglu": 0, "swiglu": 2, "geglu": 3}
 GATED = ("reglu", "geglu", "swiglu")
 NORM_EPS = 1e-5  # the epsilon of mtkit's norms
-LEAST_POSITIONS = 1024  # least rows of a table of sinusoids, which CTranslate2 does not extend
+LEAST_POSITIONS = 1024  # the least number of rows in a table of sinusoids, which CTranslate2 does not extend
 
 UNCONSTRAINED = DecodingConfig()
 
@@ -693,10 +696,10 @@ def variables_of(model: PortableModel) -> Variables:
 
 
 def _stack(config: TransformerConfig, weights: Mapping[str, Tensor], side: str, heads: int, places: int) -> Variables:
-    """Returns CTranslate2's arrays and scalars of the encoder or decoder (`side`), but not those of the layers.
+    """Returns CTranslate2's arrays and scalars of the encoder or decoder (`side`), except those of its layers.
 
-    `heads` is the number of attention heads. `places` is the number of positions in a table of positions that is
-    computed, not learned.
+    `heads` is the number of attention heads. `places` is the number of positions (P) in a table that is computed, not
+    learned.
     """
     found = {
         f"{side}/num_heads": _scalar(heads, "int16"),
@@ -730,7 +733,7 @@ def _layer(config: TransformerConfig, weights: Mapping[str, Tensor], side: str, 
             found[f"{theirs}/ffn/linear_0{name}"] = value
     if config.positions == "rotary":
         found |= {
-            f"{theirs}/self_attention/rotary_dim": _scalar(0, "int32"),  # all of a head
+            f"{theirs}/self_attention/rotary_dim": _scalar(0, "int32"),  # 0: all dimensions of a head rotate
             f"{theirs}/self_attention/rotary_interleave": _scalar(0, "int8"),
             f"{theirs}/self_attention/rotary_base": _scalar(10000.0, "float32"),
         }
@@ -778,7 +781,7 @@ POSITIONS: dict[str, Callable[[TransformerConfig, Tensor | None, int], Tensor | 
 
 
 def most_positions(config: Config) -> int:
-    """Returns the number of positions (P) of tables of sinusoids, which is the most tokens of a row."""
+    """Returns the number of positions (P) in tables of sinusoids: the most tokens of a row, or LEAST_POSITIONS."""
     return max(LEAST_POSITIONS, _longest(config))
 
 
@@ -794,8 +797,7 @@ def _scalar(value: float, dtype: str) -> Tensor:
 def _aliases(variables: Variables) -> dict[str, str]:
     """Returns {name: name of the original} for every array that is a copy of another array.
 
-    Of several equal arrays, the one whose name is alphabetically first counts as the original, and the others as
-    copies.
+    Of several equal arrays, the one whose name is alphabetically first is the original; the other arrays are copies.
     """
     aliases: dict[str, str] = {}
     first: dict[tuple[Any, ...], list[str]] = {}
@@ -899,9 +901,10 @@ def _write_json(path: Path, content: object) -> None:
 def library() -> Any:
     """Returns the Python module of CTranslate2; `None` if it is not installed.
 
-    Where the processor has no VNNI instructions, CTranslate2 is told to compute with MKL, unless the environment
-    decides. On AMD processors it would take oneDNN, whose 8-bit products add pairs in 16 bits and overflow there: log
-    probabilities of CTranslate2 4.8.5 were 0.8 nats off, and 0.03 with MKL.
+    If the processor has no VNNI instructions, sets CT2_USE_MKL to make CTranslate2 compute with MKL, unless the
+    environment sets this variable. On AMD processors, CTranslate2 would otherwise use oneDNN, whose 8-bit products are
+    added in pairs in 16 bits, which may overflow: log-probabilities of CTranslate2 4.8.5 were 0.8 nats off, and 0.03
+    with MKL.
     """
     if not torch.cpu._is_vnni_supported():
         os.environ.setdefault("CT2_USE_MKL", "1")  # read when the library is imported

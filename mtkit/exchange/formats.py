@@ -87,7 +87,7 @@ class Format:
     check: Callable[[Config], None]  # raises CheckpointError if the format cannot express a model
     write: Callable[[PortableModel, Path, str | None], None]  # model, directory, quantization
     texts: Callable[[Path, PortableModel], Texts | None]  # the library's tokenizer; None if it is not installed
-    observe: Observe
+    observe: Observe  # translates and scores with the library
     card: Callable[[PortableModel], str]  # the README.md of an exported model
     extra: str  # `pip install mtkit[extra]` installs the library
     quantizations: tuple[str, ...] = ()
@@ -536,7 +536,7 @@ def import_model(directory: Path, output: Path, languages: tuple[str, str] | Non
 
 
 def _without_spare_rows(model: PortableModel, found: MarianVocabulary) -> PortableModel:
-    """Returns `model` without the rows of the embeddings that belong to no token of the tokenizer."""
+    """Returns `model` without spare embedding rows, that is, rows for ids beyond the tokenizer's vocabularies."""
     sides = (model.source, found.source), (model.target, found.target)
     spare = [len(rows.pieces) - len(named.pieces) for rows, named in sides]
     are_there = all(max(rows.special.all) < len(named.pieces) for rows, named in sides)
@@ -548,9 +548,9 @@ def _without_spare_rows(model: PortableModel, found: MarianVocabulary) -> Portab
 
 
 def _read(directory: Path) -> tuple[PortableModel, MarianVocabulary, list[Path], str]:
-    """Returns the model in `directory`, its vocabularies, the paths of its files, and the layout of these files.
+    """Returns (model, vocabularies, paths of the files, layout) of the model in `directory`.
 
-    The layout is a key of READERS or, for Marian's own files, "native-marian".
+    The layout of the files is a key of READERS or, for Marian's own files, "native-marian".
     """
     if not (directory / CONFIG).exists() and is_native_marian(directory):
         native = read_native_marian(directory)
@@ -565,9 +565,9 @@ def _read(directory: Path) -> tuple[PortableModel, MarianVocabulary, list[Path],
 def _tokenizer(directory: Path, model: PortableModel, found: MarianVocabulary) -> Tokenizer:
     """Returns the tokenizer of an imported model.
 
-    The special ids are those in the tokenizer's files, with one exception. On the target side, the ids of padding and
-    of the end mark are those in config.json, as in Hugging Face transformers. Raises CheckpointError if a special id of
-    the source or the target is larger than the last id of that side's vocabulary.
+    The special ids are those in the tokenizer's files, except that padding and the end mark of the target have the ids
+    in config.json, as in Hugging Face transformers. Raises CheckpointError if a special id of the source or the target
+    is larger than the last id of that side's vocabulary.
     """
     named, configured = found.target.special, model.target.special
     target = SpecialIds(configured.pad, named.unknown, _begin(named.begin, configured), configured.end)
@@ -597,15 +597,15 @@ def _tokenizer(directory: Path, model: PortableModel, found: MarianVocabulary) -
 def _own_symbols(directory: Path, found: MarianVocabulary) -> list[str]:
     """Returns the user-defined pieces that are placeholders, that is, values of the setting tokenizer.symbols.
 
-    Placeholders are known only if mtkit exported the model: then mtkit.json (MARKER) lists them. All other user-defined
-    pieces may be tags.
+    Placeholders are known only if mtkit exported the model: then mtkit.json (MARKER) lists them. Any other user-defined
+    piece is imported as a tag.
     """
     noted = read_json(directory / MARKER).get("own_symbols") if (directory / MARKER).exists() else None
     return [symbol for symbol in found.defined if symbol in noted] if isinstance(noted, list) else []
 
 
 def _begin(begin: int | None, special: SpecialIds) -> int | None:
-    """Returns `begin`, the id of the begin mark; `None` if padding or the end mark has the same id."""
+    """Returns `begin`, the id of the begin mark, or `None` if padding or the end mark in `special` has the same id."""
     return None if begin in (special.pad, special.end) else begin
 
 
@@ -708,7 +708,7 @@ def extend(path: Path, output: Path, pieces: Sequence[str], tags: Sequence[str])
 
 
 def _spellings(old: Tokenizer, new: Tokenizer, of_source: bool) -> list[list[int]]:
-    """Returns, for each piece that only the new tokenizer has, the ids that the old tokenizer encodes this piece as.
+    """Returns, for each piece that only the new tokenizer has, the ids as which the old tokenizer encodes it.
 
     If `of_source` is true, the source vocabularies of the tokenizers are compared, else their target vocabularies.
     """

@@ -309,8 +309,8 @@ def in_marian_order(model: PortableModel) -> PortableModel:
 def _order(vocabulary: Vocabulary, pad: int) -> list[int]:
     """Returns the ids of `vocabulary` in a new order, in which padding is at index `pad`.
 
-    The end mark comes first, then <unk>, then all other ids; padding is inserted at index `pad`. If padding already has
-    the id `pad`, the order does not change.
+    The end mark comes first, then <unk>, then all other ids in their old order. If padding already has the id `pad`,
+    the order does not change at all.
     """
     special, size = vocabulary.special, len(vocabulary.pieces)
     if special.pad == pad:
@@ -528,11 +528,11 @@ def write_marian_tokenizer(model: PortableModel, directory: Path) -> None:
     - Unknown text that is written like a special token becomes that token.
     - Decoding with skip_special_tokens drops <unk>, and strips white space of all kinds.
 
-    If the model has `misread_tags`, the files of `write_m2m100_tokenizer` are written instead. Those files need a
-    shared vocabulary, so ConfigError is raised if a model with misread tags has no shared vocabulary.
+    If the model has `misread_tags`, the files of `write_m2m100_tokenizer` are written instead.
 
-    ConfigError is also raised if the special tokens of source and target differ, and for a tokenizer of words: a
-    MarianTokenizer would encode several unknown words in a row as a single <unk>.
+    Raises ConfigError if a model with misread tags has no shared vocabulary, which the latter files need; if the
+    special tokens of source and target differ; and for a tokenizer of words, since a MarianTokenizer would encode
+    several unknown words in a row as a single <unk>.
     """
     _require_no_words(model)
     shared = model.source.pieces == model.target.pieces
@@ -654,7 +654,7 @@ class MarianVocabulary:
     source: Vocabulary
     target: Vocabulary
     shared: bool
-    languages: tuple[str | None, str | None]  # of source and target; None if the files do not name it
+    languages: tuple[str | None, str | None]  # codes of source and target; None if the files do not name the language
     symbols: tuple[str, ...]  # tags, such as >>fra<<, that the SentencePiece model lacks
     defined: tuple[str, ...]  # user-defined pieces of the source's SentencePiece model, such as mtkit's own tags
 
@@ -704,10 +704,9 @@ def _require_parts(directory: Path) -> None:
 def _added_tokens(directory: Path, settings: Mapping[str, Any], pieces: Sequence[str]) -> list[str]:
     """Returns the tokens that were added to the tokenizer, in the order of their ids; mtkit uses these tokens as tags.
 
-    Hugging Face transformers finds an added token anywhere in a line; mtkit finds a tag only at the start of a line. So
-    a token whose id is greater than all ids of `pieces` must be written like a tag, for example <2eo>; otherwise,
-    CheckpointError is raised. CheckpointError is also raised if the ids of added tokens contradict those of `pieces` or
-    have gaps.
+    Hugging Face transformers finds an added token anywhere in a line; mtkit finds a tag only at the start of a line.
+    Raises CheckpointError if a token whose id is greater than all ids of `pieces` is not written like a tag, such as
+    <2eo>, and if the ids of added tokens contradict those of `pieces` or have gaps.
     """
     path = directory / ADDED_TOKENS
     added: dict[str, Any] = _read(path) if path.exists() else {}
@@ -850,12 +849,11 @@ _ESCAPED = re.compile(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8
 def read_vocabularies(
     directory: Path, named: Sequence[Path], sizes: tuple[int, int]
 ) -> tuple[Vocabulary, Vocabulary, list[Path]]:
-    """Returns Marian's vocabularies of source and target, and the files that the vocabularies were read from.
+    """Returns Marian's vocabularies of source and target, and the files that they were read from.
 
     Padding is added to each vocabulary as the last piece. `named` are the vocabulary files that a decoder.yml names; if
-    `named` is empty, the files are searched for in `directory`. `sizes` are the vocabulary sizes of the model, without
-    padding. Raises CheckpointError if a file is missing or damaged, or if its number of pieces is not the one in
-    `sizes`.
+    `named` is empty, `directory` is searched for them. `sizes` are the vocabulary sizes of the model, without padding.
+    Raises CheckpointError if a file is missing or damaged, or if its number of pieces is not the one in `sizes`.
     """
     paths = list(named) or _find(directory)
     source, target = (

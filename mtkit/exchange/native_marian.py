@@ -58,12 +58,11 @@ KNOWN = {
 }
 
 # Maps the operations of a model to the value of norm_placement. Each key has three parts: the operations before each
-# sublayer, after each sublayer, and after the last layer. The operation a
-# adds the residual, and n normalises.
+# sublayer, after each sublayer, and after the last layer. Operation a adds the residual; n normalises.
 PLACEMENTS = {("", "an", ""): "post", ("n", "a", "n"): "pre"}
 
 ACTIVATIONS = {"swish": "silu", "relu": "relu", "gelu": "gelu"}
-# In versions of Marian before this one, gelu(x) was x sigmoid(1.702 x), which is silu(1.702 x) / 1.702.
+# In versions of Marian before EXACT_GELU, gelu(x) was x sigmoid(1.702 x), which is silu(1.702 x) / 1.702.
 EXACT_GELU = (1, 12)
 GELU_SLOPE = 1.702
 
@@ -71,7 +70,8 @@ GELU_SLOPE = 1.702
 class MarianOptions:
     """The options with which Marian built a model.
 
-    CheckpointError is raised if mtkit cannot import the value of an option; the message names this option.
+    The constructor, methods and properties raise CheckpointError if mtkit cannot import the value of an option; the
+    message names the option.
     """
 
     def __init__(self, path: Path, content: Mapping[str, Any]) -> None:
@@ -89,7 +89,7 @@ class MarianOptions:
                 raise CheckpointError(f"{self.path}: {name} is {_shown(value)}; mtkit knows no option of this name")
 
     def refuse(self, name: str, *wanted: Any) -> None:
-        """Raises CheckpointError for the option `name`.
+        """Raises CheckpointError, which says that mtkit cannot import the value of the option `name`.
 
         The message has the value of the option, and the values that mtkit imports (`wanted`).
         """
@@ -155,8 +155,8 @@ class MarianOptions:
     def slope(self) -> float:
         """The factor s with which the model computes its activation function as f(s x) / s.
 
-        Here f is the function that `activation` names. s is 1.702 for gelu in models of older versions of Marian, which
-        computed gelu(x) as silu(1.702 x) / 1.702. For all other models, s is 1.
+        Here, f is the function that `activation` names. Normally s is 1. It is 1.702 for gelu in models of older
+        versions of Marian, which computed gelu(x) as silu(1.702 x) / 1.702.
         """
         version = re.match(r"v?(\d+)\.(\d+)", str(self.content.get("version", "")))
         is_exact = version is not None and (int(version[1]), int(version[2])) >= EXACT_GELU
@@ -308,10 +308,10 @@ class _Taken:
 
 
 def our_weights(options: MarianOptions, config: Config, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Converts Marian's tensors to mtkit's; raises CheckpointError if the tensors do not fit the options.
+    """Returns Marian's tensors converted to mtkit's, by mtkit's names.
 
     Marian's vocabularies have no padding, but the decoder in mtkit starts with padding. So the embeddings and the
-    output layer get a row of zeros for padding. The result maps mtkit's names to tensors.
+    output layer get a row of zeros for padding. Raises CheckpointError if the tensors do not fit the options.
     """
     taken = _Taken(options.path, weights)
     found = _embeddings(options, taken)
@@ -462,7 +462,7 @@ class _Setup:
 
     directory: Path
     npz: Path
-    vocabularies: list[Path]  # of source and target; empty if no decoder.yml names them
+    vocabularies: list[Path]  # files of source and target; empty if no decoder.yml names them
     decoder: Mapping[str, Any]
     settings_file: list[Path]  # the decoder.yml; empty if there is none
 

@@ -1,7 +1,7 @@
-"""What imports and exports share, and the settings of Hugging Face's encoder-decoder models.
+"""Code shared by imports and exports, and the settings of Hugging Face's encoder-decoder models.
 
-Shared are the class PortableModel, the content of a tokenizer.json, and translation with Hugging Face transformers. The
-settings are those in config.json and generation_config.json.
+The shared code is the class PortableModel, the content of a tokenizer.json, and translation with Hugging Face
+transformers. The settings are those in config.json and generation_config.json.
 """
 
 import base64
@@ -29,7 +29,7 @@ MARKER = "mtkit.json"  # the file that marks a folder as written by an export, w
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The vocabulary of the source or of the target."""
+    """The vocabulary of the source or of the target, with its special ids and its SentencePiece model."""
 
     pieces: list[str]  # by id, with ▁ for a space; includes special tokens
     special: SpecialIds = DEFAULT_IDS
@@ -39,13 +39,13 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class PortableModel:
-    """A model in no particular file format: what an export writes to files, and what an import reads from files."""
+    """A model independent of any file format, as exports write it to files and imports read it from files."""
 
     config: Config
     weights: dict[str, Tensor]  # by mtkit's names, in float32; a shared matrix is stored once
     source: Vocabulary
     target: Vocabulary
-    symbols: tuple[str, ...] = ()  # source words that are one piece each, such as language tags
+    symbols: tuple[str, ...] = ()  # words of source text that are one piece each, such as language tags
 
     @property
     def loose_tags(self) -> tuple[str, ...]:
@@ -249,12 +249,12 @@ def _pre_tokenizers(model_type: str, pieces: list[Piece]) -> list[Part]:
     ]
     alone = [re.escape(symbol) for symbol in sorted(_symbols(pieces), key=len, reverse=True)]
     if model_type == "unigram":
-        # The library encodes text written like a special piece as that piece if no other pieces can spell the text.
+        # The library encodes text written like a special piece as that piece if it cannot segment the text otherwise.
         unspelled = sorted({character for name in _names(pieces) for character in name} - _characters(pieces))
         if unspelled and _spells_bytes(pieces):
             alone.append(f"[{''.join(map(re.escape, unspelled))}]")
     elif alone:
-        # With BPE, the library does so where the text directly follows a user-defined piece.
+        # With BPE, the library encodes such text as the special piece where it directly follows a user-defined piece.
         before, behind = (f"(?{look}{'|'.join(alone)}{more})" for look, more in (("<=", ""), ("=", r"|\z")))
         alone += [f"{before}{re.escape(name[0])}(?={re.escape(name[1:])}{behind})" for name in _names(pieces)]
     if alone:
@@ -342,7 +342,7 @@ class Observed:
 
     library: str  # its name and version
     translations: list[list[str]]  # pieces without special tokens, found by greedy search
-    log_probs: list[list[float]]  # of each token of each given translation, and of its end mark
+    log_probs: list[list[float]]  # for each given translation, of each token and of the end mark
 
 
 @dataclass(frozen=True)
@@ -417,7 +417,7 @@ def texts_of_transformers(directory: Path) -> Texts | None:
 
     def encode(lines: Sequence[str]) -> list[list[str]]:
         rows = [tokenizer(line).input_ids for line in lines]
-        # To a row without an end mark, add one that is not cut off, so that the comparison shows a difference.
+        # If a row has no end mark, add one that is not cut off, so that the comparison shows a difference.
         rows = [row[:-1] if row[-1:] == [end] else [*row, end] for row in rows]
         return [[names[id_] for id_ in row] for row in rows]
 
