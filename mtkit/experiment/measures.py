@@ -167,7 +167,7 @@ def values_of(measure: Measure, rows: Statistics) -> NDArray[np.float64]:
 
 
 def constant(value: float) -> NDArray[np.float64]:
-    """Returns (1 + NUM_RESAMPLES,) times `value`, for a measure that no resampling changes."""
+    """Returns `value` repeated, (1 + NUM_RESAMPLES,): the values of a measure that resampling does not change."""
     return np.full(1 + NUM_RESAMPLES, value)
 
 

@@ -90,13 +90,13 @@ td a { white-space: nowrap; } .stacks a { white-space: normal; } li { max-width:
 
 
 def write_report(cards: Sequence[Card], lab: Lab, folder: Path, output: Path) -> None:
-    """Write the page on the cards to `output`, an .html file."""
+    """Write the page on these experiments to `output`; raises MtkitError if a page cannot be written there."""
     require_page(output, "experiment report")
     write_page(output, report_page(cards, lab, folder))
 
 
 def report_page(cards: Sequence[Card], lab: Lab, folder: Path) -> str:
-    """Returns the page as HTML."""
+    """Returns the page on these experiments as HTML."""
     verdicts = {card.name: lab.verdict(card) for card in cards}
     links = [("claims", "Claims"), *((card.name, _title(card)) for card in cards), ("runs", "Runs")]
     sections = [_card_section(card, verdicts[card.name], lab, folder) for card in cards]
@@ -346,7 +346,7 @@ def _num_sentences(card: Card, lab: Lab, measure: str) -> int:
 
 
 def _boards(card: Card, lab: Lab) -> Iterator[Html]:
-    """The results of the checks without training."""
+    """Yields a table of the results of each board of the card."""
     for name in card.file.board:
         results = lab.board(name)
         yield element("h3", f"Without training: {name}")
@@ -384,7 +384,7 @@ def _passed(finding: Finding) -> str:
 
 
 def _texts(card: Card) -> Iterator[Html]:
-    """How it could be wrong, what is known, references and exercises."""
+    """Yields the texts of the card: how the experiment could be wrong, what is known, references and exercises."""
     file = card.file
     if file.wrong:
         yield joined(element("h3", "How this could be wrong"), element("p", file.wrong))
@@ -397,7 +397,7 @@ def _texts(card: Card) -> Iterator[Html]:
 
 
 def command_of(card: Card, lab: Lab, folder: Path) -> str:
-    """The command that runs an experiment again."""
+    """Returns the shell command that runs the experiment again with the same choice."""
     words = ["mtkit", "experiment", "run", str(folder)]
     if folder.is_dir():
         words += ["--only", card.name]
@@ -690,7 +690,7 @@ def fault_of(seed: int) -> str:
 
 
 def answered(seed: int, answer: str) -> str:
-    """Returns the reply to an answer of a puzzle's reader. Raises MtkitError if the answer names no fault."""
+    """Returns the reply to a reader's answer to a puzzle; raises MtkitError if the answer is not a key of FAULTS."""
     if answer not in FAULTS:
         raise MtkitError(f"--answer: found {answer}, wants one of {', '.join(FAULTS)}")
     name = fault_of(seed)
@@ -703,9 +703,10 @@ def answered(seed: int, answer: str) -> str:
 
 
 def puzzle(cards: Sequence[Card], seed: int, results: Path, output: Path, data: str = DEMO) -> None:
-    """Trains a run with one hidden fault, which `seed` chooses, or resumes it, and writes its page to `output`.
+    """Trains or resumes a run with one hidden fault, which `seed` chooses, and writes its page to `output`.
 
-    The run is the base of the first of the cards that has the size toy. Raises MtkitError if none has it.
+    The run has the base settings, at size toy, of the first card that has this size. Raises MtkitError if no card has
+    it, or if the settings have no test set.
     """
     require_page(output, "experiment puzzle")
     fault = FAULTS[fault_of(seed)]
