@@ -732,10 +732,10 @@ def run(cards: Sequence[Card], lab: Lab, minutes: float, begun: float) -> None:
     """Run boards and trainings of the cards until `minutes` minutes after `begun`, a time of time.monotonic().
 
     Boards come first, then all trainings of the first seed, and so on; within a seed, the card with the most teaching
-    value per minute that it still takes comes first. A training that does not fit into the time left is not begun, once
-    a training has ended by which its time can be estimated. A training that takes longer than estimated is stopped with
-    a checkpoint, from which the next call resumes. Raises MtkitError at the end if boards or trainings failed, and
-    StoppedError if a signal stops it.
+    value per minute that it still takes comes first. Once a training has ended, from whose speed times can be
+    estimated, trainings that do not fit into the time left are not begun. A training that takes longer than estimated
+    is stopped in time, with a checkpoint from which the next call resumes. Raises MtkitError at the end if boards or
+    trainings failed, and StoppedError if a signal stops it.
     """
     lab.results.mkdir(parents=True, exist_ok=True)
     _warn_of_equals(cards, lab)  # raises an error for text that is not there, before the choice is noted
