@@ -1,8 +1,8 @@
 """What the checks of the doctor share: lines as arrays of characters, what is usual in a text, and the kinds of faults.
 
-Lines are read in blocks of some thousand, in NumPy, since the doctor reads millions of them. What is usual (scripts,
-languages, lengths) is learnt from a sample of the pairs; nothing is known of the languages beforehand, so that every
-language works the same.
+Since the doctor reads millions of lines, it processes them in blocks of a few thousand, as NumPy arrays. What is usual
+(scripts, languages, lengths) is learnt from a sample of the pairs; nothing is known about the languages beforehand, so
+that every language works the same.
 """
 
 import unicodedata
@@ -26,7 +26,7 @@ Flags = NDArray[np.uint16]
 Ids = NDArray[np.uint64]
 
 # Classes of characters, as bits. LEAD and TAIL are the characters as which bytes of UTF-8 appear when read as
-# Windows-1252 or Latin-1; DOT is the marks of addresses (. / @); UNSTABLE what Unicode normalisation may change.
+# Windows-1252 or Latin-1; DOT has the marks of addresses (. / @); UNSTABLE has what Unicode normalisation may change.
 LETTER, MARK, DIGIT, SPACE, ODD_SPACE, CONTROL, PRIVATE, REPLACED, OTHER, END, ALONE = (1 << bit for bit in range(11))
 LEAD, TAIL, ANGLE, DOT, UNSTABLE = (1 << bit for bit in range(11, 16))
 
@@ -47,23 +47,23 @@ class Alphabet:
     Four tables have a hash of each character:
 
     - `hashes`: the character's own hash
-    - `letter_hashes`: the same for letters, marks and the end of a line, and the hash of a space for all others
-    - `word_hashes`: the same for letters, marks and digits, and the hash of a space for all others
-    - `content_hashes`: 0 for spaces, punctuation and controls, and the character's own hash for all others
+    - `letter_hashes`: its own hash for letters, marks and the end of a line; the hash of a space for all others
+    - `word_hashes`: its own hash for letters, marks and digits; the hash of a space for all others
+    - `content_hashes`: its own hash for letters, marks, numbers and symbols; 0 for all others
     """
 
     def __init__(self) -> None:
         self._classes: Flags = np.zeros(0x110000, dtype=np.uint16)
-        self.scripts = np.zeros(0x110000, dtype=np.uint8)  # places in `names`; 0: no letter, or of no one script
+        self.scripts = np.zeros(0x110000, dtype=np.uint8)  # indices into `names`; 0: no letter, or script not known
         self.names = [""]
-        self.lower: Codes = np.zeros(0x110000, dtype=np.intp)  # 0: several characters, or it depends on the next one
+        self.lower: Codes = np.zeros(0x110000, dtype=np.intp)  # 0: becomes several characters, or depends on context
         self.hashes: Ids = np.zeros(0x110000, dtype=np.uint64)
         self.letter_hashes: Ids = np.zeros(0x110000, dtype=np.uint64)
         self.word_hashes: Ids = np.zeros(0x110000, dtype=np.uint64)
         self.content_hashes: Ids = np.zeros(0x110000, dtype=np.uint64)
 
     def classes(self, codes: Codes) -> Flags:
-        """The class bits of each character; characters that are new are looked up."""
+        """The class bits of each character, (C); looks up new characters first."""
         classes = self._classes.take(codes)
         if classes.all():
             return classes
@@ -95,7 +95,7 @@ class Alphabet:
     def is_of(self, scripts: Sequence[str]) -> NDArray[np.bool_]:
         """For each script number, whether it is allowed in text of `scripts`, (256).
 
-        A script number is a place in `names`. Number 0, for characters that are not letters or whose script is not
+        A script number is an index into `names`. Number 0, for characters that are not letters or whose script is not
         known, is always allowed.
         """
         known = np.zeros(256, dtype=np.bool_)
@@ -106,7 +106,7 @@ class Alphabet:
 
 
 def _described(character: str) -> tuple[int, str]:
-    """The class bits of a character, and its script by its Unicode name; the script is "" if it is not a letter."""
+    """Returns the class bits of a character, and its script, from its Unicode name; "" if it is not a letter."""
     kind, script = _kind(character)
     byte = byte_of(character)
     if byte is not None:
@@ -120,15 +120,15 @@ def _described(character: str) -> tuple[int, str]:
 def _is_content(character: str) -> bool:
     """Whether a character is content: a letter, a mark, a number or a symbol.
 
-    With another character in its place, a text would say something else. Accents that stand alone (Unicode calls
-    them modifier symbols) do not count: they are often apostrophes or quotation marks.
+    If a character of the content is replaced, the text says something else. Accents that stand alone (Unicode calls
+    them modifier symbols) are no content: they are often apostrophes or quotation marks.
     """
     category = unicodedata.category(character)
     return category[0] in "LMN" or category in ("Sc", "Sm", "So")
 
 
 def byte_of(character: str) -> int | None:
-    """The byte that stands for a character in Windows-1252, with the gaps of that encoding filled as in Latin-1."""
+    """The byte that encodes a character in Windows-1252 or, in the gaps of that encoding, Latin-1; else `None`."""
     try:
         return character.encode("cp1252")[0]
     except UnicodeEncodeError:
@@ -166,7 +166,7 @@ class Block:
         self.classes = ALPHABET.classes(codes)  # (C)
         self.ends = np.flatnonzero(codes == 10)  # (L)
         self.starts = np.concatenate([[0], self.ends[:-1] + 1]) if len(self.ends) else self.ends  # (L)
-        self.lengths = self.ends - self.starts
+        self.lengths = self.ends - self.starts  # (L)
 
     def lowered(self) -> "Block":
         """The block in lower case."""
@@ -200,20 +200,20 @@ class Block:
         return Counter({ALPHABET.names[place]: int(counts[place]) for place in np.flatnonzero(counts) if place})
 
     def sums(self, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """The number of characters of each line that are chosen, (L)."""
+        """The number of chosen characters in each line, (L); `chosen` is a mask of the characters, (C)."""
         return np.add.reduceat(chosen, self.starts, dtype=np.int64)
 
     def with_next(self, first: int, then: int) -> NDArray[np.int64]:
-        """The places of the lines in which a character of the classes `first` stands before one of `then`."""
+        """Returns the indices of lines in which a character of the classes `first` directly precedes one of `then`."""
         found = np.flatnonzero((self.classes[:-1] & first) != 0)
         return self.lines_of(found[(self.classes[found + 1] & then) != 0])
 
     def lines_of(self, places: NDArray[np.intp]) -> NDArray[np.int64]:
-        """The lines in which the characters at these places stand, each line once."""
+        """Returns the indices of the lines that contain the characters at these places, sorted, each line once."""
         return np.unique(np.searchsorted(self.starts, places, side="right") - 1)
 
     def keys(self) -> Ids:
-        """A hash of each line, (L), of all characters."""
+        """A hash of all characters of each line, (L)."""
         powers, inverse = _powers(len(self.codes))
         terms = ALPHABET.hashes.take(self.codes)
         terms *= powers[: len(terms)]
@@ -221,9 +221,9 @@ class Block:
 
     @cached_property
     def content_keys(self) -> Ids:
-        """A hash of each line, (L), of its letters, numbers and symbols alone; equal for texts that differ in the rest.
+        """A hash of the letters, marks, numbers and symbols of each line, (L).
 
-        It is NO_CONTENT for lines of spaces and punctuation alone.
+        It is equal for lines that differ only in other characters, and NO_CONTENT for lines of spaces and punctuation.
         """
         terms = ALPHABET.content_hashes.take(self.codes)
         chosen = terms != 0
@@ -233,12 +233,12 @@ class Block:
         return _mixed(np.add.reduceat(terms, self.starts) * inverse[number[self.starts]])
 
     def words(self) -> tuple[Ids, NDArray[np.int64]]:
-        """Returns (hashes, offsets): a hash of each word, (W), and the place of the first word of each line.
+        """Returns (hashes, offsets): a hash of each word, (W), and the index of the first word of each line, (L + 1).
 
-        `offsets` (L + 1) ends with W, so that the words of line i are those from `offsets[i]` to `offsets[i + 1]`.
+        `offsets` ends with W, so that the words of line i are hashes[offsets[i]:offsets[i + 1]].
 
-        A word is a run of letters, marks and digits; every other visible character is a word, and so is every character
-        of scripts that put no spaces between words.
+        A word is a run of letters, marks and digits; every other visible character is a word of its own, and so is
+        every character of scripts that put no spaces between words.
         """
         is_joined = ((self.classes & (LETTER | MARK | DIGIT)) != 0) & ((self.classes & ALONE) == 0)
         is_visible = (self.classes & (SPACE | CONTROL | END)) == 0
@@ -255,7 +255,7 @@ class Block:
         return _mixed(np.add.reduceat(terms, first) * inverse[first]), starts
 
     def grams(self, hashes: Ids, size: int) -> Ids:
-        """A hash of the sequence of `size` characters that begins at each place, (C).
+        """A hash of the sequence of `size` characters that begins at each character, (C).
 
         `hashes` has a hash of each character: one of the tables of ALPHABET.
         """
@@ -267,7 +267,7 @@ class Block:
         return _mixed(total)
 
     def outside(self, size: int) -> NDArray[np.intp]:
-        """The places where a sequence of `size` characters would run past the end of a line.
+        """The indices of characters at which a sequence of `size` characters would run past the end of the line.
 
         The line feed belongs to its line: a sequence may end with it.
         """
@@ -301,9 +301,9 @@ _known_powers: tuple[Ids, Ids] = (np.ones(1, dtype=np.uint64), np.ones(1, dtype=
 def _powers(count: int) -> tuple[Ids, Ids]:
     """Returns at least `count` powers of _FACTOR, and as many powers of its inverse, modulo 2**64.
 
-    They are kept, and computed again only for a block that is longer than all before it. A word or a line that begins
-    at character n is hashed with the powers from n on, and multiplied by the inverse of the n-th, so that its hash does
-    not depend on where it stands.
+    The powers are kept, and computed again only for a block that is longer than all before it. A word or a line that
+    begins at character n is hashed with the powers from the n-th on; the hash is then multiplied by the inverse of the
+    n-th power, so that it does not depend on n.
     """
     global _known_powers
     if len(_known_powers[0]) < count:
@@ -323,7 +323,7 @@ class_of = ALPHABET.class_of
 
 NUM_MINIMA = 16
 SHINGLE = 4  # characters
-LEAST_SHINGLES = 20  # in shorter lines, one changed word changes nearly all
+LEAST_SHINGLES = 20  # in shorter lines, one changed word changes nearly all shingles
 
 _MULTIPLIERS = np.random.default_rng(1).integers(1, 2**32, NUM_MINIMA, dtype=np.uint64).astype(np.uint32) | np.uint32(1)
 
@@ -348,7 +348,7 @@ def minima(block: Block) -> NDArray[np.uint32]:
 
 
 def bands(signatures: NDArray[np.uint32], rows: int) -> Ids:
-    """Hashes of groups of `rows` entries of the signatures, (L, NUM_MINIMA // rows)."""
+    """Hashes of the bands of each signature, groups of `rows` consecutive entries; (L, NUM_MINIMA // rows)."""
     count = NUM_MINIMA // rows
     total = np.zeros((len(signatures), count), dtype=np.uint64)
     for row in range(rows):
@@ -363,11 +363,11 @@ LETTERS = 3
 BUCKETS = 1 << 16
 
 
-SMOOTHING = 0.1
+SMOOTHING = 0.1  # added to the count of each bucket
 
 
 class Letters:
-    """The hashed sequences of three letters of some lines; all that is not a letter counts as one space."""
+    """The hashed sequences of three letters in each line of a block; any other character counts as a space."""
 
     def __init__(self, lower: Block) -> None:
         self._lower = lower
@@ -377,12 +377,12 @@ class Letters:
         self.sizes = np.maximum(lower.lengths + 2 - LETTERS, 0)  # sequences of each line, (L)
 
     def sums(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The sum of the values of the sequences of each line, (L); `values` has one for each bucket, (G)."""
+        """The sum over the sequences of each line, (L), of the values of their buckets, `values` (G)."""
         table = np.append(values, np.float32(0))
         return np.add.reduceat(table.take(self.buckets), self._lower.starts, dtype=np.float64).astype(np.float32)
 
     def counts(self, chosen: NDArray[np.bool_]) -> NDArray[np.float32]:
-        """How often each bucket, (G), occurs in the lines that are chosen, (L)."""
+        """How often each bucket occurs in the chosen lines, (G); `chosen` is a mask of the lines, (L)."""
         buckets = self.buckets[np.repeat(chosen, self._lower.lengths + 1)]
         return np.bincount(buckets, minlength=BUCKETS + 1)[:BUCKETS].astype(np.float32)
 
@@ -399,7 +399,11 @@ class LetterModel:
         return self._logs(self.counts)
 
     def scores(self, letters: Letters, is_counted: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
-        """The log-probability of each line, (L); lines with `is_counted` are scored without their own counts."""
+        """The log-probability of each line, (L), in nats.
+
+        `is_counted` is a mask of the lines, (L), True for those that the model has counted. They are scored as if the
+        model had seen each sequence once less, so that a line does not make itself probable.
+        """
         scores = letters.sums(self.logs)
         if is_counted is None:
             return scores
@@ -434,7 +438,7 @@ class Kind:
     cure: str
     cleaned: str | None = None  # what `mtkit clean` does with such pairs
     stops_at: float | None = None  # share of the pairs; 0: one is enough; None: never
-    # A smaller share is not reported: among so few, most are pairs that only look like this.
+    # A smaller share is not reported: of so few pairs, most only look as if they had the fault.
     least_share: float = 0.0
 
 
@@ -654,7 +658,7 @@ class Found:
     examples: list[Example] = field(default_factory=list)
 
     def add(self, examples: Sequence[Example], count: int = 1) -> None:
-        """Count `count` more, and keep those of the examples that are among the first NUM_EXAMPLES."""
+        """Adds `count` to the number found; keeps the examples, up to NUM_EXAMPLES in all."""
         self.count += count
         self.examples += examples[: NUM_EXAMPLES - len(self.examples)]
 
@@ -728,8 +732,6 @@ def _example(example: Example) -> dict[str, Any]:
     return {**shown, "source": example.source, "target": example.target}
 
 
-# R lines of the sample, both sides; L lines of a block.
-
 LONGEST = 1000  # characters of a line from which scripts and languages are learnt, so that no line outweighs all others
 MAIN_SCRIPT = 0.05  # a script belongs to a side if it has at least this share of the side's letters
 # A text in one of the scripts on the left uses those on the right, too, even if it is rare in the sample.
@@ -742,7 +744,7 @@ USED_TOGETHER = {
 
 @dataclass(frozen=True)
 class Learned:
-    """Statistics of both sides, (source, target), and of the pairs."""
+    """What is usual in a text: the scripts of its sides, (source, target), their languages, and their lengths."""
 
     scripts: tuple[tuple[str, ...], tuple[str, ...]]
     languages: "Languages | None"  # None: the sample is too small, or both sides are of one language
@@ -750,7 +752,7 @@ class Learned:
 
 
 def learn(pairs: Sequence[Pair]) -> Learned:
-    """Learn what is usual from a sample of pairs."""
+    """Learns what is usual in a text from a sample of its pairs."""
     sides = [list(side) for side in zip(*pairs, strict=True)] if pairs else [[], []]
     lower = [Block(side).lowered() for side in sides]
     beginnings = [Block([line[:LONGEST] for line in side]).lowered() for side in sides]
@@ -766,15 +768,15 @@ def _main_scripts(counts: Counter[str]) -> tuple[str, ...]:
 
 # Languages.
 
-LEAST_LINES = 200  # of a sample, to learn languages from
-FEWEST_LETTERS = 10  # of a line whose language is judged
+LEAST_LINES = 200  # of each side; from fewer lines, no languages are learnt
+FEWEST_LETTERS = 10  # the language of a line with fewer sequences of three letters is not judged
 ROUNDS = 8
-ODDEST = 0.03  # share of the lines of each side that the model of other languages starts from
+ODDEST = 0.03  # the model of a third language starts from this share of the lines of each side
 MARGIN = 10.0  # nats by which another language must be more probable
-GRAM_MARGIN = 0.4  # nats for each sequence of three letters
-LEAST_OTHER = 8  # lines, for the model of other languages to be kept
-MOST_COMMON = 0.5  # share of common sequences in the median line of another language, relative to other lines
-APART = 1.3  # nats for each sequence of letters by which the median line of another language differs
+GRAM_MARGIN = 0.4  # the same, in nats for each sequence of three letters
+LEAST_OTHER = 8  # lines; a model of a third language with fewer is dropped
+MOST_COMMON = 0.5  # share of common sequences in the median line of a third language, relative to other lines
+APART = 1.3  # nats for each sequence of three letters by which the median line of a third language fits it better
 
 
 @dataclass(frozen=True)
@@ -786,7 +788,10 @@ class Languages:
     other: LetterModel | None
 
     def foreign(self, side: int, letters: Letters) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Which lines of side 0 (source) or 1 (target) are in the other side's language, and which in a third one."""
+        """Returns two masks, (L), of lines in the other side's language, and in a third language.
+
+        `side` is the side of the lines: 0 for the source, 1 for the target.
+        """
         own, opposite = (self.source, self.target) if side == 0 else (self.target, self.source)
         gain = letters.sums(opposite.logs - own.logs)
         if self.other is None:
@@ -802,11 +807,11 @@ def _exceeds(gain: NDArray[np.float32], letters: Letters) -> NDArray[np.bool_]:
 
 
 def learn_languages(source: Block, target: Block) -> Languages | None:
-    """Letter models of both sides, without the lines that turn out to be in another language.
+    """Fits letter models of the languages of both sides, leaving out lines that turn out to be in another language.
 
-    A third model starts from the oddest lines of both sides; lines move between the models until each is where it
-    is most probable (a mixture of multinomials, fitted by hard EM). A third model that explains nothing is dropped.
-    Returns `None` if there are too few lines, or if both sides are in one language.
+    A third model starts from the oddest lines of both sides. In each of ROUNDS rounds, every line moves to the model
+    by which it is most probable (a mixture of multinomials, fitted by hard EM). In the end, the third model is dropped
+    if it is not that of a language. Returns `None` if there are too few lines, or if both sides are in one language.
     """
     sides = [Letters(source), Letters(target)]
     if min(letters.num_lines for letters in sides) < LEAST_LINES:
@@ -838,10 +843,10 @@ def learn_languages(source: Block, target: Block) -> Languages | None:
 
 
 def _is_language(sides: Sequence[Letters], kinds: Sequence[NDArray[np.int8]], models: Sequence[LetterModel]) -> bool:
-    """Whether the third model is one of a language, rather than of names or of one topic.
+    """Whether the third model is that of a language, rather than of names or of one topic.
 
-    It is a language if its lines fit it clearly better than they fit the model of their side, and contain far fewer of
-    the letter sequences that are most common on that side.
+    It is that of a language if its lines fit it clearly better than they fit the model of their side, and contain far
+    fewer of the letter sequences that are most common on that side.
     """
     margins: list[float] = []
     commonness: list[float] = []
@@ -858,7 +863,10 @@ def _is_language(sides: Sequence[Letters], kinds: Sequence[NDArray[np.int8]], mo
 
 
 def _share_of_common(model: LetterModel, letters: Letters) -> NDArray[np.float64]:
-    """The share of the sequences of each line, (L), that are common: the most frequent half of all that occur."""
+    """The share of the sequences of each line that are common, (L).
+
+    The common sequences are the most frequent ones, which together make up half of all occurrences.
+    """
     counts = np.sort(model.counts)[::-1]
     half = counts[np.searchsorted(np.cumsum(counts), counts.sum() / 2)]
     share: NDArray[np.float64] = letters.sums((model.counts >= half).astype(np.float32)) / np.maximum(letters.sizes, 1)
@@ -873,16 +881,16 @@ def _refitted(sides: Sequence[Letters], kinds: Sequence[NDArray[np.int8]]) -> li
 
 SHORT = 8  # characters added to both sides, so that short lines vary less
 DEVIATIONS = 4.5
-# A line at most so many times as long as usual is never an outlier: of 340,000 short pairs (Multi30k, Tatoeba), 25 go
-# beyond it, but beyond twice the usual length, 200.
+# A line is no outlier if it is at most so many times as long as usual. Of 340,000 short pairs (Multi30k, Tatoeba), 25
+# exceed this factor, but 200 exceed a factor of 2.
 LEAST_FACTOR = 2.25
-# What was cut off no longer ends as its translation does. A side that does may say the same in a third of the words.
+# A text that was cut off usually ends unlike its translation. If both end alike, one may well be a third of the length.
 FREE_FACTOR = 3.0
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """The usual ratio of the lengths of target and source, in characters, as a logarithm, and its spread."""
+    """The usual logarithm of the ratio of target length to source length, in characters, and its spread."""
 
     middle: float
     spread: float
@@ -890,12 +898,11 @@ class Lengths:
     def outliers(
         self, source: NDArray[np.int64], target: NDArray[np.int64], least_factor: float = LEAST_FACTOR
     ) -> NDArray[np.bool_]:
-        """Returns which pairs have a ratio of lengths far from the usual one.
+        """Returns a mask, (L), of the pairs whose ratio of lengths is far from the usual one.
 
-        `source` and `target` are the lengths of the sides in characters, (L) each.
-
-        Far means that the ratio differs from the usual one, in one direction or the other, at least by the factor
-        `least_factor`, and by more than DEVIATIONS standard deviations.
+        `source` and `target` are the lengths of the sides in characters, (L) each. Far means that the ratio differs
+        from the usual one, in either direction, by more than the factor `least_factor`, and by more than DEVIATIONS
+        standard deviations.
         """
         distance = np.abs(_log_ratio(source, target) - self.middle)
         found: NDArray[np.bool_] = distance > max(DEVIATIONS * self.spread, np.log(least_factor))
@@ -903,7 +910,7 @@ class Lengths:
 
 
 def learn_lengths(source: Block, target: Block) -> Lengths:
-    """The median of the logarithms of the length ratios, and their spread, by the median absolute deviation."""
+    """Learns the median of the logarithms of the length ratios, and their spread (by median absolute deviation)."""
     is_written = (source.lengths > 0) & (target.lengths > 0)
     ratios = _log_ratio(source.lengths[is_written], target.lengths[is_written])
     if not len(ratios):

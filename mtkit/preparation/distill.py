@@ -1,8 +1,8 @@
 """Sequence-level knowledge distillation (Kim & Rush 2016): a teacher's translations become a student's training text.
 
-Translates the source side of the training corpora, a chunk of lines at a time. After each chunk, a record says how far
-the work is, so that a killed command goes on from there. Chunks always begin and end at the same lines, so the result
-does not depend on interruptions, whatever the precision.
+Translates the source side of the training corpora, a chunk of lines at a time. After each chunk, a record of the
+progress is saved, from which the command goes on if it was killed. Chunks always begin and end at the same lines, so
+the result does not depend on interruptions, whatever the precision.
 """
 
 import hashlib
@@ -35,8 +35,8 @@ FORMAT = 1  # of RECORD
 
 OURS = re.compile(r"corpus-\d+\.(source|target)|student\.yaml")  # names of files, besides RECORD
 
-# The settings of decoding that may differ between calls: translations depend on them only by rounding, and whoever runs
-# out of memory must be able to change them.
+# The settings of decoding that may differ between calls: translations depend on them only by rounding, and users whose
+# memory does not suffice must be able to change them.
 FREE = {"batch_tokens"}
 
 
@@ -56,15 +56,16 @@ class Teacher:
 def distill(
     config: Config, teacher: Teacher, folder: Path | None = None, keep_original: bool = False, fresh: bool = False
 ) -> str:
-    """`mtkit distill`: translates the training text, and writes the settings of a student.
+    """`mtkit distill`: translates the training text of `config`, and writes settings that train a student on it.
 
-    The text is that of `config`. `folder`, by default runs/NAME-distilled-text, receives both sides of each corpus, the
-    settings that train the student on them (STUDENT), and the record of how far the work is (RECORD). A pair of which a
-    side is blank is left out. With `keep_original`, the student trains on the original pairs, too.
+    `folder`, by default runs/NAME-distilled-text, receives both sides of each corpus, the settings that train the
+    student on them (STUDENT), and the record of how far the work is (RECORD). A pair of which a side is blank is left
+    out. With `keep_original`, the student trains on the original pairs, too.
 
-    Goes on with what an earlier call has translated; with `fresh`, begins anew. Returns a report of several lines.
-    Raises ConfigError for a language model; CheckpointError if the earlier call had another teacher, text or way of
-    decoding; DataError if its files have changed since; StoppedError if a signal ends the work.
+    Goes on after the lines that an earlier call has translated; with `fresh`, deletes its files and begins anew.
+    Returns a report of several lines. Raises ConfigError for a language model, CheckpointError if the earlier call had
+    another teacher, text or way of decoding, DataError if the files of the earlier call have changed since, and
+    StoppedError if a signal ends the work.
     """
     if config.task == "language_model":
         raise ConfigError(
@@ -87,7 +88,7 @@ def distill(
     return _report(folder, record, was_finished)
 
 
-# What translations are made from. If it changes, the work cannot go on.
+# What the translations are made from. If any of this changes, earlier work cannot be continued.
 
 MADE_FROM = {"teacher", "precision", "decoding", "text", "tags"}  # the keys of what _made_from returns
 
@@ -122,8 +123,8 @@ def _source_fingerprint(part: CorpusConfig) -> str:
 def _require_languages(config: Config, teacher: Config, path: Path) -> None:
     """Raises ConfigError if the teacher translates between other languages than those of `config`.
 
-    Regions and scripts are not compared. Languages that are not stated are taken to be right, and so are those of
-    multilingual text, which has a tag for each corpus.
+    Regions and scripts are not compared. Languages that are not stated are not checked, nor are those of multilingual
+    text, in which each corpus has a tag.
     """
     if all(corpus.tag is not None for corpus in config.data.train):
         return
@@ -141,7 +142,7 @@ def _language(code: str) -> str:
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Returns a line of text for each thing that translations are made from and that has changed."""
+    """Returns a line of text for each difference between two results of `_made_from`."""
     changes = ["the teacher has other weights"] if before["teacher"] != now["teacher"] else []
     defaults = DecodingConfig().model_dump(mode="json", exclude=FREE)  # of settings that an earlier version lacked
     changes += setting_changes("decoding", {**defaults, **before["decoding"]}, now["decoding"])
@@ -171,7 +172,7 @@ class _Written:
 class _Done:
     """How much of a corpus has been translated, and what has been written."""
 
-    num_lines: int  # of the corpus
+    num_lines: int  # the number of lines of the corpus
     done: int = 0  # the number of lines that have been read and translated
     pairs: int = 0  # the number of pairs that have been written
     source: _Written = field(default_factory=_Written)
@@ -207,13 +208,13 @@ class _Record:
         return self.num_done == self.num_lines
 
     def note(self, problem: str, where: str) -> None:
-        """Count a line with a problem; the first line with each problem causes a warning. `where` names the line."""
+        """Counts a line with a problem; warns of the first line with each problem. `where` names the line."""
         self.noted[problem] = count = self.noted.get(problem, 0) + 1
         if count == 1:
             say(f"mtkit: warning: {where} {problem}; further ones are counted")
 
     def save(self, folder: Path) -> None:
-        """Write RECORD, replacing the one before."""
+        """Writes RECORD to `folder`, replacing an earlier one."""
         write_file(folder / RECORD, f"{json_text(asdict(self), indent=2)}\n".encode())
 
     @classmethod
@@ -235,11 +236,11 @@ class _Record:
 
 
 def _open_record(folder: Path, corpora: Sequence[CorpusConfig], made_from: dict[str, Any]) -> _Record:
-    """Returns the record of an earlier call or, if no line has been translated, a new one.
+    """Returns the record of an earlier call or, if no line has been translated yet, a new record, which is saved.
 
-    A new record is saved. Raises CheckpointError if the earlier translations were made from something else, or if
-    `folder` has no record, but files with names that `distill` gives. Raises DataError if the files of the earlier call
-    have changed, or if the corpora have no lines.
+    Raises CheckpointError if the earlier translations were made from something else, or if `folder` has no record, but
+    files with names that `distill` gives. Raises DataError if the files of the earlier call have changed, or if the
+    corpora have no lines.
     """
     path = folder / RECORD
     record = _Record.read(path) if path.exists() else None
@@ -273,7 +274,7 @@ def _file(folder: Path, number: int, side: str) -> Path:
 def _check(path: Path, written: _Written, is_finished: bool) -> None:
     """Raises DataError if a file does not begin with the bytes that were written to it.
 
-    With `is_finished`, a file that has more bytes than these raises DataError, too.
+    With `is_finished`, also raises DataError if the file has more bytes than these.
     """
     try:
         with path.open("rb") as stream:
@@ -348,7 +349,7 @@ def _load(teacher: Teacher, corpora: Sequence[CorpusConfig]) -> Translator:
 
 
 def _translate_all(folder: Path, corpora: Sequence[CorpusConfig], record: _Record, translator: Translator) -> None:
-    """Translate all lines that are still to be translated."""
+    """Translates all lines that `record` does not count as translated; saves `record` after each chunk."""
     if record.num_done:
         inform(f"going on after {record.num_done:,} of {counted(record.num_lines, 'line')}")
     with (
@@ -382,7 +383,7 @@ def _translated(
     translator: Translator,
     meter: Meter,
 ) -> list[tuple[str, str]]:
-    """Translates the next lines of a corpus; returns the pairs of a line and its translation, neither of them blank.
+    """Translates the next lines of a corpus; returns pairs (line, translation), without those with a blank side.
 
     Counts blank lines, tokens and problems in `record`; `where` names the corpus in warnings.
     """
@@ -399,7 +400,7 @@ def _translated(
 
 
 def _chunks(lines: Iterable[str]) -> Iterator[list[str]]:
-    """Divides lines into chunks, each as large as a window of the Translator, whose lines are sorted by length."""
+    """Divides lines into chunks, each as large as a window of the Translator, within which it sorts lines by length."""
     chunk: list[str] = []
     size = 0
     for line in lines:
@@ -425,7 +426,7 @@ def _problems(line: str, translation: TranslatedLine, translator: Translator) ->
 
 
 def _write_student(config: Config, folder: Path, keep_original: bool) -> None:
-    """Write STUDENT: the settings in `config` with another name, and with the teacher's translations in data.train.
+    """Writes STUDENT: the settings of `config` with another name, and with the teacher's translations in data.train.
 
     Relative paths in data.train start from `data.root`, so if that is given, the path of `folder` is made absolute.
     """
@@ -461,7 +462,7 @@ def _write_student(config: Config, folder: Path, keep_original: bool) -> None:
 
 
 def _report(folder: Path, record: _Record, was_finished: bool) -> str:
-    """Returns the lines that tell what was done and how the student is trained."""
+    """Returns a few lines that say what was done, and the command that trains the student."""
     num_pairs = sum(corpus.pairs for corpus in record.corpora)
     speed = record.tokens / record.seconds if record.seconds else 0.0
     what = f"{counted(record.num_lines, 'line')} translated in {duration(record.seconds)}, {speed:,.0f} tokens a second"

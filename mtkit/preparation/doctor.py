@@ -1,7 +1,7 @@
 """`mtkit doctor` and `mtkit clean`: examine parallel text, and write a mended copy of it.
 
-The text is read twice, first a sample to learn what is usual, then all of it to judge each pair. What is held in memory
-does not grow with the text, but for the hashes by which repeated pairs are found.
+The text is read twice: first a sample, to learn what is usual, then all of it, to judge each pair. The memory needed
+does not grow with the length of the text, except for the hashes by which repeated pairs are found.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -75,7 +75,7 @@ from mtkit.text.parallel import (
 # So many that the arrays of a block fit into the cache of a processor.
 BLOCK_PAIRS = 2000
 BLOCK_CHARACTERS = 500_000
-STEP_PAIRS = 200  # that are read before the characters are counted
+STEP_PAIRS = 200  # pairs are read at once; only then are the characters of a block counted
 SAMPLE_LEADING = 8192  # pairs at the beginning of a text that all belong to the sample
 ROWS = 100  # of a table, from which its columns of sentences are recognised
 
@@ -84,14 +84,14 @@ ROWS = 100  # of a table, from which its columns of sentences are recognised
 class Damage:
     """What is wrong with the files of a part, rather than with single pairs."""
 
-    not_utf8: list[tuple[Path, int]] = field(default_factory=list)  # the first lines
+    not_utf8: list[tuple[Path, int]] = field(default_factory=list)  # the first such lines: (file, line number)
     num_not_utf8: int = 0
-    num_lines: tuple[int, int] | None = None  # of both files, if the numbers differ
-    lacking: list[int] = field(default_factory=list)  # lines of the first units of TMX that lack a side
+    num_lines: tuple[int, int] | None = None  # of the source and target files, if the numbers differ
+    lacking: list[int] = field(default_factory=list)  # the lines of the first TMX units that lack a side
     num_lacking: int = 0
 
     def add_lacking(self, line: int) -> None:
-        """Count a unit of TMX that lacks a side."""
+        """Counts a TMX unit that lacks a side; `line` is the number of its line."""
         self.num_lacking += 1
         if self.num_lacking <= NUM_EXAMPLES:
             self.lacking.append(line)
@@ -99,7 +99,7 @@ class Damage:
 
 @dataclass(frozen=True)
 class Records:
-    """Consecutive pairs of a text: the lines where they begin, and both sides."""
+    """Consecutive pairs of a text: the numbers of their lines, their sources and their targets."""
 
     lines: Sequence[int]
     sources: list[str]
@@ -114,7 +114,7 @@ class Records:
 
 @dataclass(frozen=True)
 class Part:
-    """Parallel text in two files, or in one: columns separated by tabs, TMX or JSON lines."""
+    """Parallel text in two files, or in one file: columns separated by tabs, TMX or JSON lines."""
 
     source: Path
     target: Path | None = None
@@ -143,7 +143,7 @@ class Part:
             yield from self._read_columns(damage)
 
     def blocks(self, damage: Damage | None = None) -> Iterator[Records]:
-        """Yields what `read` yields in blocks of at most BLOCK_PAIRS pairs and about BLOCK_CHARACTERS characters."""
+        """Yields the pairs of `read` in blocks of at most BLOCK_PAIRS pairs and about BLOCK_CHARACTERS characters."""
         damage = Damage() if damage is None else damage
         steps = _steps(self.source, self.target, damage) if self.target else _grouped(self.read(damage))
         lines: list[int] = []
@@ -175,7 +175,7 @@ class Part:
 
 
 def _steps(source: Path, target: Path, damage: Damage) -> Iterator[Records]:
-    """Yields STEP_PAIRS pairs of two files at a time."""
+    """Yields the pairs of two files, STEP_PAIRS at a time; notes in `damage` if the numbers of lines differ."""
     number = 0
     lines = _lines(source, damage), _lines(target, damage)
     while True:
@@ -227,7 +227,7 @@ def parts_of_files(files: Sequence[Path], languages: Languages | None) -> list[P
 
 
 def parts_of_settings(config: Config) -> list[Part]:
-    """The training text of the settings. Raises ConfigError for a language model, whose text has one side."""
+    """The parts of the training corpora of the settings. Raises ConfigError for a language model."""
     if config.task == "language_model":
         raise ConfigError("mtkit doctor and mtkit clean compare two sides; task is language_model, which has one")
     return [_part(part) for corpus in training_corpora(config) for part in corpus.parts]
@@ -254,7 +254,7 @@ def held_out_of_settings(config: Config) -> Iterator[HeldOutPair]:
 def examine(
     parts: Sequence[Part], held_out: Iterable[HeldOutPair] = (), languages: LanguagesConfig | None = None
 ) -> Diagnosis:
-    """Examine parallel text; raises DataError if a file cannot be read at all."""
+    """Examines parallel text; returns what was found. Raises DataError if a file cannot be read or has no pairs."""
     return Examination(parts, held_out, languages).run()
 
 
@@ -272,7 +272,7 @@ class Examination:
         self.learned, self._associations, self._is_unrelated = self._learn()
 
     def run(self) -> Diagnosis:
-        """Judge all pairs."""
+        """Judges all pairs; returns what was found. Raises DataError if there are none."""
         repeats, total = Repeats(), 0
         with Meter("examining", "pairs", num_lines(self.parts), announced=True) as meter:
             for part in self.parts:
@@ -322,7 +322,7 @@ class Examination:
         return learned, associations, is_unrelated
 
     def _look_at_files(self, part: Part, rows: Sequence[Record]) -> None:
-        """Look for tables, headers and text that was processed by other tools, in the sample of a part."""
+        """Looks for tables, headers and text that other tools have processed, in `rows`, the sample of a part."""
         names = (part.source, part.target or part.source)
         codes = self._codes.source, self._codes.target
         if rows and rows[0].line == 1:
@@ -380,7 +380,7 @@ class Examination:
             self._add_text("slip", part.source, slip.line, _describe(slip, part))
 
     def _count_held_out(self) -> None:
-        """Replace the counts of training pairs that are held out by counts of held-out pairs.
+        """Replaces the numbers of training pairs that match held-out pairs by the numbers of held-out pairs found.
 
         Several training pairs may match one held-out pair. A held-out pair that was found without edits does not
         count as found with small edits, too.
@@ -407,7 +407,10 @@ def _describe(slip: Slip, part: Part) -> str:
 
 
 def verdicts(sides: Sides, learned: Learned, repeats: Repeats, held_out: HeldOut) -> dict[str, Chosen]:
-    """For each kind of fault of pairs: which pairs of a block have it."""
+    """Returns, for each kind of fault of pairs, a mask of the pairs of a block that have it, (L).
+
+    Adds the pairs to `repeats`, and the held-out pairs that are found to `held_out`.
+    """
     found = judge(sides, learned)
     signatures = [minima(block) for block in sides.lower]
     is_text = ~found["blank side"]
@@ -417,7 +420,7 @@ def verdicts(sides: Sides, learned: Learned, repeats: Repeats, held_out: HeldOut
 
 
 def num_lines(parts: Sequence[Part]) -> int | None:
-    """The number of lines of all parts, for progress; `None` if no progress is shown, or if it is not known."""
+    """The number of lines of all parts, for progress; `None` if no progress is shown or the number is not known."""
     if not is_shown() or any(has_records(part.source) for part in parts):
         return None
     return sum(count_lines(part.source) for part in parts)
@@ -433,17 +436,17 @@ CLEANABLE = tuple(name for name, kind in KINDS.items() if kind.cleaned)
 
 @dataclass
 class Cleaned:
-    """What was done: how many pairs were read and written, and what was dropped and mended, by kind."""
+    """The result of cleaning: how many pairs were read and written, and how many were dropped and mended, by kind."""
 
     files: dict[str, list[str]] = field(default_factory=dict)  # new files by part
     num_read: int = 0
     num_written: int = 0
-    num_lacking: int = 0  # units of TMX that lack a side, and are not among those read
+    num_lacking: int = 0  # TMX units that lack a side; not included in `num_read`
     dropped: dict[str, Found] = field(default_factory=dict)
     mended: dict[str, Found] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """The record as a value for JSON; each example of a mended pair has the pair before and after."""
+        """The result as a value for JSON; each example of a mended pair has the pair before and after mending."""
         return {
             "files": self.files,
             "pairs_read": self.num_read,
@@ -454,7 +457,7 @@ class Cleaned:
         }
 
     def __str__(self) -> str:
-        """A few lines for people."""
+        """A summary of a few lines, for people."""
         lines = [f"{self.num_written:,} of {self.num_read:,} pairs written"]
         for what, kinds in (("left out", self.dropped), ("mended", self.mended)):
             if kinds:
@@ -474,9 +477,9 @@ def _shown(found: Found) -> dict[str, Any]:
 
 
 def require_new(folder: Path, keep: Collection[str] = ()) -> None:
-    """Raises MtkitError if the folder exists or cannot be made, or if `keep` has a wrong name.
+    """Raises MtkitError if the folder exists or cannot be made, or if `keep` has a name that is not in CLEANABLE.
 
-    The names in `keep` must be in CLEANABLE. Called before the text is read.
+    Called before the text is read.
     """
     require_folder(folder)
     if folder.exists():
@@ -487,7 +490,7 @@ def require_new(folder: Path, keep: Collection[str] = ()) -> None:
 
 
 def clean(examination: Examination, folder: Path, keep: Collection[str] = ()) -> tuple[Cleaned, Diagnosis]:
-    """Examine text, then write a cleaned copy of it to a new folder; kinds in `keep` are left as they are.
+    """Examines text, then writes a cleaned copy of it to a new folder; leaves faults of the kinds in `keep`.
 
     Raises DataError if the folder exists, or if the faults are such that no cleaning of single pairs helps: the files
     have different numbers of lines, or the sides slip.
@@ -508,7 +511,7 @@ def clean(examination: Examination, folder: Path, keep: Collection[str] = ()) ->
 
 
 class _Cleaning:
-    """Mends pairs, then judges what came of them, and drops those that still have faults."""
+    """Mends pairs, then judges the mended pairs, and drops those that still have faults."""
 
     def __init__(self, examination: Examination, kinds: Sequence[str]) -> None:
         self._examination = examination
@@ -518,7 +521,7 @@ class _Cleaning:
         self._cleaned = Cleaned()
 
     def write(self, folder: Path, new: Path) -> Cleaned:
-        """Write the cleaned parts to the folder `new`, which is going to be `folder`."""
+        """Writes the cleaned parts to `new`, a folder that will be renamed to `folder`; returns what was done."""
         parts = self._examination.parts
         names = _names(parts)
         with Meter("cleaning", "pairs", num_lines(parts), announced=True) as meter:
@@ -582,7 +585,7 @@ class _Cleaning:
     def _settled(self, row: Record) -> Record:
         """The pair after all mends were applied repeatedly, until none changes it.
 
-        Mending one fault may bring another to light, such as the spaces within a tag.
+        Mending one fault may uncover another, such as spaces at the end of a text after a tag is removed.
         """
         before = None
         while row != before:
@@ -597,7 +600,7 @@ def _names(parts: Sequence[Part]) -> list[tuple[str, str]]:
     """The names of the new files of each part, (source, target).
 
     A part with two files keeps their names, without the suffix of a compression. For a part with one file, the
-    codes of the languages, or "source" and "target", are appended to its name. Names that would occur twice get the
+    codes of the languages, or "source" and "target", are appended to its name. Names that are taken already get the
     number of the part and the side as a prefix.
     """
     names: list[tuple[str, str]] = []

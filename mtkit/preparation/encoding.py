@@ -81,7 +81,7 @@ def drop_reason(source: str, target: str, source_length: int, target_length: int
 
 
 def passes_lengths(source_lengths: Lengths, target_lengths: Lengths, rules: DataConfig) -> NDArray[np.bool_]:
-    """Whether each pair passes all rules about its lengths, in tokens.
+    """Returns a mask of the pairs that pass all rules about lengths, which are in tokens.
 
     A pair of which a side has no tokens does not pass.
     """
@@ -93,7 +93,7 @@ def passes_lengths(source_lengths: Lengths, target_lengths: Lengths, rules: Data
 
 
 def has_text_rules(rules: DataConfig) -> bool:
-    """Whether rules look at the text of a pair, besides the one against sides of white space alone."""
+    """Whether any rule besides that against blank sides looks at the text of a pair, not only at its lengths."""
     return bool(rules.drop_identical or rules.source_script or rules.target_script or rules.min_letters)
 
 
@@ -127,7 +127,7 @@ def share_of_letters(text: str) -> float:
 
 
 def settings_behind(reasons: Iterable[str]) -> list[str]:
-    """For reasons to leave pairs out, returns the names of the responsible settings in the data section."""
+    """Returns the names of the settings in the data section that control the given reasons to leave pairs out."""
     return [name for reason in REASONS if reason in set(reasons) for name in RULES[reason]]
 
 
@@ -284,7 +284,7 @@ class Encoder:
         self._read = read
         self.drops = Drops()
         self._rules = config.data
-        # Each has its own random numbers, so that a larger fraction includes a smaller one.
+        # Joining and drawing have random numbers of their own, so that a larger fraction includes a smaller one.
         self._join_rng, self._draw_rng = (np.random.default_rng([config.data.seed, n]) for n in range(2))
         self._has_source = config.task == "translation"
         self._keeps_text = config.training.samples_subwords
@@ -311,9 +311,9 @@ class Encoder:
         return self._writer.num_pairs - before
 
     def _training_pairs(self, read: list[Pair]) -> tuple[list[int], list[Pair]]:
-        """Joins and draws the pairs that were read, as `data.join` and `data.fraction` say.
+        """Joins and draws training pairs from the pairs in `read`, as `data.join` and `data.fraction` say.
 
-        Returns the index of each resulting pair, which is that of the first pair that it consists of, and the pairs.
+        Returns (indices, pairs): the resulting pairs and, for each, the index in `read` of the first pair in it.
         """
         places, pairs = list(range(len(read))), read
         if (most := self._rules.join.max) > 1:
@@ -372,7 +372,7 @@ class Encoder:
     def _drop_reasons(
         self, pairs: list[Pair], source_lengths: Lengths, target_lengths: Lengths, tag_length: int
     ) -> list[str | None]:
-        """Returns for each pair the reason to leave it out, or `None`.
+        """Returns for each pair the reason to leave it out, or `None` if the pair passes.
 
         Does not check for duplicates. `pairs` are without tags. The lengths are in tokens; those of the sources include
         the `tag_length` tokens of the tag.
@@ -391,9 +391,10 @@ class Encoder:
     def _links(
         self, pair: Pair, source: list[int], target: list[int], tag_length: int, where: str, line: str
     ) -> list[Link]:
-        """Returns the links between the tokens of a pair, of which the first `tag_length` source tokens are a tag.
+        """Returns the links between the tokens of a pair; the first `tag_length` source tokens, a tag, have none.
 
-        `line` has the links between its words. Raises DataError, whose message begins with `where`, if it is malformed.
+        `line` has the links between the words of the pair. If it is malformed, raises DataError with a message that
+        begins with `where`.
         """
         tokenizer = self._tokenizer
         words = parse_links(line, where, *(len(text.split()) for text in pair))
@@ -407,10 +408,10 @@ class Encoder:
 
 
 def joined(pairs: Sequence[Pair], most: int, rng: np.random.Generator) -> tuple[list[int], list[Pair]]:
-    """Joins 1 to `most` consecutive pairs to one; returns the index of the first pair of each, and the joined pairs.
+    """Joins runs of 1 to `most` consecutive pairs; returns the index of each run's first pair, and the joined pairs.
 
-    The number of pairs is drawn for each. A pair with a blank side is not joined with others, since the rules for blank
-    sides leave it out.
+    The length of each run is drawn from `rng`. A pair with a blank side is not joined with others, since the rules for
+    blank sides leave it out.
     """
     starts: list[int] = []
     results: list[Pair] = []
@@ -435,7 +436,7 @@ def _normalized(pairs: Sequence[Pair], tokenizer: Tokenizer) -> tuple[list[str],
 
 
 def count_unknown_in_validation(pairs: Iterable[Pair], tokenizer: Tokenizer, unknown: UnknownShares) -> None:
-    """Encodes the validation text; counts its tokens and its unknown tokens in `unknown`."""
+    """Encodes the validation text, and adds the numbers of its tokens and of its unknown tokens to `unknown`."""
     for chunk in _chunks(pairs):
         sources = tokenizer.bulk_encode_source([source for source, _ in chunk], _num_threads())
         targets = tokenizer.bulk_encode_target([target for _, target in chunk], _num_threads())
@@ -443,7 +444,7 @@ def count_unknown_in_validation(pairs: Iterable[Pair], tokenizer: Tokenizer, unk
 
 
 def _count_unknown(unknown: UnknownShares, name: str, tokenizer: Tokenizer, sources: Encoded, targets: Encoded) -> None:
-    """Counts the tokens of each side, and how many of these tokens are unknown, in `unknown`.
+    """Adds the number of tokens of each side, and how many of these tokens are unknown, to `unknown`.
 
     In `unknown`, the two sides are the texts called "NAME source" and "NAME target", where NAME is the argument `name`.
     A side whose tokenizer never produces unknown tokens is not counted.

@@ -1,13 +1,14 @@
-"""The checks of the doctor: of single pairs, of pairs that occur again, and of sides that slip out of alignment.
+"""The doctor's checks: faults of single pairs, repeated pairs, and sides that slip out of alignment.
 
-Repeats: the training text is not kept, only hashes of each pair, two of 8 bytes and NUM_BANDS of 4 bytes: 320 MB for
-ten million pairs. Among ten million pairs, the probability that different pairs have an equal hash of 8 bytes is below
+Repeats: of each pair, only hashes are kept in memory, two of 8 bytes and NUM_BANDS of 4 bytes: 320 MB for ten million
+pairs. The probability that, among ten million pairs, two different pairs have an equal hash of 8 bytes is below
 0.001 %. A pair is similar to earlier text if at least two of its hashes of 4 bytes have occurred before.
 
-Slips: each word gets a random vector. The vector of a target line is the mean of its words'; that of a source word is
-the mean of the target lines beside which it stands in a sample (random indexing; Kanerva et al., 2000), and that of a
-source line the mean of its words'. The cosine of a source line and a target line then tells whether they belong
-together. A slip is a place from which another target line fits better, on and on (the CUSUM test; Page, 1954).
+Slips: each target word gets a random vector; the vector of a target line is the sum of the vectors of its words. The
+vector of a source word is the mean of the vectors of the target lines that are paired with it in a sample (random
+indexing; Kanerva et al., 2000); the vector of a source line is the sum of the vectors of its words. Words are weighted
+by inverse document frequency. The cosine of the vectors of a source line and a target line then tells whether the lines
+belong together. From a slip on, many lines fit better at another shift (the CUSUM test; Page, 1954).
 """
 
 import html
@@ -57,13 +58,13 @@ from mtkit.preparation.characters import (
 from mtkit.preparation.encoding import insert_sorted, unknown_among
 from mtkit.text.parallel import Pair
 
-Chosen = NDArray[np.bool_]  # of the pairs of a block, (L)
+Chosen = NDArray[np.bool_]  # a mask of the pairs of a block, True for those that are chosen, (L)
 
 FEW_LETTERS = 0.2  # share of the visible characters; a side with fewer letters has no words
-LEAST_SCRIPT_LETTERS = 3  # of a line whose script is judged
+LEAST_SCRIPT_LETTERS = 3  # the script of a side with fewer letters is not judged
 
 NUMBER = re.compile(r"\d+(?:[ .,'’\u00a0\u202f，٬]\d{3}(?!\d))*")
-LEAST_DIGITS = 3  # of the numbers that are compared; smaller ones are often written as words, or as times of day
+LEAST_DIGITS = 3  # shorter numbers are not compared; they are often written as words, or as times of day
 ADDRESS = re.compile(r"https?://[^\s<>\"`]+|www\.[^\s<>\"`]+|[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
 # The code of a language, as a label of a host's name (fr.example.org) or a part of a path (/en-us/).
 LANGUAGE_CODE = re.compile(r"(?<![^/.])[a-z]{2}(?:-[a-z]{2,4})?(?=[/.]|$)")
@@ -85,7 +86,7 @@ TERMINAL_CODE = re.compile("\x1b\\[[0-9;?]*[ -/]*[@-~]")
 
 
 class Sides:
-    """A block of pairs with what is known of them: characters as they are and in lower case, and classes."""
+    """A block of pairs as arrays: the characters of both sides, also in lower case, and the classes of characters."""
 
     def __init__(self, sources: Sequence[str], targets: Sequence[str]) -> None:
         self.texts = (sources, targets)
@@ -94,37 +95,37 @@ class Sides:
         self.flags: tuple[Flags, Flags] = (self.raw[0].flags(), self.raw[1].flags())
 
     def where(self, bits: int) -> list[int]:
-        """The places of the pairs with a character of these classes on a side."""
+        """Returns the indices of the pairs that have a character of one of these classes on at least one side."""
         places: list[int] = np.flatnonzero((self.flags[0] | self.flags[1]) & bits).tolist()
         return places
 
     def with_next(self, first: int, then: int) -> list[int]:
-        """The places of the pairs with a character of the classes `first` before one of `then` on a side."""
+        """Returns the indices of pairs in which a character of the classes `first` directly precedes one of `then`."""
         places: list[int] = np.union1d(*(block.with_next(first, then) for block in self.raw)).tolist()
         return places
 
     def chosen(self, places: Iterable[int]) -> Chosen:
-        """The pairs at these places."""
+        """Returns a mask of the pairs, (L), which is True at the indices `places`."""
         chosen = np.zeros(len(self.texts[0]), dtype=np.bool_)
         chosen[list(places)] = True
         return chosen
 
     def having(self, places: Iterable[int], has_fault: Callable[[str], bool]) -> Chosen:
-        """Which pairs have a fault on at least one side, of the pairs at `places`; (L).
+        """Returns a mask, (L), of those pairs among `places` that have a fault on at least one side.
 
-        `has_fault` judges the text of one side.
+        `places` are indices of pairs; `has_fault` judges the text of one side.
         """
         sources, targets = self.texts
         return self.chosen(place for place in places if has_fault(sources[place]) or has_fault(targets[place]))
 
     def differing(self, places: Iterable[int], differ: Callable[[str, str], bool]) -> Chosen:
-        """Those of the pairs at these places whose sides differ in some way."""
+        """Returns a mask, (L), of those pairs among the indices `places` for which `differ(source, target)` is true."""
         sources, targets = self.texts
         return self.chosen(place for place in places if differ(sources[place], targets[place]))
 
 
 def judge(sides: Sides, learned: Learned) -> dict[str, Chosen]:
-    """For each kind of fault that can be seen in a single pair: which pairs of the block have it.
+    """Returns, for each kind of fault that can be seen in a single pair, a mask of the pairs that have it, (L).
 
     A pair with a blank side has no other fault.
     """
@@ -173,10 +174,11 @@ def _faults_of_content(sides: Sides) -> dict[str, Chosen]:
 
 
 def _with_foreign_words(sides: Sides, learned: Learned, are_foreign: Sequence[Chosen]) -> Chosen:
-    """Returns which of the pairs chosen by letters have mostly words of a foreign script, too, on the same side.
+    """Returns a mask, (L), of the pairs with a side on which most letters and most words are of a foreign script.
 
-    `are_foreign` has, for each side, the pairs in which most letters are of a foreign script. Letters alone mislead: a
-    name in Latin letters can have more of them than the Chinese sentence around it, in which each character is a word.
+    `are_foreign` has, for each side, a mask of the pairs in which most letters of that side are of a foreign script.
+    Letters alone mislead: a name in Latin letters can have more letters than the Chinese sentence around it, in which
+    each character is a word.
     """
     found = np.zeros(len(sides.texts[0]), dtype=np.bool_)
     for texts, scripts, chosen in zip(sides.texts, learned.scripts, are_foreign, strict=True):
@@ -188,15 +190,16 @@ def _with_foreign_words(sides: Sides, learned: Learned, are_foreign: Sequence[Ch
 
 
 def _words(text: str) -> list[str]:
-    """The words of a text that begin with a letter; each character of scripts without spaces is one."""
+    """The words of a text that begin with a letter; in scripts without spaces, each character is a word."""
     characters = [f" {character} " if class_of(character) & ALONE else character for character in text]
     return [word for word in WORD.findall("".join(characters)) if class_of(word[0]) & LETTER]
 
 
 def _languages(sides: Sides, learned: Learned, is_judged: Chosen) -> tuple[Chosen, Chosen]:
-    """Which pairs have changed sides, and which have one side, and only one, in another language.
+    """Returns masks, (L): pairs with source and target swapped, and pairs with exactly one side in a wrong language.
 
-    Words on both sides, such as names and code, say nothing of the language: a pair is judged with and without them.
+    Words that occur on both sides, such as names and code, say nothing about the language. So a fault counts only if it
+    is found both with and without these words.
     """
     is_swapped, is_foreign = np.zeros_like(is_judged), np.zeros_like(is_judged)
     if learned.languages is not None:
@@ -212,24 +215,24 @@ def _languages(sides: Sides, learned: Learned, is_judged: Chosen) -> tuple[Chose
 
 
 def _judged_languages(lower: tuple[Block, Block], languages: Languages) -> tuple[Chosen, Chosen]:
-    """Which pairs have each side in the other's language, and which have one side alone in another language."""
+    """Returns masks, (L), of pairs with swapped sides and of pairs with exactly one side in a wrong language."""
     opposite, third = zip(*(languages.foreign(side, Letters(block)) for side, block in enumerate(lower)), strict=True)
     # If both sides are in a third language, they are names or program code rather than sentences of it.
     return opposite[0] & opposite[1], (opposite[0] ^ opposite[1]) | (third[0] ^ third[1])
 
 
 def _without_common_words(source: str, target: str) -> tuple[str, str]:
-    """Both texts without the words that they share."""
+    """Returns both texts without the words that occur in both."""
     common = set(WORD.findall(source)) & set(WORD.findall(target))
     source, target = (WORD.sub(lambda m: "" if m[0] in common else m[0], text) for text in (source, target))
     return source, target
 
 
 def _far_longer(sides: Sides, learned: Learned, is_judged: Chosen) -> Chosen:
-    """Which pairs have one side far longer than is usual for the other.
+    """Returns a mask, (L), of the judged pairs of which one side is far longer than is usual for the other.
 
-    Far means by a factor of FREE_FACTOR or, if only one side ends like a sentence, LEAST_FACTOR, since the other side
-    may then be cut off. See `Lengths.outliers`.
+    Far means by a factor of more than FREE_FACTOR. If only one side ends like a sentence, the other one may be cut off,
+    so LEAST_FACTOR is enough. See `Lengths.outliers`.
     """
     lengths = sides.lower[0].lengths, sides.lower[1].lengths
     is_longest = learned.lengths.outliers(*lengths, FREE_FACTOR)
@@ -238,7 +241,7 @@ def _far_longer(sides: Sides, learned: Learned, is_judged: Chosen) -> Chosen:
 
 
 def _with_controls(sides: Sides, learned: Learned) -> list[int]:
-    """The pairs with control characters, other than zero-width spaces in scripts without spaces."""
+    """Returns the indices of pairs with control characters; zero-width spaces are allowed in scripts without spaces."""
     places = sides.where(CONTROL)
     has_zero_width = [any(script in UNSPACED for script in scripts) for scripts in learned.scripts]
 
@@ -293,15 +296,15 @@ def _lacks_translated_words(source: str, target: str) -> bool:
 
 
 def _addresses_differ(source: str, target: str) -> bool:
-    """Whether there are addresses on a side, but none that both sides have."""
+    """Whether at least one side has an address, but no address is on both sides."""
     first, second = (set(map(_site_or_address, ADDRESS.findall(text))) for text in (source, target))
     return bool(first or second) and not first & second
 
 
 def _site_or_address(address: str) -> str:
-    """The part of an address that a translation must keep: the whole, or only its site.
+    """The part of an address that a translation must keep: the whole address, or only its site, such as example.org.
 
-    Only the site is kept if the rest has the code of a language, so that it leads to a page in that language.
+    It is only the site if the rest of the address contains a language code, and so leads to a page in that language.
     """
     address = address.rstrip(".,;:!?)]'`_").lower()
     if "@" in address:
@@ -314,7 +317,7 @@ def _site_or_address(address: str) -> str:
 
 
 def _numbers_differ(source: str, target: str) -> bool:
-    """Whether each side has a number that the other one lacks; thousands separators do not count."""
+    """Whether each side has a number of LEAST_DIGITS or more digits that the other side lacks; ignores separators."""
     return _has_other_numbers(source, target) and _has_other_numbers(target, source)
 
 
@@ -338,13 +341,13 @@ _BYTES = {chr(code): byte for code in range(0x80, 0x2123) if (byte := byte_of(ch
 _LEADS = "".join(re.escape(character) for character, byte in _BYTES.items() if 0xC2 <= byte <= 0xF4)
 _TAILS = "".join(re.escape(character) for character, byte in _BYTES.items() if 0x80 <= byte <= 0xBF)
 BROKEN = re.compile(f"(?:[{_LEADS}][{_TAILS}]{{1,3}})+")
-QUOTES = "“”‘’…–—"  # as the last of two characters, these are more likely punctuation, unless the word goes on
+QUOTES = "“”‘’…–—"  # as the second of two characters, more likely punctuation, unless a small letter follows
 
 
 def mend_mojibake(text: str) -> str:
-    """The text with characters restored whose UTF-8 bytes were read as Windows-1252 or Latin-1, once or twice.
+    """Restores characters whose UTF-8 bytes were read as Windows-1252 or Latin-1, once or twice; returns the text.
 
-    Sequences that are not valid UTF-8, or would become an unlikely single character, stay as they are.
+    Sequences stay as they are if they are not valid UTF-8, or would become a single character that is unlikely.
     """
     for _ in range(2):
         mended = BROKEN.sub(_restored, text)
@@ -371,9 +374,9 @@ def _restored(match: re.Match[str]) -> str:
 
 
 def mend_markup(text: str) -> str:
-    """The text without tags, and with characters in place of entities; code in backticks stays as it is.
+    """Removes tags, and replaces entities by the characters that they stand for; leaves code in backticks unchanged.
 
-    <name> counts as a tag if it is a common element of HTML, has attributes, or has an end.
+    <name> counts as a tag if it is a common element of HTML, has attributes, or is closed by </name> or as <name/>.
     """
     ended = {match["name"] for match in TAG.finditer(text) if match["end"]} if "</" in text else set()
 
@@ -392,14 +395,14 @@ def _unescaped(match: re.Match[str]) -> str:
 
 
 def mend_controls(text: str) -> str:
-    """The text without controls and invisible characters; separators of lines become spaces."""
+    """Removes control characters and other invisible characters; replaces line separators by spaces."""
     text = TERMINAL_CODE.sub("", text)
     text = text.replace("\u2028", " ").replace("\u2029", " ").replace("\r", " ").replace("\x85", " ")
     return "".join(character for character in text if not class_of(character) & CONTROL)
 
 
 def mend_spaces(text: str) -> str:
-    """The text without spaces at its ends, with single spaces within, and plain ones in place of odd ones."""
+    """Replaces unusual spaces by plain ones, reduces several spaces to one, and removes spaces at both ends."""
     plain = "".join(" " if class_of(character) & ODD_SPACE else character for character in text)
     return re.sub(" {2,}", " ", plain).strip(" ")
 
@@ -415,22 +418,24 @@ MENDS: dict[str, Callable[[str], str]] = {
 
 # L pairs of a block, B bands of their signatures.
 
-ROWS = 4  # entries of a signature in each band by which pairs of the training text are compared
-LEAST_LENGTH = 30  # characters of each side, for the text to be compared by signatures
+ROWS = 4  # the number of entries of a signature in a band, for comparing pairs of the training text
+LEAST_LENGTH = 30  # characters; pairs with a shorter side are not compared by signatures
 NUM_BANDS = NUM_MINIMA // ROWS
 LEAST_FILTER = 16  # the smallest table of bits has 2 ** 16
-SPARSE = 4  # bits for each hash, at least
-LEAST_BANDS = 2  # that two similar pairs share; with one, every second pair of similarity 0.8 would be found, with two
-# every eighth, but also more than half of those of similarity 0.9, which are the ones that are meant
+SPARSE = 4  # the table has at least so many bits for each hash
+# A pair is similar to earlier text if it shares so many bands with it. One band would find half of the pairs of
+# similarity 0.8. Two find one in eight of them, but still more than half of the pairs of similarity 0.9, which are to
+# be found.
+LEAST_BANDS = 2
 
 
 class Seen:
     """A set of hashes, in sorted arrays.
 
-    Most hashes that are looked for are new, and a search in arrays of many megabytes is slow. So a table of bits comes
-    first: the possible hashes are divided into equal ranges, at least SPARSE times as many as there are hashes in the
-    set, and each range has a bit. If it is not set, the set has no hash in that range, and nothing is searched (a Bloom
-    filter with one function; Bloom, 1970).
+    Most hashes that are looked up are new, and a search in arrays of many megabytes is slow. So a table of bits is
+    consulted first. The possible hashes are divided into equal ranges, at least SPARSE times as many as there are
+    hashes in the set, and each range has a bit. If the bit of a range is 0, the set has no hash in that range, and
+    nothing is searched (a Bloom filter with one function; Bloom, 1970).
     """
 
     def __init__(self) -> None:
@@ -439,7 +444,7 @@ class Seen:
         self._bits = np.zeros(1 << LEAST_FILTER - 3, dtype=np.uint8)
 
     def add(self, keys: NDArray[Any]) -> Chosen:
-        """Add hashes; returns for each whether it was there before, or earlier among `keys`."""
+        """Adds hashes; returns for each whether it was in the set before, or occurs earlier in `keys`."""
         is_old = np.zeros(len(keys), dtype=np.bool_)
         bytes_, bits = self._places(keys)
         maybe = np.flatnonzero(self._bits.take(bytes_) & bits)
@@ -465,19 +470,19 @@ class Seen:
         np.bitwise_or.at(self._bits, *self._places(keys))
 
     def _places(self, keys: NDArray[Any]) -> tuple[NDArray[np.intp], NDArray[np.uint8]]:
-        """The byte of each hash in the table of bits, and the bit there."""
+        """Returns, for each hash, the index of its byte in the table of bits, and a byte with only its bit set."""
         unused = 8 * keys.itemsize - (len(self._bits).bit_length() - 1) - 3  # bits of a hash
         ranges = (keys >> keys.dtype.type(unused)).astype(np.intp)
         return ranges >> 3, np.left_shift(1, ranges & 7).astype(np.uint8)
 
 
 def _joined(source: Ids, target: Ids) -> Ids:
-    """A hash of each pair, from those of its sides."""
+    """Combines the hashes of the sources and targets into a hash of each pair, (L)."""
     return source * np.uint64(0x9E3779B97F4A7C15) + (target ^ (target >> np.uint64(32)))
 
 
 def _content(sides: Sequence[Block]) -> tuple[Ids, Chosen]:
-    """A hash of the letters, numbers and symbols of each pair, (L), and whether it has any."""
+    """Returns a hash of the letters, numbers and symbols of each pair, (L), and whether the pair has any, (L)."""
     source, target = sides[0].content_keys, sides[1].content_keys
     return _joined(source, target), (source != NO_CONTENT) | (target != NO_CONTENT)
 
@@ -493,11 +498,12 @@ class Repeats:
     def find(
         self, sides: Sides, signatures: Sequence[NDArray[np.uint32]], is_judged: Chosen
     ) -> tuple[Chosen, Chosen, Chosen]:
-        """Which pairs of a block have occurred before: exactly, nearly, or in a similar form; adds them all.
+        """Returns masks, (L), of the pairs that have occurred before: exactly, nearly, and in a similar form.
 
         A pair nearly repeats another one if both sides are the same but for case, punctuation and spaces. Pairs are
-        similar if they are long and share most sequences of four characters on both sides. Only pairs with `is_judged`
-        are compared and added.
+        similar if they are long and share most sequences of four characters on both sides. No pair is in two masks.
+        Only the pairs of the mask `is_judged` are compared, and then count as occurred. `signatures` are what `minima`
+        returns for the sources and the targets.
         """
         exact = np.zeros(len(is_judged), dtype=np.bool_)
         near = exact.copy()
@@ -518,11 +524,11 @@ class Repeats:
 # Held-out pairs.
 
 HELD_OUT_ROWS = 3
-EDITS = 0.1  # edited letters and digits for each one of a side, at most, for a pair to be nearly the same
+EDITS = 0.1  # the edit distance, relative to the length of a side, up to which a pair counts as nearly the same
 
 
 class HeldOutPair(NamedTuple):
-    """A validation or test pair; with several references, one of them."""
+    """A validation or test pair; a source with several references makes one pair with each of them."""
 
     name: str  # of its set
     number: int  # of its line
@@ -531,14 +537,14 @@ class HeldOutPair(NamedTuple):
 
 
 class HeldOut:
-    """Finds validation and test pairs in training text, also with small edits."""
+    """Finds validation and test pairs in training text, even if they were slightly edited."""
 
     def __init__(self, pairs: Iterable[HeldOutPair]) -> None:
         self._pairs = [pair for pair in pairs if pair.source.strip() and pair.target.strip()]
         self._words: list[Pair] = []  # in lower case, without punctuation
         self._exact: dict[int, list[int]] = {}
         self._bands: dict[int, list[int]] = {}
-        self.found: set[tuple[str, int]] = set()  # set and line of those found in the training text
+        self.found: set[tuple[str, int]] = set()  # those in the training text: (name of set, number of line)
         self.nearly_found: set[tuple[str, int]] = set()
         if self._pairs:
             self._index()
@@ -547,7 +553,7 @@ class HeldOut:
 
     @property
     def num_pairs(self) -> int:
-        """The number of held-out lines."""
+        """The number of held-out lines; a line with several references counts once."""
         return len({(pair.name, pair.number) for pair in self._pairs})
 
     def _index(self) -> None:
@@ -565,10 +571,11 @@ class HeldOut:
                     self._bands.setdefault(key, []).append(place)
 
     def find(self, sides: Sides, signatures: Sequence[NDArray[np.uint32]], is_judged: Chosen) -> tuple[Chosen, Chosen]:
-        """Which pairs of a block match held-out pairs, and which do with small edits; (L).
+        """Returns masks, (L), of the pairs that match a held-out pair, and of other pairs that do after small edits.
 
-        The former differ from a held-out pair at most in case, punctuation and spaces. Only pairs with `is_judged`
-        are compared. Adds the held-out pairs that are found, as (set, line), to `found` and `nearly_found`.
+        Pairs match if they differ at most in case, punctuation and spaces. Only the pairs of the mask `is_judged` are
+        compared. Adds the held-out pairs that are found, as (name of set, number of line), to `found` or
+        `nearly_found`.
         """
         exact = np.zeros(len(is_judged), dtype=np.bool_)
         near = exact.copy()
@@ -602,16 +609,16 @@ def _among(keys: Ids, known: Ids) -> Chosen:
 
 
 def _words_alone(text: str) -> str:
-    """The words of a text with a space between one and the next."""
+    """The words of a text, joined by single spaces."""
     return " ".join(WORD.findall(text))
 
 
 def _are_exchanged(pair: Pair, other: Pair) -> bool:
-    """Whether two pairs each have a word, on both of their sides, that the other pair lacks.
+    """Whether each of two pairs has a word that is on both of its sides and that the other pair lacks.
 
-    A word that the other pair has less often counts, too. Such words are numbers, names and code. With others in
-    their place, a sentence of the same form says something else: "Python 3.3" is no edit of "Python 3.4", nor one
-    list entry an edit of the next.
+    A word that the other pair has less often counts, too. Words that are on both sides are numbers, names and code. If
+    they are replaced, a sentence of the same form says something else: "Python 3.3" is no edit of "Python 3.4", nor is
+    one list entry an edit of the next.
     """
     words, others = ([Counter(text.split()) for text in both] for both in (pair, other))
     alone = (words[0] & words[1]) - (others[0] | others[1]), (others[0] & others[1]) - (words[0] | words[1])
@@ -628,9 +635,9 @@ def _is_close(text: str, other: str) -> bool:
 
 
 def _edits(text: str, other: str, limit: int) -> int:
-    """The number of insertions, deletions and changes that make one text from the other; `limit` + 1 if it is more.
+    """The edit distance (insertions, deletions and substitutions) of two texts; any number above `limit` if it is more.
 
-    Only a diagonal of width 2 x `limit` + 1 of the table is filled in.
+    Only a diagonal band of the table, of width 2 x `limit` + 1, is filled in.
     """
     start = 0
     while start < min(len(text), len(other)) and text[start] == other[start]:
@@ -656,22 +663,23 @@ def _edits(text: str, other: str, limit: int) -> int:
 
 WIDTH = 128
 BUCKETS = 1 << 14
-# A line is compared by vectors learnt from the other folds: else a pair would support itself, whatever it is.
+# A line is compared by vectors learnt from the other folds only; otherwise, every pair would confirm itself.
 FOLDS = 4
-MOST_WORDS = 500  # of a line that count
-SHRINKAGE = 3.0  # lines without content that each source word is averaged with, so that rare words weigh less
+MOST_WORDS = 500  # of a line; further words are ignored
+SHRINKAGE = 3.0  # zero vectors that the mean of each source word includes, so that rare words weigh less
 
 MOST_SHIFT = 8  # lines
-LEAST_LINES = 400  # of a sample, to learn from
-LEAST_GAIN = 0.06  # of aligned pairs over others, in cosine, for the vectors to be of use
-# A slip is reported when lines have favoured it by the gain of so many aligned pairs. The larger number is for text
-# that fits nowhere: its lines favour no other one, so the evidence is weaker.
+LEAST_LINES = 400  # from a smaller sample, nothing is learnt
+LEAST_GAIN = 0.06  # vectors are used only if the mean cosine of aligned pairs exceeds that of others by so much
+# A slip is reported when the evidence for it is as strong as that of so many aligned pairs. The larger number is for
+# source lines that fit no target line, for which the evidence is weaker.
 EVIDENCE, EVIDENCE_LOST = 14.0, 25.0
-LOST_GAIN = 0.3  # share of the usual gain; lines that fit by less are taken for lost
+LOST_GAIN = 0.3  # share of the usual gain; a source line that fits by less belongs to no target line
 
 Vectors = NDArray[np.float32]
 
-# By how many lines a whole text may be shifted for it to be noticed; and when a text is no translation at all.
+# If pairs do not seem to be aligned, these shifts of the whole text, in lines, are tried. If, in a sample of at least
+# UNRELATED_LINES pairs, the gain stays below UNRELATED_GAIN with all of them, the sides are unrelated.
 START_SHIFTS = (1, -1, 2, -2, 3, -3)
 UNRELATED_LINES, UNRELATED_GAIN = 2000, 0.01
 
@@ -689,10 +697,10 @@ class Slip:
 
 
 class Associations:
-    """Vectors of words, learnt from pairs of which most are aligned."""
+    """Word vectors, learnt from pairs most of which are aligned."""
 
     def __init__(self, source: Block, target: Block, numbers: NDArray[np.int64]) -> None:
-        """Learn from the lines of a sample; `numbers` are their places in the whole text, from 0."""
+        """Learns from the lines of a sample; `numbers` are the indices of these lines in the whole text, from 0."""
         random = np.random.default_rng(1).integers(0, 2, (BUCKETS, WIDTH), dtype=np.int8).astype(np.float32) * 2 - 1
         self._random = random * _weights(target)[:, None]  # (B, D)
         self._mean = np.zeros(WIDTH, dtype=np.float32)
@@ -713,13 +721,16 @@ class Associations:
         self.gain = self._learn_gain(source, target, numbers)
 
     def _learn_gain(self, source: Block, target: Block, numbers: NDArray[np.int64]) -> float:
-        """By how much the cosine of aligned pairs exceeds that of others, on average."""
+        """Returns the mean cosine of aligned pairs minus that of pairs of lines that do not belong together."""
         sources, targets = self.vectors(source, target, numbers)
         shifted = [np.roll(targets, shift, axis=0) for shift in (MOST_SHIFT + 3, -MOST_SHIFT - 5)]
         return float((sources * targets).sum(1).mean() - np.mean([(sources * each).sum(1).mean() for each in shifted]))
 
     def vectors(self, source: Block, target: Block, numbers: NDArray[np.int64]) -> tuple[Vectors, Vectors]:
-        """Unit vectors of the source lines and of the target lines, (L, D), whose places in the text are `numbers`."""
+        """Returns unit vectors of the source lines and of the target lines, (L, D) each.
+
+        `numbers` are the indices of the lines in the whole text, (L), which tell the folds of the lines.
+        """
         words, starts = _words_of(source)
         words = words + np.repeat(numbers % FOLDS * BUCKETS, np.diff(starts))
         return _unit(_sums(self._learnt, words, starts)), self._target_vectors(target, center=True)
@@ -732,10 +743,11 @@ class Associations:
 def associate(
     sources: Sequence[str], targets: Sequence[str], numbers: Sequence[int]
 ) -> "tuple[Associations | None, bool]":
-    """Learns the vectors from a sample of lower-cased pairs; also returns whether the sides are unrelated.
+    """Learns word vectors from a sample of lower-cased pairs; returns them, and whether the sides are unrelated.
 
-    If the pairs do not seem to be aligned, the sides are tried with a shift, in case the whole text is shifted. `None`
-    is returned in place of vectors that are of no use.
+    `numbers` are the indices of the pairs in the whole text. If the pairs do not seem to be aligned, small shifts of
+    one side are tried, in case the whole text is shifted. Returns `None` in place of vectors if the sample is too small
+    or the vectors do not tell aligned pairs from others.
     """
     if len(sources) < LEAST_LINES:
         return None, False
@@ -755,10 +767,10 @@ def associate(
 
 
 def _words_of(block: Block) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Returns a number below 16,384 for each word, (W), and the place of the first word of each line, (L + 1).
+    """Returns the bucket of each word, (W), and offsets, (L + 1): the index of the first word of each line, then W.
 
-    The number is the first bits of the hash of the word, so that equal words have equal numbers. Of a very long line,
-    only the first MOST_WORDS words count.
+    A bucket is a number below BUCKETS, the first bits of the word's hash, so equal words have equal buckets. Of each
+    line, only the first MOST_WORDS words count.
     """
     hashes, starts = block.words()
     sizes = np.diff(starts)
@@ -769,7 +781,7 @@ def _words_of(block: Block) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 def _weights(block: Block) -> NDArray[np.float32]:
-    """The inverse document frequency of each word, (B); 0 for words that do not occur."""
+    """The inverse document frequency of each bucket of words, (B); 0 for buckets that do not occur."""
     words, starts = _words_of(block)
     lines = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
     number = np.bincount(np.unique(np.stack([words, lines]), axis=1)[0], minlength=BUCKETS)
@@ -777,13 +789,14 @@ def _weights(block: Block) -> NDArray[np.float32]:
     return np.where(number > 0, idf, 0).astype(np.float32)
 
 
-CHUNK = 500  # lines, whose vectors fit into the cache of a processor
+CHUNK = 500  # lines; their vectors fit into a processor's cache
 
 
 def _sums(table: Vectors, words: NDArray[np.int64], starts: NDArray[np.int64]) -> Vectors:
     """The sum of the vectors of the words of each line, (L, D).
 
-    Lines are sorted by length and divided into chunks; in a chunk, the vectors of all n-th words are added at once.
+    `table` has a vector for each number in `words`; `starts` are the offsets that `_words_of` returns. Lines are
+    sorted by length and divided into chunks; in a chunk, the vectors of the n-th words of all lines are added at once.
     """
     lengths = np.diff(starts)
     order = np.argsort(-lengths, kind="stable")
@@ -824,7 +837,7 @@ class SlipSearch:
         self.slips: list[Slip] = []
 
     def add(self, source: Block, target: Block) -> None:
-        """Judge the next lines; the last MOST_SHIFT of them wait for those that follow."""
+        """Judges the next lines, but the last MOST_SHIFT lines only once further lines have been added."""
         end = self._first + len(self._sources)
         sources, targets = self._associations.vectors(source, target, np.arange(end, end + len(source.starts)))
         self._sources = np.concatenate([self._sources, sources])
@@ -835,7 +848,7 @@ class SlipSearch:
         self._first += kept
 
     def _judge(self, end: int) -> None:
-        """Judge the lines up to `end`, not included."""
+        """Judges the lines from the first that is not judged yet to `end` - 1."""
         while self._next < end:
             gains = self._gains(self._next, end)  # (L, S + 1)
             totals = np.cumsum(gains, axis=0) + self._sums
@@ -860,10 +873,10 @@ class SlipSearch:
             self._since = np.full_like(self._since, self._next)
 
     def _begins(self, totals: NDArray[np.float64], lowest: NDArray[np.float64]) -> NDArray[np.int64]:
-        """For each alignment, the line from which evidence for it has been growing, (S + 1).
+        """Returns, for each alignment, the index of the line from which the evidence for it has been growing, (S + 1).
 
-        `totals` are the sums of the gains up to each of the judged lines, and `lowest` the lowest of these sums so
-        far, at most 0; (L, S + 1) each. Lines are counted from 0.
+        The alignments are the shifts, and that with no target line. `totals` are the sums of the gains up to each of
+        the judged lines, and `lowest` the lowest of these sums so far, at most 0; (L, S + 1) each.
         """
         is_low = totals <= lowest
         place = len(totals) - np.argmax(is_low[::-1], axis=0)  # after the last line at which there was none
@@ -885,11 +898,11 @@ class SlipSearch:
         return gains
 
 
-STRIP = 32  # lines whose cosines with all that are near are computed together
+STRIP = 32  # source lines whose cosines with the target lines near them are computed by one matrix product
 
 
 def _banded(sources: Vectors, targets: Vectors, first: int) -> NDArray[np.float32]:
-    """The cosines of each source with the targets near it, (L, S).
+    """The cosines of each source line with the target lines near it, (L, S).
 
     For source n, these are the targets from first + n - MOST_SHIFT to first + n + MOST_SHIFT. The cosine with a
     target before the first or after the last one is 0. Each strip of lines is multiplied with all targets near it,

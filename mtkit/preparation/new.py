@@ -1,10 +1,10 @@
-"""`mtkit new`: from files with sentence pairs to settings for a good first model, with the reason for each choice.
+"""`mtkit new`: makes settings for a good first model from files with sentence pairs, with a reason for each choice.
 
 The rules are the tables SIZES and DROPOUTS; configs/README.md shows them beside the measurements that they come from.
 
 The pairs come from text files, tables, TMX or JSON lines, and are split into training, validation and test text so that
-near-duplicates stay together. The files are read twice: once to compare the pairs, of which keys and signatures of
-about 150 bytes a pair are kept in memory, and once to write them.
+near-duplicates stay together. The files are read twice: once to compare the pairs, by keys and signatures that take
+about 150 bytes of memory for each pair, and once to write the pairs.
 """
 
 import json
@@ -54,7 +54,7 @@ from mtkit.text.parallel import (
 Languages = tuple[str, str]  # the codes of source and target
 
 CODES = frozenset(LANGUAGE_CODES.split())
-HEAD_BYTES = 1 << 16  # of a TMX file or JSON lines, in which languages are looked for
+HEAD_BYTES = 1 << 16  # the languages of TMX or JSON lines are looked for in so many bytes
 
 # Finding the pairs.
 
@@ -67,7 +67,7 @@ class Input:
     columns: tuple[int, int] = (1, 2)  # of source and target in a table or in records that name no languages
 
     def pairs(self, languages: Languages | None, on_lacking: Callable[[int], None] | None = None) -> Iterator[Pair]:
-        """Yields the pairs; in TMX and JSON lines, `languages` chooses the sides. Raises DataError for bad text.
+        """Yields the pairs; in TMX and JSON lines, `languages` chooses the sides. Raises DataError for invalid text.
 
         `on_lacking` is called with the line of each unit of TMX that lacks one of the languages.
         """
@@ -86,10 +86,11 @@ class Input:
 
 
 def find_inputs(files: Sequence[Path]) -> list[Input]:
-    """Returns where the pairs are in files and folders.
+    """Returns the inputs found in `files`, which are files and folders; each input is two files or one with both sides.
 
-    Two text files are source and target. Text files in a folder are paired by their names, which differ in the language
-    alone. Raises DataError for a file without a counterpart, and for pipes, which cannot be read twice.
+    If `files` are just two text files, these are source and target. Otherwise, text files are paired by their names,
+    which must differ only in the language code. Raises DataError for a file without a counterpart, and for pipes, which
+    cannot be read twice.
     """
     paths = [path for file in files for path in _files_of(file)]
     for path in paths:
@@ -112,8 +113,8 @@ def _files_of(path: Path) -> list[Path]:
 def _is_single(path: Path) -> bool:
     """Whether a file holds both sides: TMX, JSON lines, or a table.
 
-    A file counts as a table if its first FIRST_LINES lines, blank ones aside, all have the same number of tabs, which
-    is not 0.
+    A file counts as a table if its first FIRST_LINES lines, except blank ones, all have the same number of tabs, at
+    least one.
     """
     if has_records(path):
         return True
@@ -128,7 +129,7 @@ def _columns(path: Path) -> tuple[int, int]:
 
 
 def _words(path: Path) -> list[str]:
-    """Returns the parts of a file's name, without the extension of a compression."""
+    """Splits a file's name, without the extension of a compression, at each dot, hyphen and underscore."""
     return re.split(r"[._-]", decompressed_path(path).name)
 
 
@@ -156,24 +157,24 @@ def _paired(paths: Sequence[Path]) -> list[Input]:
 
 
 def ordered(inputs: Sequence[Input], languages: Languages) -> list[Input]:
-    """Returns the inputs, with files or columns exchanged where names show that they are in the other order."""
+    """Returns the inputs; exchanges files or columns of those whose languages are in the opposite order."""
     return [_exchanged(each) if _languages_of(each) == (languages[1], languages[0]) else each for each in inputs]
 
 
 def _exchanged(each: Input) -> Input:
     """Returns the input with source and target exchanged.
 
-    Records that name their languages are read as before, since there the languages choose the sides.
+    For records that name their languages, this changes nothing, since `Input.pairs` chooses their sides by language.
     """
     return Input(each.paths[::-1], each.columns[::-1])
 
 
 def languages_of(inputs: Sequence[Input]) -> Languages | None:
-    """Returns the languages that all inputs tell; `None` if one tells none, or another pair.
+    """Returns the languages (source, target) of the inputs; `None` if those of one are not known, or inputs differ.
 
-    They are told by the names of the files, the first row of a table, or the records themselves. If only the order
-    differs between inputs, that of the first input counts. Tables and records come first, since the order of text files
-    in a folder means nothing.
+    The languages are known from the names of the files, the first row of a table, or the records themselves. If only
+    the order differs between inputs, that of the first input counts. `find_inputs` puts tables and records first, since
+    the order of text files in a folder means nothing.
     """
     found = [_languages_of(each) for each in inputs]
     return found[0] if len({frozenset(each or ()) for each in found}) == 1 else None
@@ -192,10 +193,10 @@ def _languages_of(each: Input) -> Languages | None:
 
 
 def _named_languages(each: Input) -> Languages | None:
-    """Returns the languages that the names of files tell; `None` if they tell none.
+    """Returns the languages (source, target) by the names of an input's files; `None` if the names have no codes.
 
-    Two files tell the codes in which their names differ. A single file tells two codes that follow one another in its
-    name or, if there are none, in the name of its folder, such as fr-en.
+    For two files, these are the codes in which their names differ. For a single file, they are two codes that follow
+    one another, such as fr-en, in its name or, if there are none, in the name of its folder.
     """
     if len(each.paths) == 2:
         for source, target in zip(*(reversed(_words(path)) for path in each.paths), strict=False):
@@ -213,10 +214,10 @@ def _named_languages(each: Input) -> Languages | None:
 
 
 def _recorded_languages(path: Path) -> Languages | None:
-    """Returns the languages of TMX or JSON lines if the beginning names exactly two, else `None`.
+    """Returns the languages named at the beginning of TMX or JSON lines; `None` unless there are exactly two.
 
-    They are in the order in which they first occur, so the source language in the header of a TMX file comes first. In
-    JSON lines, they are keys of the first line, or of the object "translation" in it.
+    The languages are in the order in which they first occur, so the source language in the header of a TMX file comes
+    first. In JSON lines, they are keys of the first line, or of the object "translation" in it.
     """
     with open_to_read(path) as stream:
         head = stream.read(HEAD_BYTES)
@@ -230,7 +231,7 @@ def _recorded_languages(path: Path) -> Languages | None:
 
 
 def _keys_of_texts(line: str) -> list[str]:
-    """Returns the keys of a line of JSON whose values are texts; [] if the line is no object."""
+    """Returns the keys of a JSON object, or of its object "translation", that have text; [] if `line` is no object."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
@@ -242,10 +243,10 @@ def _keys_of_texts(line: str) -> list[str]:
 # Duplicates, near and exact.
 
 NGRAM = 5  # characters
-NUM_HASHES, ROWS = 24, 4  # hash functions of a MinHash signature, and how many of them make a key
+NUM_HASHES, ROWS = 24, 4  # entries of a MinHash signature, and how many consecutive entries make a key
 SIMILAR = 0.6  # estimated Jaccard similarity of the n-grams from which two sentences are near-duplicates
-LEAST_CHARACTERS = 25  # shorter sentences, which often differ in one word, are compared as a whole alone
-CHUNK_PAIRS = 10_000  # that are compared together
+LEAST_CHARACTERS = 25  # shorter sentences often differ in one word only; they must be equal to be duplicates
+CHUNK_PAIRS = 10_000  # whose signatures are computed together
 _HASHES = np.random.default_rng(0).integers(0, 2**63, (2, NUM_HASHES), dtype=np.uint64) | np.uint64(1)
 _PRIME = np.uint64(0x9E3779B97F4A7C15)
 
@@ -254,7 +255,7 @@ Edges = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 def normalized(text: str) -> str:
-    """Returns a text without case and punctuation, by which duplicates are recognised.
+    """Returns a text in lower case and without punctuation, by which duplicates are recognised.
 
     A text without letters and digits keeps its characters; only the white space around it is removed.
     """
@@ -266,10 +267,10 @@ def _digest(text: str) -> int:
 
 
 def signatures(texts: Sequence[str]) -> NDArray[np.uint16]:
-    """Returns the MinHash signatures of texts (N, NUM_HASHES), by their n-grams of characters (Broder 1997).
+    """Returns the MinHash signatures of N texts (N, NUM_HASHES), from their character n-grams (Broder 1997).
 
-    The share of equal numbers in two signatures estimates the Jaccard similarity of both sets of n-grams. The numbers
-    are the last 16 bits of the hashes (Li & König 2010).
+    The share of equal numbers in two signatures estimates the Jaccard similarity of the two sets of n-grams. The
+    numbers are the last 16 bits of the hashes (Li & König 2010).
     """
     padded = [text if len(text) >= NGRAM else text.ljust(NGRAM, "\0") for text in texts]
     codes = np.frombuffer("".join(padded).encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
@@ -289,7 +290,7 @@ def signatures(texts: Sequence[str]) -> NDArray[np.uint16]:
 
 
 class _Side:
-    """What is kept of one side of all pairs: a key of each normalised text, and its signature."""
+    """What is kept in memory of one side of all pairs: a key and a signature of each normalised text."""
 
     def __init__(self) -> None:
         self._keys: list[Keys] = []
@@ -297,7 +298,7 @@ class _Side:
         self._is_long: list[NDArray[np.bool_]] = []
 
     def add(self, texts: Sequence[str]) -> None:
-        """Add further texts."""
+        """Adds the keys and signatures of further texts."""
         short = [normalized(text) for text in texts]
         self._keys.append(np.array([_digest(text) for text in short], np.uint64))
         self._signatures.append(signatures(short))
@@ -306,9 +307,9 @@ class _Side:
     def edges(self, kept: NDArray[np.int64], near: bool) -> Iterator[Edges]:
         """Yields pairs of texts that are alike, as two arrays of indices into `kept`.
 
-        `kept` has the places of the texts to compare. Texts are alike if their keys are equal. With `near`, texts of at
-        least LEAST_CHARACTERS characters are also alike if their estimated similarity is at least SIMILAR; only texts
-        whose signatures share a key of ROWS hashes are compared.
+        `kept` has the indices of the texts to compare. Texts are alike if their keys are equal. With `near`, texts of
+        at least LEAST_CHARACTERS characters are also alike if their estimated similarity is at least SIMILAR; only
+        texts whose signatures share a key of ROWS hashes are compared.
         """
         yield _neighbours(np.concatenate(self._keys)[kept])
         if not near:
@@ -323,9 +324,9 @@ class _Side:
 
 
 def _neighbours(keys: Keys) -> Edges:
-    """Returns, for each key that occurs again, its place and the place where it occurs next.
+    """Returns two arrays of equal length: the index of each key that occurs again, and the index where it does next.
 
-    These are two arrays of equal length.
+    A key that occurs n times gives n - 1 such pairs of indices.
     """
     order = np.argsort(keys, kind="stable")
     is_same = keys[order[1:]] == keys[order[:-1]]
@@ -333,7 +334,10 @@ def _neighbours(keys: Keys) -> Edges:
 
 
 def connected(count: int, edges: Iterable[Edges]) -> NDArray[np.int64]:
-    """Returns the group of each of `count` items, where edges join items: the smallest number in the group."""
+    """Returns the connected component of each item, as the smallest index in the component, (count).
+
+    The items are numbered from 0 to `count` - 1; an edge joins two items.
+    """
     ends = list(edges)
     one, other = (np.concatenate([edge[side] for edge in ends]) for side in (0, 1))
     labels = np.arange(count)
@@ -349,9 +353,9 @@ def connected(count: int, edges: Iterable[Edges]) -> NDArray[np.int64]:
 
 # The split.
 
-SHARE, LEAST, MOST = 0.05, 50, 1000  # of the pairs that validation and test text hold each
-FEWEST_PAIRS = 400  # that a training is started with
-LARGEST_GROUP = 0.05  # of a held-out text that one group of near-duplicates may make up; larger ones stay in training
+SHARE, LEAST, MOST = 0.05, 50, 1000  # validation and test text each have this share of the pairs, within limits
+FEWEST_PAIRS = 400  # with fewer usable pairs, no settings are made
+LARGEST_GROUP = 0.05  # largest share of a held-out text for a group of near-duplicates; larger ones stay in training
 
 DROPPED, TRAIN, VALID, TEST = range(4)
 NAMES = {TRAIN: "train", VALID: "valid", TEST: "test"}
@@ -359,17 +363,17 @@ NAMES = {TRAIN: "train", VALID: "valid", TEST: "test"}
 
 @dataclass(frozen=True)
 class Split:
-    """What became of the pairs."""
+    """How many pairs were read, dropped, and put into training, validation and test text."""
 
     num_read: int
     dropped: dict[str, int]  # by reason
-    sizes: dict[str, int]  # pairs of train, valid and test
+    sizes: dict[str, int]  # the numbers of pairs of "train", "valid" and "test"
     num_groups: int
     near: bool  # whether near-duplicates were kept together, not only equal sentences
-    num_lacking: int = 0  # units of TMX that lack one of the languages, and are no pairs
+    num_lacking: int = 0  # TMX units that lack one of the languages; not included in num_read
 
     def told(self) -> str:
-        """Returns the numbers in words."""
+        """Returns the numbers as text for messages."""
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.items() if count)
         lost = f", {sum(self.dropped.values()):,} of them left out ({reasons})" if reasons else ""
         lacking = _lacking(self.num_lacking)
@@ -380,20 +384,21 @@ class Split:
 
 
 def _lacking(count: int) -> str:
-    """Returns words on units of TMX that lack one of the languages, to follow a number of pairs."""
+    """Returns text on TMX units that lack one of the languages, to follow a number of pairs; "" if `count` is 0."""
     return f", and {counted(count, 'unit')} without one of the languages" if count else ""
 
 
 def held_out_size(num_pairs: int) -> int:
-    """Returns how many pairs validation text and test text hold each."""
+    """Returns the number of pairs wanted for the validation text, which is also that for the test text."""
     return min(max(round(SHARE * num_pairs), LEAST), MOST)
 
 
 def split_pairs(inputs: Sequence[Input], languages: Languages | None, folder: Path, seed: int) -> Split:
-    """Writes train, valid and test, a file for each side, into `folder`; returns the numbers of pairs.
+    """Splits the pairs into training, validation and test text, written to `folder`; returns the numbers of pairs.
 
-    Pairs of which a side is blank are left out, and so are repeated pairs and the header of a table. Which pairs are
-    held out depends on the text and the seed alone. Raises DataError if the pairs are too few or too much alike.
+    Each text has two files, one for each side. Pairs of which a side is blank are left out, and so are repeated pairs
+    and the header of a table. Which pairs are held out depends on the text and the seed alone. Raises DataError if the
+    pairs are too few, or too similar to each other.
     """
     read = _Reading(inputs, languages)
     kept = np.flatnonzero(read.is_kept)
@@ -432,7 +437,7 @@ def split_pairs(inputs: Sequence[Input], languages: Languages | None, folder: Pa
 
 
 class _Reading:
-    """The first pass over all pairs: which are kept, and keys to compare them by."""
+    """The first pass over all pairs: finds which pairs are kept, and the keys by which they are compared."""
 
     def __init__(self, inputs: Sequence[Input], languages: Languages | None) -> None:
         self.dropped: Counter[str] = Counter()
@@ -478,7 +483,7 @@ def _is_header(pair: Pair) -> bool:
 def _all_pairs(
     inputs: Sequence[Input], languages: Languages | None, on_lacking: Callable[[int], None] | None = None
 ) -> Iterator[tuple[Pair, bool]]:
-    """Yields all pairs, and whether each is the first of its input."""
+    """Yields all pairs, each with whether it is the first pair of its input."""
     for each in inputs:
         yield from ((pair, number == 0) for number, pair in enumerate(each.pairs(languages, on_lacking)))
 
@@ -509,7 +514,10 @@ def _held_out(labels: NDArray[np.int64], may_be: NDArray[np.bool_], wanted: int,
 
 
 def _write(inputs: Sequence[Input], languages: Languages | None, folder: Path, assigned: NDArray[np.uint8]) -> None:
-    """The second pass: writes each pair to the files of its part."""
+    """The second pass: writes each pair to the files of the text (training, validation, test) that it is assigned to.
+
+    Raises MtkitError if the number of pairs has changed since the first pass.
+    """
     endings = file_endings(languages)
     with ExitStack() as stack:
         files = {
@@ -528,7 +536,7 @@ def _write(inputs: Sequence[Input], languages: Languages | None, folder: Path, a
 
 
 def file_endings(languages: Languages | None) -> Languages:
-    """Returns the extensions of the files of both sides: the codes of the languages, or source and target."""
+    """Returns the extensions of the files of both sides: the language codes, or "source" and "target"."""
     return ("source", "target") if languages is None or languages[0] == languages[1] else languages
 
 
@@ -538,11 +546,11 @@ SEED = 1
 
 
 class Speed(Protocol):
-    """How fast settings train on this machine."""
+    """How fast a model trains on this machine, as measured."""
 
     @property
     def update_seconds(self) -> float:
-        """The seconds of an update."""
+        """The duration of an update, in seconds."""
 
     @property
     def pairs_per_update(self) -> float:
@@ -587,26 +595,26 @@ DROPOUTS = ((2.0, 0.0), (15.0, 0.1), (50.0, 0.2), (math.inf, 0.3))
 # Muon's rates at width 128, measured on Multi30k. At other widths they are taken to fall as 1/width, as Adam's do.
 LEARNING_RATE, MATRIX_LEARNING_RATE, MEASURED_WIDTH = 0.016, 0.008, 128
 
-LEAST_UPDATES = 600  # that must fit into the minutes; of 640 updates of 1,024 tokens, Multi30k had 33 BLEU
+LEAST_UPDATES = 600  # must fit into the minutes; after 640 updates of 1,024 tokens, Multi30k had 33 BLEU
 FEW_UPDATES = 300  # with fewer, a model hardly learns to translate
 USABLE = 0.8  # share of the minutes for updates; the rest is for validations and for a machine that becomes slower
-MOST_EPOCHS, ENOUGH_UPDATES = 100, 3000  # minutes that go beyond both are not used
-ACCELERATOR = 4  # times as many tokens in a batch, which a GPU computes nearly as fast
+MOST_EPOCHS, ENOUGH_UPDATES = 100, 3000  # when a training has reached both, it ends, even if minutes are left
+ACCELERATOR = 4  # on a GPU, a batch has so many times the tokens, and takes hardly longer
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen for a number of pairs, with what was measured."""
+    """The model and training chosen for a number of pairs, and the measured speed that the choice is based on."""
 
     size: Size  # of the model and the batches
     vocab_size: int
-    wanted: Size  # by the number of pairs alone
+    wanted: Size  # what the number of pairs alone calls for
     batch_tokens: int
     dropout: float
     minutes: float
-    updates: int  # that are expected to fit into the minutes
+    updates: int  # the number expected to fit into the minutes
     epochs: float
-    seconds: float  # of an update, measured
+    seconds: float  # the measured duration of an update
 
 
 def size_for(num_pairs: int) -> int:
@@ -620,12 +628,12 @@ def dropout_for(epochs: float) -> float:
 
 
 def choose(num_pairs: int, minutes: float, speed_of: Callable[[Size, int], Speed], on_cpu: bool) -> Choice:
-    """Returns the vocabulary, model and training that suit a number of pairs and of minutes.
+    """Returns the vocabulary, model and training that suit a number of training pairs and a number of minutes.
 
     `speed_of(size, vocab_size)` measures how fast a model trains. The vocabulary is that of the row of SIZES for the
     number of training pairs. The model is of the same row if at least LEAST_UPDATES updates fit into the minutes that
-    the user has; if not, it is of the next smaller row for which they fit, or else of the smallest. Minutes that are
-    more than a training needs are reduced.
+    the user has; if not, it is of the next smaller row for which they fit, or else of the smallest. If a training does
+    not need all of the minutes, the choice has fewer.
     """
     index = size_for(num_pairs)
     wanted = SIZES[index]
@@ -660,8 +668,8 @@ def choose(num_pairs: int, minutes: float, speed_of: Callable[[Size, int], Speed
 def new(path: Path, files: Sequence[Path], languages: Languages | None, minutes: float, measure: Measure) -> str:
     """Writes the settings `path` and, beside them, a folder with training, validation and test text; returns a report.
 
-    `measure` returns how fast settings train. Raises MtkitError if something would be overwritten, or if the files hold
-    too few pairs.
+    `measure` returns how fast a model with given settings trains on this machine. Raises MtkitError if something would
+    be overwritten, or if the files hold too few pairs.
     """
     if path.suffix not in (".yaml", ".yml"):
         raise MtkitError(
@@ -695,7 +703,7 @@ def _batch_tokens(size: Size, on_cpu: bool) -> int:
 
 
 def _require_nothing(path: Path, folder: Path, run: Path) -> None:
-    """Raises MtkitError if one of the places is taken, or if the settings cannot be written."""
+    """Raises MtkitError if one of the three paths exists, or if the settings or the folder cannot be written."""
     for place in (path, folder, run):
         if place.exists():
             raise MtkitError(f"{place}: is there already, and nothing is overwritten; choose another name")
@@ -709,7 +717,7 @@ def _require_nothing(path: Path, folder: Path, run: Path) -> None:
 
 @dataclass(frozen=True)
 class _Settings:
-    """What the YAML says besides the choice."""
+    """What the YAML of the settings depends on, besides the Choice."""
 
     path: Path
     languages: Languages | None
@@ -717,7 +725,10 @@ class _Settings:
     folder: Path
 
     def text(self, choice: Choice, folder: Path | None = None) -> str:
-        """Returns the settings as YAML, with a reason for each choice; `folder` is where the text is now."""
+        """Returns the settings as YAML, with a reason for each choice.
+
+        `folder` is where the text is at present, if it is not yet in its final folder.
+        """
         size, num_pairs = choice.size, self.split.sizes["train"]
         endings = file_endings(self.languages)
 
@@ -774,7 +785,7 @@ class _Settings:
         return "\n".join(lines) + "\n"
 
     def report(self, choice: Choice, path: Path) -> str:
-        """Returns what was made and what comes next, in a few lines."""
+        """Returns a few lines that say what was made, and the command to run next."""
         size = choice.size
         lines = [
             self.split.told(),

@@ -246,7 +246,10 @@ def binarize(config: Config, warned: Sequence[str] | None = None) -> None:
 
 
 def _alignments(config: Config, corpora: Sequence[CorpusConfig]) -> AlignmentLines | None:
-    """Returns the lines of `training.guided_alignment`. Raises DataError if the file is missing or is a pipe."""
+    """Returns the lines of the file `training.guided_alignment`; `None` if it is not given.
+
+    Raises DataError if the file is missing or is a pipe.
+    """
     path = config.training.guided_alignment
     if path is None:
         return None
@@ -344,7 +347,7 @@ def _write_validation(config: Config, directory: Path) -> None:
 
 
 def _read_pairs(config: Config, pairs: Iterable[Pair]) -> Iterable[Pair]:
-    """Returns the pairs as the model reads them: those of a language model have blank sources."""
+    """Returns the pairs as the model reads them: for a language model, with blank sources."""
     return pairs if config.task == "translation" else without_source(pairs)
 
 
@@ -488,7 +491,7 @@ def binarized_changes(config: Config) -> list[str]:
 
 
 def training_text_changes(config: Config) -> list[str]:
-    """Returns those lines of `binarized_changes` that are about the training text.
+    """Returns those lines of `binarized_changes` that are about the training text and its settings.
 
     Raises DataError if the corpora are damaged or were encoded by a tokenizer other than the run's.
     """
@@ -660,7 +663,7 @@ def _tokenizer_settings(settings: TokenizerConfig) -> dict[str, Any]:
 
 
 def _more_text_fingerprints(config: Config) -> list[dict[str, str]]:
-    """Returns, for each entry of `tokenizer.text`, the fingerprints of its files by side."""
+    """Returns, for each entry of `tokenizer.text`, a dict from each side to the fingerprint of its file."""
     return [
         {side: fingerprint(data_file(config, path)) for side, path in text if path is not None}
         for text in config.tokenizer.text

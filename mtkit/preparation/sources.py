@@ -1,4 +1,4 @@
-"""The text that mtkit reads: corpora, changes in corpora, test sets, held-out sentences, and suspicious text.
+"""The text that mtkit reads: corpora and changes in them, test sets, held-out sentences, and suspicious text.
 
 A part of a corpus is one source file with its target file, or one tab-separated file.
 """
@@ -446,7 +446,7 @@ def read_held_out(config: Config) -> list[HeldOutSet]:
 
 
 def _rows_of(config: Config, rows: Iterable[tuple[str, tuple[str, ...]]]) -> Iterable[tuple[str, tuple[str, ...]]]:
-    """Returns the rows (source, references); for a language model, a row (reference, ()) for each reference."""
+    """Returns `rows`, each (source, references); for a language model, a row (reference, ()) for each reference."""
     if config.task == "translation":
         return rows
     return ((reference, ()) for _, references in rows for reference in references)
@@ -579,7 +579,7 @@ def _inspect(
     most: int = MOST_LINES,
     is_test_set: bool = False,
 ) -> _InspectedText:
-    """Inspects a sample of the first `most` lines of a text for signs of earlier processing."""
+    """Inspects one text, by a sample of its first `most` lines, for signs of earlier processing."""
     sampled = list(sample(lines, most))
     written = [(number, line.strip()) for number, line in sampled if line.strip()]
     example = next(((n, line) for n, line in written if any(map(str.isupper, line))), [*written, (1, "")][0])
