@@ -533,7 +533,7 @@ class DataConfig(Section):
     def seed_is_used(self) -> "DataConfig":
         """Raise ValueError if `seed` is given although nothing is drawn at random.
 
-        The seed is that of `join` and `fraction`. A seed at its default is always accepted.
+        Only `join` and `fraction` draw at random by this seed. A seed at its default is always accepted.
         """
         if not self.draws and (said := self.first_changed("seed")):
             raise ValueError(f"{said} is of join and fraction; it wants a fraction below 1 or a join.max above 1")
@@ -614,9 +614,9 @@ Ablation = Literal[
     "attention_scale",
     "encoder_causal",
 ]
-# With these, what the decoder computes for a token depends on later tokens, which a cache of earlier tokens lacks.
+# Without these parts, what the decoder computes for a token depends on later tokens, which its cache does not have.
 SEES_LATER = ("causal_mask", "causal_mask_product", "shift")
-# These are parts of what reads the source, which a language model lacks.
+# The parts that belong to reading the source; a language model lacks them.
 OF_THE_SOURCE = ("cross_attention", "encoder_causal")
 
 
@@ -755,7 +755,7 @@ class TransformerConfig(CarriedSection):
         return self.positions if own is None else own
 
     def limit_of(self, side: Stack) -> int | None:
-        """Returns the maximum length of a row of the encoder or decoder, in tokens; `None` if there is no limit."""
+        """Returns the maximum length of an input of the encoder or decoder, in tokens; `None` if there is no limit."""
         return self.max_positions if self.positions_of(side) == "learned" else None
 
     @property
@@ -799,7 +799,7 @@ class MaskedConfig(TransformerConfig):
     architecture: Literal["cmlm"] = Field("cmlm", description="Kind of model.")  # type: ignore[assignment]
 
     def check(self) -> None:
-        """Raise ValueError if settings are incompatible, or do not fit a cmlm.
+        """Raise ValueError if settings are incompatible, or do not fit this architecture.
 
         Its decoder reads no start token and sees later tokens anyway, so `start_token` must be at its default, and
         `ablate` may have none of the parts in `SEES_LATER`.

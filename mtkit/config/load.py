@@ -66,8 +66,8 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
 def config_from_text(text: str, name: str, overrides: Sequence[str] = ()) -> Config:
     """Returns the settings in a YAML text, with overrides applied as by `load_config`.
 
-    Error messages call the text `name`. A model may know tags that no corpus in its settings has, so tags are not
-    checked.
+    Error messages call the text `name`. Tags are not checked, since a model may know tags that no corpus in its
+    settings has.
     """
     return _read_settings(text, name, overrides)[0]
 
@@ -81,7 +81,7 @@ def with_sections(config: Config, sections: dict[str, Any], name: str) -> Config
 
 
 def config_from_data(data: dict[str, Any], name: str) -> Config:
-    """Returns the settings in `data`, which is as parsed from YAML.
+    """Returns the settings in `data`, the parsed content of a YAML file.
 
     Raises ConfigError if the settings are invalid; each line of the message begins with `name`.
     """
@@ -463,7 +463,7 @@ def aliases() -> dict[str, Alias]:
 
 
 def alias_of(key: str) -> Alias | None:
-    """Returns the entry of aliases.yaml for another toolkit's key or option, ignoring case; `None` if there is none."""
+    """Returns the entry of aliases.yaml for a key or option of another toolkit, ignoring case; else `None`."""
     return aliases().get(key.lower().lstrip("-").replace("-", "_"))
 
 
@@ -485,8 +485,8 @@ def advice_on_option(option: str) -> str:
 ARCHITECTURES = tuple(kinds_with(("model", "architecture")))
 WIDTH = 100  # of the text, in characters
 
-# Why defaults are what they are, and when another value is better; where numbers are named, configs/README.md has the
-# measurements.
+# Why defaults are what they are, and when another value is better. configs/README.md has the measurements behind the
+# numbers.
 REASONS = {
     "training.optimizer": "Adam is what the papers used. Muon needs less than half of the updates on small data.",
     "training.schedule": "noam is the paper's, and needs no end. With a known end, linear gives better models.",
@@ -519,7 +519,7 @@ REASONS = {
 def settings_by_name(config: Config) -> dict[str, Any]:
     """Returns the value of each setting by its full name, such as "training.max_steps".
 
-    A list or a table is one value; from its items that are sections, settings at their defaults are left out.
+    A list or a table counts as one value; in its items that are sections, settings at their defaults are left out.
     """
     data = config.model_dump(mode="json")
     found = {}
@@ -532,7 +532,10 @@ def settings_by_name(config: Config) -> dict[str, Any]:
 
 
 def differences(config: Config, other: Config) -> dict[str, tuple[str, str]]:
-    """Returns, for each setting that differs, both values as YAML; "-" where an architecture lacks the setting."""
+    """Returns, for each setting that differs, both values as YAML; "-" if one architecture lacks the setting.
+
+    Settings are called by their full names, and the value in `config` comes first.
+    """
     here, there = settings_by_name(config), settings_by_name(other)
     return {
         name: (_written(here, name), _written(there, name))
@@ -542,7 +545,7 @@ def differences(config: Config, other: Config) -> dict[str, tuple[str, str]]:
 
 
 def differences_text(config: Config, other: Config, names: tuple[str, str]) -> str:
-    """Returns the differences of two sets of settings as text; `names` are the names of both."""
+    """Returns the differences of two sets of settings as text, in which the two are called `names`."""
     found = differences(config, other)
     if not found:
         return f"{names[0]} and {names[1]} have the same settings\n"
@@ -564,10 +567,10 @@ def _written(values: dict[str, Any], name: str) -> str:
 
 
 def explanation(key: str, config: Config | None = None) -> str:
-    """Returns what a setting or section means: limits, default and its reason, and which recipes have which value.
+    """Returns an explanation of a setting (meaning, limits, default, values in recipes) or of a section.
 
     `key` is a full name, such as "training.max_steps", or its last part if only one setting has it. With `config`, the
-    text also says which value these settings have. Raises ConfigError if there is no such setting, or several.
+    text also gives the value of the setting in `config`. Raises ConfigError if there is no such setting, or several.
     """
     keys, data = _found(key)
     schema = setting_schema(keys, data)
@@ -597,7 +600,7 @@ def _summary(name: str, schema: Schema) -> list[str]:
 
 
 def _defaults(keys: Keys) -> str:
-    """Returns the default of a setting as YAML; where it depends on the architecture, the default of each."""
+    """Returns the default of a setting as YAML; if it depends on the architecture, the default for each of them."""
     names: dict[str, list[str]] = {}
     for architecture in kinds_with(keys) or ARCHITECTURES:
         data: Any = {"architecture": architecture}
@@ -614,7 +617,7 @@ def _defaults(keys: Keys) -> str:
 def _found(key: str) -> tuple[tuple[str, ...], dict[str, Any]]:
     """Returns the keys of the setting called `key`, and the architecture that has it, as data of a settings file.
 
-    `key` is a full name, or its last part; of the settings with this last part, only the least nested ones count.
+    `key` is a full name or its last part. If several settings have this last part, only the least nested ones count.
     The data has the form {"model": {"architecture": NAME}}. Raises ConfigError if there is no such setting, or several.
     """
     candidates: dict[tuple[str, ...], dict[str, Any]] = {}
@@ -641,9 +644,9 @@ def _found(key: str) -> tuple[tuple[str, ...], dict[str, Any]]:
 
 
 def _recipe_lines(name: str) -> list[str]:
-    """Returns, below a heading, a line for each value of a setting in the recipes.
+    """Returns a heading, and a line for each value that a setting has in recipes; [] if no recipe has the setting.
 
-    The line has the value and the names of the recipes with this value. Returns [] if no recipe has the setting.
+    A line has the value and the names of the recipes with this value. The most common value comes first.
     """
     recipes = recipes_by_value(name)
     if not recipes:
@@ -657,9 +660,8 @@ def _recipe_lines(name: str) -> list[str]:
 def recipes_by_value(name: str) -> dict[str, list[str]]:
     """Returns, for each value of a setting as YAML, the names of the recipes that have it.
 
-    The recipes are the YAML files in the folder configs of the working directory. If there is no such folder, they
-    are those in the folder configs of the repository, if mtkit runs from a clone of it. Recipes that are not valid
-    or cannot be read are left out.
+    The recipes are the YAML files in the folder configs of the working directory or, if there is no such folder, of the
+    repository, if mtkit runs from a clone of it. Recipes that are not valid or cannot be read are left out.
     """
     folders = (Path("configs"), Path(__file__).parents[2] / "configs")
     folder = next((folder for folder in folders if folder.is_dir()), None)
@@ -704,7 +706,7 @@ class Picture(Section):
 
 
 class CardFile(Section):
-    """An experiment file as it is written."""
+    """The content of an experiment file, as it is written."""
 
     experiment: str = Field(min_length=1, description="A name in a word or two.")
     claim: str = Field(min_length=1, description="What is claimed, in one sentence.")
@@ -736,13 +738,13 @@ def card_file(data: Changes, where: str) -> CardFile:
 
 
 def _messages(error: Exception, data: Changes) -> Iterator[str]:
-    """Messages for mistakes in the format."""
+    """Yields a message for each mistake in the experiment `data` that `error` reports."""
     if not isinstance(error, ValidationError):
         yield str(error)
         return
     seen = set()
     for problem in error.errors(include_url=False):
-        # pydantic names the forms that an item may have; only keys and numbers of items are told.
+        # pydantic also names the forms that an item may have; messages name only keys and indices of items.
         keys = [key for key in problem["loc"] if isinstance(key, int) or key in _keys_of(data)]
         where = ".".join(map(str, keys)) or "the file"
         if where in seen:
@@ -761,7 +763,7 @@ def _messages(error: Exception, data: Changes) -> Iterator[str]:
 
 
 def _keys_of(data: Any) -> set[Any]:
-    """All keys in nested data."""
+    """Returns the keys of all dicts in nested data."""
     if isinstance(data, dict):
         return {*data, *(key for value in data.values() for key in _keys_of(value))}
     return {key for item in data for key in _keys_of(item)} if isinstance(data, list) else set()

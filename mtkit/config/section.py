@@ -46,7 +46,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _FastLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """A `_Loader` that parses some twenty times as fast, by libyaml where PyYAML was built with it."""
+    """A loader like `_Loader`, but some twenty times as fast: it uses libyaml, if PyYAML was built with it."""
 
 
 class _ValueLoader(_Loader):
@@ -94,11 +94,14 @@ def read_yaml(text: str, name: str) -> Document:
 
 
 def read_value(text: str, name: str) -> Any:
-    """Parse a value from the command line: YAML without comments. Raises ConfigError as `read_yaml` does."""
+    """Parse a value from the command line: YAML without comments. Raises ConfigError if it is not valid.
+
+    The message begins with `name`.
+    """
     return deepcopy(_read(_ValueLoader, text, name).data)
 
 
-# Of text with these, libyaml accepts some that PyYAML's own parser does not, or reads it in another way.
+# Text with these may be accepted by libyaml but not by PyYAML's own parser, or may be read differently by the two.
 _READ_DIFFERENTLY = re.compile(r"[\t?!|>\ufeff]|---")
 _COMMENT = re.compile(r"(?:^|(?<=\s))#[^\n\r\x85\u2028\u2029]*", re.MULTILINE)
 
@@ -106,8 +109,8 @@ _COMMENT = re.compile(r"(?:^|(?<=\s))#[^\n\r\x85\u2028\u2029]*", re.MULTILINE)
 def _is_plain(text: str) -> bool:
     """Whether libyaml reads the text as PyYAML's own parser does, and without overflowing the stack.
 
-    Lists and sections can be nested so deeply that libyaml ends the process. Each level takes a bracket or a hyphen, or
-    a line that is indented more than the one before it.
+    Lists and sections can be nested so deeply that libyaml crashes the process. Each level of nesting takes a bracket,
+    a hyphen, or a line that is indented more than the one before it.
     """
     if len(text) > 1_000_000:  # at most 1,400 lines, each indented more than the one before it
         return False
@@ -264,7 +267,7 @@ class Section(BaseModel):
         return next((f"{name} {write_yaml(self.model_dump(mode='json')[name])}" for name in changed), None)
 
 
-# The validation context for settings that will be completed later from the model named by training.start_from.
+# The validation context for settings that will be completed later by the model that training.start_from names.
 INCOMPLETE = {"incomplete": True}
 
 

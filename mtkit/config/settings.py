@@ -168,10 +168,10 @@ class Config(Section):
 
     @property
     def known_batch_tokens(self) -> int:
-        """A size of batches, in tokens, that is the same on every machine.
+        """A batch size, in tokens, that is the same on every machine.
 
-        It is `training.batch_tokens` or, if that is "auto", a small number that is large enough for any pair. It is
-        for work whose results must not depend on the size that training finds for a machine.
+        It is `training.batch_tokens` or, if that is "auto", a small number that is large enough for any pair. Use it
+        where results must not depend on the batch size that training finds for a machine.
         """
         training = self.training
         if training.batch_tokens != "auto":
@@ -219,7 +219,7 @@ class Config(Section):
         """Raise ValueError if guided alignment does not fit the model or the data.
 
         The decoder must attend to the source, and have the layer and the head that guided alignment trains. It must
-        not skip layers at random (`layer_dropout`), since the trained one would be skipped, too. `data.join` and
+        not skip layers at random (`layer_dropout`), since it might then skip the layer that is trained. `data.join` and
         `data.fraction` must be unset, since the file of alignments has a line for each pair.
         """
         num_layers, num_heads = self.model.source_attention
@@ -244,9 +244,9 @@ class Config(Section):
             )
 
     def _check_method(self) -> None:
-        """Raise ValueError if the architecture is cmlm and other settings are for models that decode token by token.
+        """Raise ValueError if the architecture is cmlm, but other settings are for models that decode token by token.
 
-        Also raises ValueError if settings of decoding are for cmlm, and the model has another architecture.
+        Also raises ValueError if settings of decoding are for cmlm, but the model has another architecture.
         """
         decoding = self.decoding
         if isinstance(self.model, MaskedConfig):
@@ -264,7 +264,8 @@ class Config(Section):
         """Raise ValueError if `bpe_dropout` or `unigram_alpha` is given but the type of tokenizer does not allow it."""
         type_ = self.tokenizer.type
         if self.tokenizer.model is not None:
-            type_ = "bpe" if self.training.bpe_dropout else "unigram"  # of a given model; checked when that is read
+            # The type of a given model is not known yet; it is checked when the model is read.
+            type_ = "bpe" if self.training.bpe_dropout else "unigram"
         if self.training.bpe_dropout and type_ != "bpe":
             raise ValueError(f"training.bpe_dropout {self.training.bpe_dropout} wants tokenizer.type bpe, not {type_}")
         if self.training.unigram_alpha is not None and type_ != "unigram":
@@ -298,7 +299,7 @@ class Config(Section):
 
     @property
     def guided_head(self) -> tuple[int, int] | None:
-        """The layer and the attention head, from 1, that guided alignment trains; `None` without guided alignment."""
+        """The layer and the head that guided alignment trains, both counted from 1; `None` without guided alignment."""
         if self.training.guided_alignment is None:
             return None
         return self.training.guided_layer(self.model.source_attention[0]), self.training.guided_alignment_head
@@ -639,9 +640,9 @@ def _meaning(value: object, schema: Schema) -> str:
 
 
 def as_said(value: Any, schema: Schema) -> Any:
-    """Returns a copy of a list or table; settings at their defaults are left out of the items that are sections.
+    """Returns a value as a settings file gives it: items of lists and tables lack the settings at their defaults.
 
-    Other items are copied unchanged.
+    `schema` is the schema of the value. Only items that are sections have settings; all else is returned unchanged.
     """
     if isinstance(value, list):
         return [as_said(item, _child(schema, number) or {}) for number, item in enumerate(value)]

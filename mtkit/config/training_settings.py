@@ -11,7 +11,7 @@ Auto = Literal["auto"]
 Updates = Annotated[
     Annotated[Annotated[int, Field(ge=1)], Tag(NUMBER)] | Annotated[Auto, Tag(AUTO)], Discriminator(number_or_auto)
 ]
-Tokens = Updates  # the same numbers
+Tokens = Updates  # has the same limits
 WarmupUpdates = Annotated[
     Annotated[Annotated[int, Field(ge=0)], Tag(NUMBER)] | Annotated[Auto, Tag(AUTO)], Discriminator(number_or_auto)
 ]
@@ -29,7 +29,7 @@ ShortlistSize = Annotated[
     Discriminator(number_or_auto),
 ]
 
-LEAST_BATCH_TOKENS = 1024  # that "auto" means, where update_tokens is not less; smaller batches are slow everywhere
+LEAST_BATCH_TOKENS = 1024  # the least that "auto" means, unless update_tokens is less; smaller batches are slow
 
 # In YAML, a bare `on` or `off` is a truth value.
 Switch = Annotated[
@@ -37,10 +37,10 @@ Switch = Annotated[
     BeforeValidator(lambda value: ("off", "on")[value] if isinstance(value, bool) else value),
 ]
 
-# The numbers that "auto" stands for where the lengths of the training pairs are not known.
+# The numbers that "auto" stands for if the lengths of the training pairs are not known.
 LENGTH_RATIO, EXTRA_TOKENS = 2.0, 20
 
-SHORTLIST_SIZE = 50  # that "auto" means; smaller lists cost BLEU
+SHORTLIST_SIZE = 50  # the size that "auto" stands for; smaller lists cost BLEU
 
 # Schedules that end at max_steps. Since their rates depend on max_steps, a run needs --change to change max_steps. With
 # wsd, it needs --change only once the rate has begun to fall.
@@ -264,9 +264,9 @@ class TrainingConfig(Section):
     def batches_per_update(self, devices: int = 1) -> int:
         """Returns how many batches each device contributes to an update.
 
-        The number is the same for all `devices` devices, and at least 1. With `update_tokens`, it is rounded, so
-        the size of an update differs from `update_tokens` by at most half a batch of each device, unless 1 batch of
-        each is already larger.
+        The number is the same for all `devices` devices, and at least 1. With `update_tokens`, it is rounded, so the
+        size of an update differs from `update_tokens` by at most half a batch for each device, unless one batch for
+        each device is already more than that.
         """
         if self.update_tokens is None:
             return self.accumulate
@@ -274,7 +274,7 @@ class TrainingConfig(Section):
 
     @property
     def tokens_per_update(self) -> int:
-        """The size of an update on one device, measured as `batch_tokens` is."""
+        """The size of an update on one device, in the unit of `batch_tokens`."""
         if self.batch_tokens == "auto":
             assert self.update_tokens is not None, "update_fits checks it"
             return self.update_tokens
@@ -299,7 +299,7 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def updates_fit(self) -> "TrainingConfig":
-        """If `max_steps` is "auto", make "auto" the value of every setting in `SHARES` that is not given.
+        """If `max_steps` is "auto", give the value "auto" to every setting in `SHARES` that the user has not set.
 
         Raises ValueError if `max_steps` is "auto" but `max_minutes` is not given.
         """
@@ -407,8 +407,8 @@ class TrainingConfig(Section):
     def guided_alignment_fits(self) -> "TrainingConfig":
         """Raise ValueError if settings of guided alignment have no effect or are incompatible.
 
-        Its layer, head and weight have an effect only with `guided_alignment`, which goes neither with consistency
-        training nor with sampled segmentations.
+        The settings of its layer, head and weight have an effect only with `guided_alignment`, which cannot be combined
+        with consistency training or sampled segmentations.
         """
         if self.guided_alignment is None:
             names = ("guided_alignment_layer", "guided_alignment_head", "guided_alignment_weight")
@@ -424,7 +424,7 @@ class TrainingConfig(Section):
         return self
 
     def guided_layer(self, num_layers: int) -> int:
-        """Returns the layer, from 1, that guided alignment trains in a decoder of so many layers."""
+        """Returns the layer, counted from 1, that guided alignment trains in a decoder with `num_layers` layers."""
         return self.guided_alignment_layer or max(1, num_layers - 1)
 
     @property
@@ -441,9 +441,9 @@ class TrainingConfig(Section):
 
 
 def settled(number: int | Auto) -> int:
-    """Return `number`, of updates or tokens, as an int; "auto" is not allowed.
+    """Returns `number`, a setting that counts updates or tokens, as an int; it must not be "auto".
 
-    Before training begins, a number takes the place of "auto".
+    Before training begins, numbers replace the settings that are "auto".
     """
     assert number != "auto", "training replaces auto before it begins"
     return number
@@ -612,9 +612,9 @@ class DecodingConfig(CarriedSection):
                 raise ValueError("coverage_penalty ranks what a beam finds; it wants a beam_size of 2 or more")
 
     def _check_optimal(self) -> None:
-        """Raise ValueError if a setting does not go with `stopping` "optimal".
+        """Raise ValueError if a setting cannot be combined with `stopping` "optimal".
 
-        It goes with none of sampling, minimum Bayes risk decoding, `coverage_penalty` and `diversity_groups`.
+        These are sampling, minimum Bayes risk decoding, `coverage_penalty`, `diversity_groups` and `shortlist`.
         """
         if self.draws:
             said = self.first_changed("method", "mbr_samples")
@@ -625,16 +625,16 @@ class DecodingConfig(CarriedSection):
             raise ValueError(f"{said} leaves tokens out; stopping optimal looks at all of them")
 
     def with_length_limit(self, ratio: float = LENGTH_RATIO, extra: int = EXTRA_TOKENS) -> "DecodingConfig":
-        """Returns these settings with numbers in place of "auto" in the two settings that limit the length.
+        """Returns a copy in which the two settings that limit the length are numbers.
 
-        `ratio` takes the place of `max_length_ratio`, and `extra` that of `max_length_extra`.
+        If `max_length_ratio` is "auto", it becomes `ratio`; if `max_length_extra` is "auto", it becomes `extra`.
         """
         numbers = {"max_length_ratio": ratio, "max_length_extra": extra}
         return self.model_copy(update={name: value for name, value in numbers.items() if getattr(self, name) == "auto"})
 
     @property
     def shortlist_size(self) -> int:
-        """How many frequent tokens, and how many translations of each source token, are on a shortlist."""
+        """The number of frequent tokens on a shortlist, and also that of translations of each source token on it."""
         return SHORTLIST_SIZE if self.shortlist is None or self.shortlist == "auto" else self.shortlist
 
     def max_length(self, source_length: int) -> int:
