@@ -93,7 +93,7 @@ class Alphabet:
         self.content_hashes[code] = own if _is_content(chr(code)) else 0
 
     def is_of(self, scripts: Sequence[str]) -> NDArray[np.bool_]:
-        """For each script number, whether it is allowed in text of `scripts`, (256).
+        """Returns a mask of the script numbers, (256), True for those that are allowed in text of `scripts`.
 
         A script number is an index into `names`. Number 0, for characters that are not letters or whose script is not
         known, is always allowed.
@@ -377,7 +377,7 @@ class Letters:
         self.sizes = np.maximum(lower.lengths + 2 - LETTERS, 0)  # sequences of each line, (L)
 
     def sums(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The sum over the sequences of each line, (L), of the values of their buckets, `values` (G)."""
+        """Returns, for each line, the sum of `values` (G) over the buckets of its sequences, (L)."""
         table = np.append(values, np.float32(0))
         return np.add.reduceat(table.take(self.buckets), self._lower.starts, dtype=np.float64).astype(np.float32)
 
@@ -636,7 +636,10 @@ KINDS: dict[str, Kind] = {
 
 @dataclass(frozen=True)
 class Example:
-    """A pair with a fault; or, with `text` alone, a fault of a file."""
+    """A pair with a fault; or, with `text` alone, a fault of a file.
+
+    If the pair was mended, `source` and `target` are as before, and `text` is the mended pair.
+    """
 
     file: Path
     line: int | None
@@ -675,7 +678,7 @@ class Diagnosis:
 
     @property
     def kinds(self) -> list[str]:
-        """The kinds that are reported, in the order of KINDS: those that occur, and are not too rare to be believed."""
+        """The kinds to report, in the order of KINDS: those found, except so rarely that they may be false alarms."""
         return [name for name in KINDS if name in self.found and self._is_reported(name)]
 
     @property

@@ -298,7 +298,7 @@ def _digest(stream: Any, num_bytes: int) -> Any:
 
 
 def _clear(folder: Path) -> None:
-    """Delete what earlier calls have written, the record last; without a record, delete nothing."""
+    """Deletes the files that earlier calls have written, the record last; deletes nothing if there is no record."""
     if (folder / RECORD).exists():
         for file in folder.iterdir():
             if OURS.fullmatch(file.name):

@@ -392,7 +392,7 @@ class Examination:
 
 
 def _describe(slip: Slip, part: Part) -> str:
-    """What happened to the alignment at a slip, and what to do."""
+    """Returns text for a message: how the alignment changes at a slip, and which file has or lacks lines."""
     target = part.target or "the target"
     if slip.shift is None:
         return "from here on, the sides do not belong together, nor do lines near by"
@@ -492,8 +492,9 @@ def require_new(folder: Path, keep: Collection[str] = ()) -> None:
 def clean(examination: Examination, folder: Path, keep: Collection[str] = ()) -> tuple[Cleaned, Diagnosis]:
     """Examines text, then writes a cleaned copy of it to a new folder; leaves faults of the kinds in `keep`.
 
-    Raises DataError if the folder exists, or if the faults are such that no cleaning of single pairs helps: the files
-    have different numbers of lines, or the sides slip.
+    Returns what was done, and the diagnosis of the text before cleaning. Raises DataError if the folder exists, or if
+    there is a fault of the whole text, which no cleaning of single pairs mends (those with `stops_at` 0 in KINDS), such
+    as different numbers of lines.
     """
     require_new(folder, keep)
     diagnosis = examination.run()
