@@ -629,9 +629,9 @@ def memory_of_all(process: int) -> int | None:
     """Returns the total memory of a process and its descendants, in bytes; `None` if the system does not report it.
 
     Memory that these processes share counts once. Anonymous memory is the sum of proportional set sizes (PSS), in which
-    a page that n processes share counts 1/n in each. For memory-mapped files, such as libraries and weights, only the
-    process with the largest share counts, since forked processes map the same files. The PSS of these files would be
-    too low, because the measuring process maps them, too.
+    a page that n processes share counts 1/n in each. Of memory-mapped files, such as libraries and weights, the
+    largest resident size among the processes counts, since forked processes map the same files. Their PSS would be too
+    low: the process that measures, which is not among those counted, maps them as well and takes a part of each page.
     """
     waiting, anonymous, of_files = [process], 0, 0
     while waiting:

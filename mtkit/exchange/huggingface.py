@@ -556,7 +556,7 @@ def write_marian_tokenizer(model: PortableModel, directory: Path) -> None:
 
 
 def misread_tags(model: PortableModel) -> list[str]:
-    """Returns the tags that a MarianTokenizer would encode as other ids than mtkit does.
+    """Returns the tags that a MarianTokenizer would encode to other ids than mtkit does.
 
     There are two kinds of such tags:
 

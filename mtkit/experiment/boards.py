@@ -188,7 +188,10 @@ def leak_of_encoder(model: TranslationModel) -> float:
 
 
 def difference_of_steps(model: TranslationModel) -> float:
-    """Returns the largest difference of features between decoding word by word and decoding each prefix at once."""
+    """Returns the largest difference between features from incremental decoding and from full forward passes.
+
+    Incremental decoding takes one token at a time, with a cached state; a full forward pass decodes a whole prefix.
+    """
     [source], [target] = sentences(5), sentences(LENGTH, seed=2)
     rows = source_rows(ragged([source]))
     state, differences = model.encode(rows), []
@@ -204,7 +207,7 @@ def leaks() -> Figures:
     """How much of later words leaks into the outputs for earlier ones, for each entry of MASKS and for whole models.
 
     A leak is the largest change of an output that should stay the same; "steps" is the largest difference between
-    decoding word by word and decoding each prefix at once.
+    features from incremental decoding and those from a full forward pass over each prefix.
     "steps, no mask", the same in a model without the causal mask, should be 0, too. Such a model must compute the whole
     prefix again at each step: with a cache of keys and values, earlier words could not see later ones.
     """

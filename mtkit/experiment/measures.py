@@ -609,7 +609,7 @@ def _check(node: ast.expr, text: str, is_truth: bool) -> None:
 
 
 def _names(index: ast.expr) -> list[str]:
-    """Returns the names between the brackets of a reference; [] if they are not all strings."""
+    """Returns the string literals between the brackets of, for example, `x["a", "b"]`; [] if anything else is there."""
     parts = index.elts if isinstance(index, ast.Tuple) else [index]
     names = [part.value for part in parts if isinstance(part, ast.Constant) and isinstance(part.value, str)]
     return names if len(names) == len(parts) else []

@@ -377,7 +377,10 @@ class Letters:
         self.sizes = np.maximum(lower.lengths + 2 - LETTERS, 0)  # sequences of each line, (L)
 
     def sums(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Returns, for each line, the sum of `values` (G) over the buckets of its sequences, (L)."""
+        """Returns a vector (L): for each line, the sum of the values of its three-letter sequences.
+
+        `values` (G) holds a value for each bucket of hashes. A sequence that occurs n times counts n times.
+        """
         table = np.append(values, np.float32(0))
         return np.add.reduceat(table.take(self.buckets), self._lower.starts, dtype=np.float64).astype(np.float32)
 

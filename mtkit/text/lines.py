@@ -815,7 +815,7 @@ def _converter(path: Path, separator: str) -> str:
 def _quoted(text: str) -> str:
     """`text` as a Python string literal in double quotes.
 
-    Single quotes are not used, since in the shell command they enclose the whole Python program.
+    Single quotes are not used, since the shell is given the Python program in single quotes.
     """
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 

@@ -641,7 +641,7 @@ def _match_all(config: Config, given: Path | tuple[Path, ...], name: str, ending
 
 
 def _as_given(given: Path | tuple[Path, ...], files: Sequence[tuple[Path, ...]]) -> Path | tuple[Path, ...]:
-    """All `files` in one tuple; a single path instead if `given` is a path and there is only one file."""
+    """Returns `files` as one flat tuple; if `given` is a path and there is only one file, returns that path."""
     found = tuple(path for some in files for path in some)
     return found[0] if isinstance(given, Path) and len(found) == 1 else found
 

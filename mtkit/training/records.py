@@ -860,7 +860,7 @@ def shortlist_cost(
 ) -> dict[str, Any]:
     """Returns figures that show what a shortlist costs in BLEU, with greedy search; {} if there are no sentences.
 
-    The figures are the BLEU with and without the shortlist, the mean number of tokens on the list of a sentence, the
+    The figures are the BLEU with and without the shortlist, the mean number of tokens in a sentence's shortlist, the
     setting `shortlist_size`, and the number of sentences.
     """
     if not sources:

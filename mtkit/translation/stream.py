@@ -335,7 +335,7 @@ class PairsFile:
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """The file to read."""
+        """The files to read: only `path`."""
         return (self.path,)
 
     def pairs(self, lines_of: LinesOf) -> Iterator[tuple[str, str]]:
@@ -355,7 +355,7 @@ class TargetFile:
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """The file to read."""
+        """The files to read: only `path`."""
         return (self.path,)
 
     def pairs(self, lines_of: LinesOf) -> Iterator[tuple[str, str]]:
