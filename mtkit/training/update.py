@@ -534,6 +534,8 @@ class Updater:
             recompute_layers(state.model)
         if is_compiled(settings, state.model.device, state.progress.precision):
             compile_layers(state.model, settings, state.progress.precision)
+        # Not by the settings alone: a trial has a copy of a model that is compiled already, or compiling has failed.
+        self._is_compiled = any(isinstance(stack.call, CompiledCall) for stack in stacks_of(state.model))
         self.splits = splits
         self.state = state
         self.settings = settings
@@ -638,8 +640,7 @@ class Updater:
             return 1
         # The random numbers of compiled code, and of layers that are computed again, come from PyTorch's default
         # generator, which all threads share. The loss of a masked model is not a sum over its rows.
-        is_divisible = not (settings.recompute or self.scaler.is_enabled or isinstance(model, MaskedModel))
-        if not is_divisible or is_compiled(settings, model.device, self.state.progress.precision):
+        if settings.recompute or self._is_compiled or self.scaler.is_enabled or isinstance(model, MaskedModel):
             return 1
         most = min(len(batch.labels), batch.labels.numel() // LEAST_PART_TOKENS, MOST_PARTS)
         return next((number for number in range(most, 1, -1) if num_threads % number == 0), 1)

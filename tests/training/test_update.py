@@ -13,9 +13,11 @@ from torch import Tensor
 
 from mtkit.config.settings import Config
 from mtkit.data.batches import NO_LABEL, AlignedTokens, Batch, micro_batches, padded_batch, ragged, sent_ahead
+from mtkit.files import Stop
 from mtkit.models.registry import new_model
+from mtkit.models.transformer import call_layer, stacks_of
 from mtkit.training import update
-from mtkit.training.update import OBJECTIVES
+from mtkit.training.update import OBJECTIVES, CompiledCall, find_batch_tokens
 from tests.runs import MASKED, MODEL, RECURRENT, outcome, trainer_of, whole_and_killed
 
 
@@ -166,6 +168,23 @@ def test_threads_that_share_a_batch_compute_its_gradient(make, options):
 @pytest.mark.parametrize("options", [{"recompute": True}, {"model": MASKED}], ids=["recompute", "cmlm"])
 def test_where_threads_would_change_the_gradient_one_computes_it(make, options):
     assert gradient_of(make(**options), 2)[2] == {"MainThread"}
+
+
+def test_threads_never_share_a_batch_of_a_copy_of_a_compiled_model(make, monkeypatch):
+    names: set[str] = set()
+
+    def noting(_: CompiledCall, layer: Any, x: Tensor, **arguments: Any) -> Tensor:
+        names.add(threading.current_thread().name)
+        return call_layer(layer, x, **arguments)
+
+    monkeypatch.setattr(CompiledCall, "__call__", noting)
+    trainer = trainer_of(make())
+    trainer.log.close()
+    for stack in stacks_of(trainer.model):
+        stack.call = object.__new__(CompiledCall)
+    with threads(2):
+        find_batch_tokens(trainer.model, trainer.feed, "fp32", Stop())
+    assert names == {"MainThread"}
 
 
 def test_parts_of_a_batch_have_dropout_of_their_own(make):
