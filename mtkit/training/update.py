@@ -10,13 +10,13 @@ import math
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from types import FunctionType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -663,8 +663,7 @@ class Updater:
 
         pool = self._threads[len(parts)]
         futures = [pool.submit(passes, part, number) for number, part in enumerate(parts)]
-        wait(futures)
-        sums, gradients = zip(*(future.result() for future in futures), strict=True)
+        sums, gradients = zip(*results_of(futures), strict=True)
         for parameter, *of_parts in zip(parameters, *gradients, strict=True):
             add_gradients(parameter, [gradient for gradient in of_parts if gradient is not None])
         return torch.stack(sums).sum(0)
@@ -718,6 +717,8 @@ def random_seed(seed: int, step: int, *places: int) -> int:
 LEAST_PART_TOKENS = 256  # minimum number of target positions in a part
 MOST_PARTS = 8  # maximum number of parts, since each part has gradients of its own in memory
 
+Result = TypeVar("Result")
+
 
 def add_gradients(parameter: nn.Parameter, gradients: list[Tensor]) -> None:
     """Adds `gradients` to the gradient of `parameter`, in their order; the same tensor may occur twice."""
@@ -726,6 +727,22 @@ def add_gradients(parameter: nn.Parameter, gradients: list[Tensor]) -> None:
     for gradient in gradients:
         assert parameter.grad is not None
         parameter.grad += gradient
+
+
+def results_of(futures: list[Future[Result]]) -> list[Result]:
+    """Waits until all futures are done, and takes their results out of the list; raises the first of their errors.
+
+    A future holds its error, whose traceback holds the variables of this function and its caller, the futures among
+    them. If they stayed there, all that the threads have computed would stay in memory until garbage is collected.
+    """
+    wait(futures)
+    results = []
+    try:
+        while futures:
+            results.append(futures.pop(0).result())
+    finally:
+        futures.clear()
+    return results
 
 
 def part_threads(num_parts: int) -> ThreadPoolExecutor:

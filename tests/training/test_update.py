@@ -1,6 +1,8 @@
 """An update waits for the device once; its batches are on the device before it begins; threads share its batches."""
 
+import gc
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
@@ -185,6 +187,56 @@ def test_threads_never_share_a_batch_of_a_copy_of_a_compiled_model(make, monkeyp
     with threads(2):
         find_batch_tokens(trainer.model, trainer.feed, "fp32", Stop())
     assert names == {"MainThread"}
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_if_memory_runs_out_in_one_part_all_is_freed_and_computed_anew(make, monkeypatch, capsys, number):
+    trainer = trainer_of(make(model={"dropout": 0.0}))
+    trainer.log.close()
+    updater, found = trainer.updater, []
+    trainer.state.optimizer.register_step_pre_hook(
+        lambda *_: found.append(torch.cat([p.grad.flatten() for p in trainer.model.parameters()]))  # type: ignore[union-attr]
+    )
+    (batch,) = next(iter(micro_batches(trainer.corpus, trainer.settings, 0)))[1]
+    part = batch.parts(2)[number]
+    objective, grad = OBJECTIVES["none"], torch.autograd.grad
+    kept: list[weakref.ref[Tensor]] = []  # what the first try computes
+    alive: list[bool] = []  # whether it is still there in the second one
+
+    def failing(model: Any, batch: Batch, settings: Any) -> Any:
+        alive.extend(tensor() is not None for tensor in kept if len(batch.labels) < len(part.labels))
+        loss = objective(model, batch, settings)
+        if torch.equal(batch.labels, part.labels):
+            kept.append(weakref.ref(loss.total))
+            raise MemoryError
+        return loss
+
+    def noting(*given: Any, **named: Any) -> tuple[Tensor, ...]:
+        gradients: tuple[Tensor, ...] = grad(*given, **named)
+        kept.extend(weakref.ref(gradient) for gradient in gradients if not alive)
+        return gradients
+
+    monkeypatch.setattr(torch.autograd, "grad", noting)
+    with threads(2), without_garbage_collection():
+        updater.update([batch], 1, 0.0)
+        kept.clear()
+        monkeypatch.setitem(OBJECTIVES, "none", failing)
+        updater.update([batch], 1, 0.0)
+    assert len(kept) == 1 + len(list(trainer.model.parameters()))
+    assert alive
+    assert not any(alive)
+    assert capsys.readouterr().err.count("out of memory in step 1") == 1
+    assert torch.linalg.vector_norm(found[1] - found[0]) <= 1e-5 * torch.linalg.vector_norm(found[0])
+
+
+@contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """Within the block, what objects hold in a circle is not freed."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def test_parts_of_a_batch_have_dropout_of_their_own(make):
