@@ -756,8 +756,11 @@ def part_threads(num_parts: int) -> ThreadPoolExecutor:
         barrier.wait()
 
     pool = ThreadPoolExecutor(num_parts, thread_name_prefix="part")
-    wait([pool.submit(begin) for _ in range(num_parts)])
-    torch.set_num_threads(num_threads)  # `begin` has also changed the default for threads that start later
+    try:
+        wait([pool.submit(begin) for _ in range(num_parts)])
+    finally:
+        barrier.abort()  # if a thread could not begin, the others must not wait for it, nor Python for them at its end
+        torch.set_num_threads(num_threads)  # `begin` has also changed the default for threads that start later
     return pool
 
 

@@ -19,7 +19,7 @@ from mtkit.files import Stop
 from mtkit.models.registry import new_model
 from mtkit.models.transformer import call_layer, stacks_of
 from mtkit.training import update
-from mtkit.training.update import OBJECTIVES, CompiledCall, find_batch_tokens
+from mtkit.training.update import OBJECTIVES, CompiledCall, find_batch_tokens, part_threads
 from tests.runs import MASKED, MODEL, RECURRENT, outcome, trainer_of, whole_and_killed
 
 
@@ -227,6 +227,25 @@ def test_if_memory_runs_out_in_one_part_all_is_freed_and_computed_anew(make, mon
     assert not any(alive)
     assert capsys.readouterr().err.count("out of memory in step 1") == 1
     assert torch.linalg.vector_norm(found[1] - found[0]) <= 1e-5 * torch.linalg.vector_norm(found[0])
+
+
+def test_if_a_thread_cannot_begin_the_others_end(monkeypatch):
+    before = set(threading.enumerate())
+    start = threading.Thread.start
+
+    def failing(thread: threading.Thread) -> None:
+        if set(threading.enumerate()) > before:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", failing)
+    with threads(2):
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            part_threads(2)
+        assert torch.get_num_threads() == 2
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 @contextmanager
