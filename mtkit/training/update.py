@@ -542,7 +542,7 @@ class Updater:
         self.scaler = scaler
         self.ranks = ranks
         self._gradients = GradientSum(state.model, ranks) if ranks.are_many else None
-        self._threads: dict[int, ThreadPoolExecutor] = {}  # by their number
+        self._threads: dict[tuple[int, int], ThreadPoolExecutor] = {}  # by PyTorch's number of threads, and of parts
         self.batch: Batch | None = None  # the current batch: if memory runs out, the error message says its shape
 
     def update(self, batches: Sequence[Batch], step: int, rate: float, tokens: int | None = None) -> Update:
@@ -651,8 +651,8 @@ class Updater:
         The result is for the whole batch. Each part draws its random numbers from a generator of its own, and the
         gradients are added in the order of the parts, so the result does not depend on which thread is done first.
         """
-        if len(parts) not in self._threads:
-            self._threads[len(parts)] = part_threads(len(parts))
+        if (key := (torch.get_num_threads(), len(parts))) not in self._threads:
+            self._threads[key] = part_threads(len(parts))
         parameters = [parameter for parameter in self.state.model.parameters() if parameter.requires_grad]
 
         def passes(part: Batch, number: int) -> tuple[Tensor, tuple[Tensor | None, ...]]:
@@ -661,7 +661,7 @@ class Updater:
             loss = self._loss(part, tokens, alone=False)
             return loss.sums, torch.autograd.grad(loss.total, parameters, allow_unused=True)
 
-        pool = self._threads[len(parts)]
+        pool = self._threads[key]
         futures = [pool.submit(passes, part, number) for number, part in enumerate(parts)]
         sums, gradients = zip(*results_of(futures), strict=True)
         for parameter, *of_parts in zip(parameters, *gradients, strict=True):

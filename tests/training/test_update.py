@@ -229,6 +229,25 @@ def test_if_memory_runs_out_in_one_part_all_is_freed_and_computed_anew(make, mon
     assert torch.linalg.vector_norm(found[1] - found[0]) <= 1e-5 * torch.linalg.vector_norm(found[0])
 
 
+def test_the_threads_of_parts_have_equal_shares_of_the_threads_that_pytorch_has_now(make, monkeypatch):
+    trainer = trainer_of(make())
+    trainer.log.close()
+    (batch,) = next(iter(micro_batches(trainer.corpus, trainer.settings, 0)))[1]
+    objective, shares = OBJECTIVES["none"], []
+
+    def noting(*given: Any) -> Any:
+        shares.append(torch.get_num_threads())
+        return objective(*given)
+
+    monkeypatch.setitem(OBJECTIVES, "none", noting)
+    monkeypatch.setattr(update, "MOST_PARTS", 2)
+    for number in (2, 4, 2):
+        with threads(number):
+            trainer.updater.update([batch], 1, 0.0)
+            assert torch.get_num_threads() == number
+    assert shares == [1, 1, 2, 2, 1, 1]
+
+
 def test_if_a_thread_cannot_begin_the_others_end(monkeypatch):
     before = set(threading.enumerate())
     start = threading.Thread.start
