@@ -7,6 +7,7 @@ memory of a device. The letters in shapes are explained below the imports.
 
 import copy
 import math
+import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -633,10 +634,10 @@ class Updater:
     def _num_parts(self, batch: Batch) -> int:
         """Returns how many parts of a batch are computed at the same time; 1 means that the batch stays whole.
 
-        The number depends only on the batch, the settings and the number of PyTorch's threads.
+        The number depends only on the batch, the settings, the number of PyTorch's threads and whether they are bound.
         """
         model, settings, num_threads = self.state.model, self.settings, torch.get_num_threads()
-        if model.device.type != "cpu" or num_threads == 1:
+        if model.device.type != "cpu" or num_threads == 1 or threads_are_bound():
             return 1
         # The random numbers of compiled code, and of layers that are computed again, come from PyTorch's default
         # generator, which all threads share. The loss of a masked model is not a sum over its rows.
@@ -718,6 +719,16 @@ LEAST_PART_TOKENS = 256  # minimum number of target positions in a part
 MOST_PARTS = 8  # maximum number of parts, since each part has gradients of its own in memory
 
 Result = TypeVar("Result")
+
+
+def threads_are_bound() -> bool:
+    """Returns whether OpenMP, as it is in PyTorch for Linux, binds each of its threads to a core.
+
+    All threads that Python starts are then bound to the core of the main thread, where parts would wait for each other.
+    """
+    names = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY")
+    first = next(filter(None, map(os.environ.get, names)), "false")  # the others count only without OMP_PROC_BIND
+    return first.lower() != "false"
 
 
 def add_gradients(parameter: nn.Parameter, gradients: list[Tensor]) -> None:

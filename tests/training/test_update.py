@@ -172,6 +172,20 @@ def test_where_threads_would_change_the_gradient_one_computes_it(make, options):
     assert gradient_of(make(**options), 2)[2] == {"MainThread"}
 
 
+@pytest.mark.parametrize(
+    ("variables", "names"),
+    [
+        ({"OMP_PROC_BIND": "close"}, {"MainThread"}),
+        ({"OMP_PLACES": "cores"}, {"MainThread"}),
+        ({"OMP_PROC_BIND": "FALSE", "OMP_PLACES": "cores"}, {"part_0", "part_1"}),
+    ],
+)
+def test_threads_that_would_be_bound_to_one_core_do_not_share_a_batch(make, monkeypatch, variables, names):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert gradient_of(make(), 2)[2] == names
+
+
 def test_threads_never_share_a_batch_of_a_copy_of_a_compiled_model(make, monkeypatch):
     names: set[str] = set()
 
