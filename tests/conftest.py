@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import islice
@@ -146,6 +147,20 @@ def config_with(settings: dict[str, object], **sections: dict[str, object]) -> C
 
 # What imports and collection have made stays to the end; the collector need not go through it again and again.
 gc.disable()
+
+
+def pytest_collection(session: pytest.Session) -> None:
+    """Have every second process import the test modules from the last to the first.
+
+    When a test module is first imported, pytest rewrites its assertions and keeps the result, which takes a core ten
+    seconds for all of them. So two processes share this work, and do not both do all of it.
+    """
+    number = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
+    if number.isdigit() and int(number) % 2 and not session.config.getoption("file_or_dir"):
+        tests = Path(__file__).parent
+        for path in sorted(tests.rglob("test_*.py"), reverse=True):
+            with suppress(Exception, pytest.skip.Exception):  # collecting tells what is wrong
+                import_module(".".join(path.relative_to(tests.parent).with_suffix("").parts))
 
 
 def pytest_collection_finish() -> None:
