@@ -709,17 +709,17 @@ def divergence(progress: Progress, config: TrainingConfig, loss_scale: float) ->
 # Plans for max_minutes: the numbers that replace "auto" in settings, and warnings about settings that do not fit.
 
 MOST_VALIDATIONS = 10  # maximum in a plan
-VALIDATION_SHARE = 0.2  # maximum fraction of the minutes for validations in a plan, unless it has only one
+VALIDATION_SHARE = 0.1  # maximum fraction of the minutes for validations in a plan, unless it has only one
 APART = 10  # minimum number of updates between two validations
 WARMUP_SHARE = 0.1  # warm-up as a fraction of the updates
 MOST_WARMUP = 4000  # maximum number of updates in warm-up, as in Vaswani et al. (2017)
 FEW_UPDATES = 300  # with fewer updates, a model hardly learns to translate
-RESERVE = 0.1  # fraction of the minutes that a plan leaves free, in case the machine becomes slower
+RESERVE = 0.05  # fraction of the minutes that a plan leaves free, in case the machine becomes slower
 # A forecast is made after MOST_SEEN updates, or earlier, once SECONDS_SEEN have passed and LEAST_SEEN updates are done.
 LEAST_SEEN, MOST_SEEN, SECONDS_SEEN = 3, 50, 3.0
 # Fractions of max_minutes or of max_steps, whichever passes first, after which a plan is compared with the present
 # speed, and the fraction by which max_steps must be wrong to be planned again.
-REVIEWS, MISFIT = (0.05, 0.15, 0.35, 0.6), 0.1
+REVIEWS, MISFIT = (0.05, 0.15, 0.35, 0.6, 0.8), 0.1
 FALLEN = 0.95  # fraction of max_steps after which the rate of a schedule in ENDING has nearly finished falling
 
 

@@ -57,14 +57,14 @@ def test_a_plan_takes_the_minutes_and_no_more(update, validation, said):
     assert all(settled(getattr(fixed, name)) == value for name, value in said.items())
     validations = plan.max_steps // plan.validate_every
     seconds = plan.max_steps * update + validations * validation
-    assert seconds <= 540.0 or plan.max_steps == 2
+    assert seconds <= 570.0 or plan.max_steps == 2
     longer = update * plan.validate_every + validation  # one stretch more does not fit
-    assert seconds + longer > 0.9 * 600 - 20
+    assert seconds + longer > 0.95 * 600 - 20
     assert 1 <= fixed.warmup_steps <= max(plan.max_steps // 2, 1) or "warmup_steps" in said
     if "validate_every" not in said:
         assert plan.max_steps % plan.validate_every == 0
         assert validations <= 10
-        assert validations == 1 or validations * validation <= 0.2 * 540
+        assert validations == 1 or validations * validation <= 0.1 * 570
 
 
 def test_warmup_that_is_longer_than_a_falling_schedule_is_refused():
@@ -74,8 +74,8 @@ def test_warmup_that_is_longer_than_a_falling_schedule_is_refused():
 
 
 def test_a_decay_that_leaves_no_room_for_warm_up_is_refused():
-    config = settings(schedule="wsd", warmup_steps=100, decay_steps=170)
-    with pytest.raises(ConfigError, match=r"^training.decay_steps 170 does not fit: 10 minutes are about \d+ upd"):
+    config = settings(schedule="wsd", warmup_steps=100, decay_steps=190)
+    with pytest.raises(ConfigError, match=r"^training.decay_steps 190 does not fit: 10 minutes are about \d+ upd"):
         make_plan(config, Pace(2.0, 1.0), 0.0)
     plan = make_plan(settings(schedule="wsd"), Pace(2.0, 1.0), 0.0)
     assert decay_start(plan.settings(settings(schedule="wsd"))) == round(0.8 * plan.max_steps)
@@ -181,7 +181,7 @@ def test_a_plan_is_reviewed_a_few_times_by_time_or_updates():
     assert reviews_due(plan, step=49, seconds=30.0) == 1
     assert reviews_due(plan, step=49, seconds=210.0) == 3  # those that were missed are one
     assert reviews_due(replace(plan, reviews=1), step=149, seconds=89.0) == 1
-    assert reviews_due(replace(plan, reviews=4), step=999, seconds=599.0) == 4
+    assert reviews_due(replace(plan, reviews=5), step=999, seconds=599.0) == 5
     assert reviews_due(replace(plan, reviews=2), step=10, seconds=10.0) == 2  # a longer plan since
 
 
@@ -208,8 +208,8 @@ def test_a_reviewed_plan_takes_the_rest_of_the_minutes(schedule, update, said):
     assert new.warmup_steps == plan.warmup_steps
     stretch = update * new.validate_every + 1.0
     rest = (new.max_steps - step) * update + (new.max_steps - step) / new.validate_every
-    assert rest <= max(0.9 * 480, 2 * stretch)
-    assert rest + stretch > 0.85 * 480
+    assert rest <= max(0.95 * 480, 2 * stretch)
+    assert rest + stretch > 0.9 * 480
     if "validate_every" not in said:
         assert new.max_steps % new.validate_every == 0
 
@@ -226,7 +226,7 @@ def test_a_decay_that_has_begun_is_not_planned_again():
     config = settings(schedule="wsd")
     plan = make_plan(config, Pace(0.5, 1.0), spent=0.0)
     step = decay_start(plan.settings(config))
-    assert reviewed_plan(config, plan, 5.0, step, 400.0) == replace(plan, reviews=4)
+    assert reviewed_plan(config, plan, 5.0, step, 400.0) == replace(plan, reviews=5)
     assert reviewed_plan(config, plan, 5.0, step - 1, 400.0).max_steps < plan.max_steps
 
 
@@ -235,11 +235,11 @@ def test_a_plan_from_a_busy_moment_is_replaced_and_the_run_resumes_with_the_new_
     config = make(max_minutes=10.0, **{**AUTO, "schedule": "linear", "learning_rate": 0.01})
     run = stopped(config, 12)
     told = capsys.readouterr().err
-    assert "training.max_steps auto: 10 minutes are 50 updates here" in told
+    assert "training.max_steps auto: 10 minutes are 55 updates here" in told
     progress, identity, _ = read_progress(run / "checkpoints", 13)
     first = progress.changes[0]["settings"]["training.max_steps"]
-    assert first[0] == 50 < 500 < first[1]
-    assert f"the rest is planned anew: training.max_steps was 50, is {first[1]}; " in told
+    assert first[0] == 55 < 500 < first[1]
+    assert f"the rest is planned anew: training.max_steps was 55, is {first[1]}; " in told
     assert identity["training"]["max_steps"] == progress.plan["max_steps"] == plan_of(run)["max_steps"]
     stopped(config, 20)
     assert "changed from step" not in capsys.readouterr().err
