@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from itertools import cycle, islice
+from itertools import count, cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mtkit.bundle.opening import Progress
 from mtkit.config.data_and_model_settings import TransformerConfig
 from mtkit.config.load import load_config
 from mtkit.config.settings import Config
@@ -35,7 +36,7 @@ from mtkit.models.registry import mixed_precision, new_model, pick_device
 from mtkit.preparation.prepare import binarize, make_tokenizer
 from mtkit.text.vocabulary import NUM_SPECIAL, PAD
 from mtkit.training.optimizers import make_optimizer
-from mtkit.training.update import label_smoothed_cross_entropy
+from mtkit.training.update import LossScaler, TrainState, Updater
 
 Step = Callable[[Batch], None]
 
@@ -100,16 +101,12 @@ def random_batches(batch_tokens: int, number: int, vocab_size: int) -> list[Batc
 def mtkit_step(config: Config, vocab_size: int, precision: str, device: torch.device) -> Step:
     """The update that `mtkit train` makes, as a function of a batch."""
     model = new_model(config.model, vocab_size, vocab_size, seed=1).to(device).train()
-    optimizer = make_optimizer(model, config.training, device)
+    state = TrainState(model, make_optimizer(model, config.training, device), Progress(precision=precision))
+    updater = Updater(state, config.training, LossScaler(device, precision, 1.0, 0))
+    numbers = count(1)
 
     def step(batch: Batch) -> None:
-        with mixed_precision(device, precision):
-            features = model(batch.source, batch.target)
-            loss, _ = label_smoothed_cross_entropy(features, model.output, batch.labels, 0.1)
-        (loss / batch.target_tokens).backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(model.parameters(), float("inf"))
-        optimizer.step()
-        optimizer.zero_grad()
+        updater.update([batch], next(numbers), 0.001, batch.target_tokens)
 
     return step
 

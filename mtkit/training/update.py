@@ -715,7 +715,7 @@ def random_seed(seed: int, step: int, *places: int) -> int:
 # Parts of a batch, which threads compute at the same time on a CPU. Without parts, PyTorch divides each operator among
 # its threads, and after each operator all threads wait for the slowest one.
 
-LEAST_PART_TOKENS = 256  # minimum number of target positions in a part
+LEAST_PART_TOKENS = 400  # minimum number of target positions in a part; batches of 500 gained nothing on two cores
 MOST_PARTS = 8  # maximum number of parts, since each part has gradients of its own in memory
 
 Result = TypeVar("Result")
