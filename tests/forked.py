@@ -6,11 +6,15 @@ import runpy
 import signal
 import subprocess
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures.thread import _threads_queues
+from functools import wraps
 from subprocess import DEVNULL, PIPE
 from typing import IO, Any
+
+import pytest
 
 MTKIT = [sys.executable, "-m", "mtkit"]
 SACREBLEU = [sys.executable, "-m", "sacrebleu"]
@@ -135,6 +139,26 @@ def answer_of(function: Callable[[], Any]) -> Any:
         answer = ours.recv()
     process.join()
     return answer
+
+
+def apart(test: Callable[..., None]) -> Callable[..., None]:
+    """Has a test run in a child by fork, so that what it does to its process ends with it."""
+
+    @wraps(test)
+    def run(**given: Any) -> None:
+        if failure := answer_of(lambda: _failure_of(test, given)):
+            pytest.fail(failure, pytrace=False)
+
+    return run
+
+
+def _failure_of(test: Callable[..., None], given: dict[str, Any]) -> str:
+    """Runs a test; returns how it failed, or "" if it passed."""
+    try:
+        test(**given)
+    except BaseException:  # pytest's own exceptions are none of Exception
+        return traceback.format_exc()
+    return ""
 
 
 def _run(command: Sequence[str], given: Sequence[int | None], others: Sequence[int]) -> None:

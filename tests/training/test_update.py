@@ -20,6 +20,7 @@ from mtkit.models.registry import new_model
 from mtkit.models.transformer import call_layer, stacks_of
 from mtkit.training import update
 from mtkit.training.update import OBJECTIVES, CompiledCall, find_batch_tokens, part_threads
+from tests.forked import apart
 from tests.runs import MASKED, MODEL, RECURRENT, outcome, trainer_of, whole_and_killed
 
 
@@ -117,7 +118,10 @@ def test_an_update_reads_from_the_device_once(make, monkeypatch, clip_norm):
 
 @contextmanager
 def threads(number: int) -> Iterator[None]:
-    """Within the block, PyTorch has so many threads, and the smallest batch is divided among them."""
+    """Within the block, PyTorch has so many threads, and the smallest batch is divided among them.
+
+    Only in tests that run apart: later children of a process that has computed with several threads may wait for ever.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
@@ -155,6 +159,7 @@ DIVISIBLE = {
 
 
 @pytest.mark.parametrize("options", DIVISIBLE.values(), ids=DIVISIBLE)
+@apart
 def test_threads_that_share_a_batch_compute_its_gradient(make, options):
     whole, losses, names = gradient_of(make(**options), 1)
     assert names == {"MainThread"}
@@ -168,6 +173,7 @@ def test_threads_that_share_a_batch_compute_its_gradient(make, options):
 
 
 @pytest.mark.parametrize("options", [{"recompute": True}, {"model": MASKED}], ids=["recompute", "cmlm"])
+@apart
 def test_where_threads_would_change_the_gradient_one_computes_it(make, options):
     assert gradient_of(make(**options), 2)[2] == {"MainThread"}
 
@@ -180,12 +186,14 @@ def test_where_threads_would_change_the_gradient_one_computes_it(make, options):
         ({"OMP_PROC_BIND": "FALSE", "OMP_PLACES": "cores"}, {"part_0", "part_1"}),
     ],
 )
+@apart
 def test_threads_that_would_be_bound_to_one_core_do_not_share_a_batch(make, monkeypatch, variables, names):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert gradient_of(make(), 2)[2] == names
 
 
+@apart
 def test_threads_never_share_a_batch_of_a_copy_of_a_compiled_model(make, monkeypatch):
     names: set[str] = set()
 
@@ -204,6 +212,7 @@ def test_threads_never_share_a_batch_of_a_copy_of_a_compiled_model(make, monkeyp
 
 
 @pytest.mark.parametrize("number", [0, 1])
+@apart
 def test_if_memory_runs_out_in_one_part_all_is_freed_and_computed_anew(make, monkeypatch, capsys, number):
     trainer = trainer_of(make(model={"dropout": 0.0}))
     trainer.log.close()
@@ -244,6 +253,7 @@ def test_if_memory_runs_out_in_one_part_all_is_freed_and_computed_anew(make, mon
     assert torch.linalg.vector_norm(found[1] - found[0]) <= 1e-5 * torch.linalg.vector_norm(found[0])
 
 
+@apart
 def test_the_threads_of_parts_have_equal_shares_of_the_threads_that_pytorch_has_now(make, monkeypatch):
     trainer = trainer_of(make())
     trainer.log.close()
@@ -263,6 +273,7 @@ def test_the_threads_of_parts_have_equal_shares_of_the_threads_that_pytorch_has_
     assert shares == [1, 1, 2, 2, 1, 1]
 
 
+@apart
 def test_if_a_thread_cannot_begin_the_others_end(monkeypatch):
     start, begun = threading.Thread.start, []
 
@@ -291,6 +302,7 @@ def without_garbage_collection() -> Iterator[None]:
         gc.enable()
 
 
+@apart
 def test_parts_of_a_batch_have_dropout_of_their_own(make):
     trainer = trainer_of(make(model={**MODEL, "layer_dropout": 0.2}))
     trainer.log.close()
@@ -314,6 +326,7 @@ def test_parts_of_a_batch_have_dropout_of_their_own(make):
     ],
     ids=["transformer", "recurrent in bf16", "simcut"],
 )
+@apart
 def test_a_run_whose_batches_are_shared_by_threads_resumes_to_the_bit(make, options):
     with threads(3):
         whole, killed = whole_and_killed(make, 10, **options, max_steps=12)
