@@ -151,7 +151,8 @@ def note(*content: Content) -> Html:
 def folded(summary: str, *content: Content) -> Html:
     """Returns content that is hidden behind `summary` until the reader clicks on that.
 
-    On paper, all of the content shows, except in figures, whose tables of numbers may be long.
+    When the page is printed, folded content is shown, too. Only the folded tables of numbers in figures stay hidden,
+    since they may be long.
     """
     return element("details", element("summary", summary), *content)
 

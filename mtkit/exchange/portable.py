@@ -949,9 +949,9 @@ class TheirConfig:
         return [id_] in _rows(words) or id_ in _row(suppressed)
 
     def _check_generation(self) -> None:
-        """Raises CheckpointError if the checkpoint forces a first token, or gives a special token two different ids.
+        """Raises CheckpointError if the checkpoint forces a first token, or if two of its files disagree.
 
-        The two ids are those in config.json and generation_config.json.
+        They disagree if config.json and generation_config.json give a special token different ids.
         """
         if (forced := self.generation_value("forced_bos_token_id")) is not None:
             raise CheckpointError(f"{self.path}: forced_bos_token_id is {forced!r}; mtkit forces no first token")

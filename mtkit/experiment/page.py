@@ -1,6 +1,7 @@
-"""Results of experiments, as a page and as text, and `mtkit experiment puzzle`: a run with one hidden fault.
+"""Shows the results of experiments, as a page and as text; makes puzzles.
 
-Every figure of a page links to the run or the board that it is from.
+Every number on a page links to what it was measured by: a training run, or a board (a check without training, see
+mtkit/experiment/boards.py). A puzzle, by `mtkit experiment puzzle`, is a run with one fault that the reader is to find.
 """
 
 import math

@@ -172,7 +172,10 @@ def padding_mask(source: Rows, dtype: torch.dtype) -> Tensor | None:
 
 
 def drawn_layers(layers: LayerList[AnyLayer], rate: float, training: bool) -> tuple[list[AnyLayer], list[Tensor]]:
-    """Draws layer dropout; returns the layers that take part in a forward pass, and the weights of skipped layers."""
+    """Draws which layers a forward pass skips (LayerDrop); returns the other layers, and the parameters of the skipped.
+
+    The skipped layers' parameters are for `with_zero_gradients`, which gives them gradients of zero.
+    """
     drawn = draw_layers(len(layers), rate, training)
     taken = [layer for layer, stays in zip(layers, drawn, strict=True) if stays]
     left_out = [layer for layer, stays in zip(layers, drawn, strict=True) if not stays]
