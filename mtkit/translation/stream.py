@@ -96,6 +96,8 @@ def translate(
             lines = _tags_checked(lines, str, translator, warnings, first)
         if isinstance(prefixes, Path):
             prefixes = streams.read(_part_of(read_lines(prefixes), part), path_may_pause(prefixes), len)
+        elif prefixes is not None:
+            prefixes = _part_of(iter(prefixes), part)
         with (
             counted_when_ended("translated") as written,
             Meter("translating", "lines", num_lines, hidden=line_buffered) as meter,

@@ -304,6 +304,13 @@ def test_parts_of_a_file_put_together_are_what_the_whole_file_gives(
     assert b"line 5 was too long" in whole[1]
 
 
+def test_a_part_of_the_lines_has_its_own_prefixes(translator: Translator) -> None:
+    source, prefixes = b"one\ntwo\nthree\nfour\n", ["9", "8", "7", "6"]
+    whole = translated(translator, source, prefixes=prefixes).splitlines()
+    assert translated(translator, source, prefixes=prefixes, part=range(1, 3)).splitlines() == whole[1:3]
+    assert [line[:1] for line in whole] == [b"9", b"8", b"7", b"6"]
+
+
 @pytest.mark.parametrize("part", ["0/2", "3/2", "2", "1/0", "/", "a/b", "1/2/3"])
 def test_a_part_that_there_is_not_is_told(tmp_path: Path, part: str) -> None:
     (tmp_path / "text").write_text("one\n")
