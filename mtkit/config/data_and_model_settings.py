@@ -405,7 +405,7 @@ class JoinConfig(Section):
 
 
 class DataConfig(Section):
-    """The parallel text, and which pairs are left out of training."""
+    """The text for training, validation and test, and which pairs are left out of training."""
 
     root: Path | None = Field(None, description="Folder that relative paths start from; null: the working directory.")
     train: tuple[CorpusConfig, ...] = Field(

@@ -318,10 +318,10 @@ class Schedule:
 
 
 def schedule_of(label: str, config: Config, num_steps: int | None) -> Schedule:
-    """Returns the schedule in the settings of a run.
+    """Returns the learning-rate schedule that the settings of a run describe; `label` names it in the picture.
 
-    If `training.max_steps` is "auto", `num_steps` is used in its place, and other settings that are "auto" become
-    fractions of `num_steps`. Raises MtkitError if `training.max_steps` is "auto" and `num_steps` is `None`.
+    If `training.max_steps` is "auto", `num_steps` is used in its place. Other settings that are "auto" become fractions
+    of the number of steps. Raises MtkitError if `training.max_steps` is "auto" and `num_steps` is `None`.
     """
     training = config.training
     if training.max_steps == "auto":

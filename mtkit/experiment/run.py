@@ -112,7 +112,10 @@ class Card:
 
     @property
     def measures(self) -> tuple[str, ...]:
-        """The names of the measures, without their subsets; parameters and minutes are always among them."""
+        """The names of the measures, such as `bleu` for "bleu[by length]".
+
+        The measures `parameters` and `minutes` are always among them.
+        """
         names = [split_measure(each)[0] for each in self.file.measure]
         return tuple(dict.fromkeys([*names, *ALWAYS]))
 

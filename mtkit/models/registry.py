@@ -637,9 +637,9 @@ class Int8Linear(nn.Module):
 
 
 def quantized(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Rounds each row (R, I) to whole numbers from -127 to 127.
+    """Scales each row (R, I) so that its largest absolute value becomes 127, and rounds to whole numbers.
 
-    Returns the whole numbers, as floats, and the largest absolute value of each row, (R,), which becomes 127 or -127.
+    Returns the whole numbers, as floats, and the largest absolute value that each row had, (R,), at least `TINY`.
     """
     largest = rows.abs().amax(1).clamp(min=TINY)
     return (rows * (LEVELS / largest[:, None])).round_(), largest

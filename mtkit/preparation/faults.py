@@ -347,7 +347,8 @@ QUOTES = "“”‘’…–—"  # as the second of two characters, more likely
 def mend_mojibake(text: str) -> str:
     """Restores characters whose UTF-8 bytes were read as Windows-1252 or Latin-1, once or twice; returns the text.
 
-    Sequences stay as they are if they are not valid UTF-8, or would become a single character that is unlikely.
+    A sequence stays as it is if it is not valid UTF-8, if it would become a single character outside the Latin letters
+    and the common symbols, or if it is more likely a letter followed by a quotation mark or dash.
     """
     for _ in range(2):
         mended = BROKEN.sub(_restored, text)

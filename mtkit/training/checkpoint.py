@@ -761,10 +761,10 @@ def _short(config: Config, steps: int, folder: Path, from_run: bool) -> Config:
 
 
 def _texts_of_run(config: Config) -> Texts:
-    """Returns one sentence pair for each training corpus, and several for validation, as settings and pairs.
+    """Returns the settings and pairs of small corpora for training and validation, made from the run's validation text.
 
-    All pairs are from the validation text of the run; the shortest pairs are taken. The stored text already contains
-    its tags, so the settings have no tag.
+    Every training corpus has the same single pair, the shortest one; the validation corpus has several short pairs.
+    The settings of a training corpus hold its weight, but no tag: the stored text already contains the tags.
     """
     sources, targets = read_validation_text(standing(config.run_path / "data" / "valid"))
     pairs = list(zip(sources, targets, strict=True))[:SEARCHED_VALIDATION]

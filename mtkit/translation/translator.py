@@ -600,9 +600,9 @@ class Translator:
     ) -> Iterator[_Part]:
         """Yields the parts of a line that is too long for the model; `text` is the line without its `tags`.
 
-        The line is split between sentences if possible. Each part begins with the tags of the line; only the first part
-        has the prefix. If even a single character has too many tokens for the model, these tokens are divided among
-        several parts.
+        The line is split between sentences if possible. Each part that has tokens begins with the tags of the line, and
+        only the first of these parts has the prefix. If even a single character has too many tokens for the model,
+        these tokens are divided among several parts.
         """
         most = max(self.max_source_length - len(tag_tokens), 1)
         first_unit = self._num_units(tags, tag_tokens)
