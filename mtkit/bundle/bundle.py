@@ -221,7 +221,7 @@ class Storage(Protocol):
 
     @property
     def num_bytes(self) -> int:
-        """The total size in bytes."""
+        """The size in bytes of the archive, or of all files in the folder together."""
 
     def view(self, name: str) -> memoryview:
         """The content of the file called `name`, not copied; raises FileNotFoundError if there is no such file."""
@@ -398,8 +398,8 @@ class _Entry:
 def numbers_begin(data: memoryview) -> int:
     """The offset at which the first tensor begins in `data`, the content of a safetensors file.
 
-    The header ends at this offset. The file begins with the length of the header. Raises ValueError if the header would
-    be longer than the rest of the file or than LONGEST_HEADER.
+    The file begins with the length of its header, and the header ends at this offset. Raises ValueError if `data` is
+    too short for its header, or if the header would have more than LONGEST_HEADER bytes.
     """
     if len(data) < LENGTH_BYTES:
         raise ValueError(f"{len(data)} bytes are too few for a header")
@@ -411,10 +411,11 @@ def numbers_begin(data: memoryview) -> int:
 
 
 def read_tensors(data: memoryview, where: str, dtypes: Mapping[str, torch.dtype] = DTYPES) -> dict[str, Tensor]:
-    """Returns {name: tensor} from `data`, the content of a safetensors file whose tensors may have the given `dtypes`.
+    """Returns {name: tensor} from `data`, the content of a safetensors file.
 
-    The tensors share the memory of `data`, which must be writable. Raises CheckpointError if `data` is damaged; for
-    example, if a byte after the header belongs to no tensor, or to more than one. The message begins with `where`.
+    The tensors share the memory of `data`, which must be writable. `dtypes` maps the names of the dtypes that tensors
+    may have, such as F32, to those of torch. Raises CheckpointError if a tensor has another dtype or `data` is damaged;
+    for example, if a byte after the header belongs to no tensor, or to more than one. The message begins with `where`.
     """
     try:
         begin = numbers_begin(data)
@@ -469,7 +470,10 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _tensor_entry(name: str, value: Any, dtypes: Mapping[str, torch.dtype]) -> _Entry:
-    """The entry of the tensor called `name`, parsed from `value`; raises ValueError if `value` is not valid."""
+    """The entry of the tensor called `name`, parsed from `value`, which is its entry in the JSON of the header.
+
+    Raises ValueError if `value` is not valid or has a dtype that is not in `dtypes`.
+    """
     told = f"tensor {name[:100]!r}"
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{told} is not told by dtype, shape and data_offsets")
@@ -601,7 +605,7 @@ def _fits(value: Any, kind: Any) -> bool:
 
     `kind` is one of these:
 
-    - a type;
+    - a type (numbers must be finite and not negative, and an integer also counts as a float);
     - a list with one element, which is the kind of every item;
     - a dict that maps known keys to the kinds of their values; keys may be missing;
     - a Table.
@@ -770,7 +774,7 @@ class Bundle:
 
     @property
     def untrained_tags(self) -> tuple[str, ...]:
-        """The tags that were added to the vocabulary and have not been trained since."""
+        """The tags, such as <2de>, that were added to the vocabulary and have not been trained since."""
         tags = self.description.get(UNTRAINED_TAGS, [])
         return tuple(map(str, tags)) if isinstance(tags, list) else ()
 
@@ -929,8 +933,8 @@ def save_bundle(
     """Writes a bundle to the folder `path`, replacing any older bundle there.
 
     `save_tokenizer` writes the tokenizer's files to the folder that it is given. The keys and values in `about` are
-    added to bundle.json. `shortlist` has the tensors of the optional file shortlist.safetensors. Raises CheckpointError
-    if the bundle cannot be written.
+    added to bundle.json. `shortlist` has the tensors of the optional file shortlist.safetensors. Warns on stderr if
+    weights are not finite. Raises CheckpointError if the bundle cannot be written.
     """
     try:
         with replaced_directory(path) as new:

@@ -105,9 +105,10 @@ With `--shortlist auto`, a translation has only tokens that are frequent or that
 
 
 def shortlist_text(told: dict[str, Any]) -> str:
-    """A phrase with the mean number of tokens on a sentence's list, and BLEU by greedy search with and without lists.
+    """A phrase with the mean number of tokens on a sentence's shortlist, and BLEU with and without shortlists.
 
-    `told` has the figures measured when the shortlist was made; without them, the phrase is "not measured".
+    `told` is the value of the key shortlist in bundle.json: figures measured when the shortlist was made. If it has
+    none, the phrase is "not measured".
     """
     if "bleu" not in told:
         return "not measured"
@@ -158,7 +159,7 @@ def _files(config: Config, data: dict[str, Any]) -> str:
 
 
 def _lengths(lengths: dict[str, Any]) -> str:
-    """A table of sentence lengths in tokens.
+    """A Markdown table of sentence lengths in tokens.
 
     It has a row for the source, unless all sources are empty, and a row for the target; each row has the mean, the
     quantiles and the maximum.
@@ -225,7 +226,7 @@ def changes_text(training: dict[str, Any]) -> str:
 
 
 def _change(name: str, sides: list[Any]) -> str:
-    """A phrase with the name of a changed setting, its old value and its new value.
+    """A phrase on one change, such as "training.learning_rate from 0.001 to 0.002"; `sides` has the old and new value.
 
     A `name` without a dot is not a setting but a text that changed, such as the validation text. The values are then
     checksums, which the phrase leaves out.
@@ -234,10 +235,11 @@ def _change(name: str, sides: list[Any]) -> str:
 
 
 def decoding_text(decoding: DecodingConfig) -> str:
-    """A phrase on how translations are found.
+    """A phrase on how translations are found, such as "beam 5, length penalty 1 (power), min_length 3".
 
-    The phrase first names the method: beam search, sampling or mask-predict. Other settings follow if they differ from
-    their defaults.
+    It begins with the beam size and the length penalty; for mask-predict, with the numbers of iterations and length
+    candidates; for sampling, with "samples". Other settings follow if they are not the defaults, but never
+    batch_tokens, which only limits memory, nor max_length_ratio and max_length_extra.
     """
     search = f"beam {decoding.beam_size}, length penalty {decoding.length_penalty:g} ({decoding.length_penalty_form})"
     if decoding.method == "mask_predict":
@@ -259,9 +261,10 @@ def settings_of(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str
 
 
 def weights_text(steps: Sequence[int], settings: TrainingConfig) -> str:
-    """A phrase that says after which updates of training the weights were taken.
+    """A phrase on the origin of the weights, such as "the average of those after updates 1,000, 2,000".
 
-    `steps` are the steps of the checkpoints that were averaged.
+    `steps` are the steps of the checkpoints that were averaged: a single one if nothing was averaged, and step 0 for
+    the model that training started from. `settings` tells whether training itself averaged the weights over updates.
     """
     what = "those" if settings.ema_decay is None else f"the moving average (decay {settings.ema_decay:g})"
     if settings.optimizer == "schedule_free":
@@ -420,7 +423,10 @@ def _number(facts: dict[str, Any], name: str) -> str:
 
 
 def _sizes(section: Section) -> Iterator[str]:
-    """Yields "name value" for each setting in SIZES, and for each other setting that differs from its default."""
+    """Yields texts such as "d_model 256", for the settings of a model that `mtkit info` shows.
+
+    These are the settings in SIZES, except architecture, and the others that differ from their defaults.
+    """
     given = dict(settings_of(section.model_dump(mode="json")))
     unusual = dict(settings_of(section.model_dump(mode="json", exclude_defaults=True)))
     for name, value in given.items():
@@ -467,7 +473,10 @@ def members_of(storage: Storage, sums: Mapping[str, Sums]) -> list[Member]:
 
 
 def _align_at(storage: Storage, name: str) -> int | None:
-    """The value of `Member.align_at` for a file: the offset of the first tensor, or `None` if it has no tensors."""
+    """The value of `Member.align_at` for a file: the offset of the first tensor, or `None` if it has no tensors.
+
+    Returns 0 if the header of the tensors is damaged.
+    """
     if name not in (WEIGHTS, SHORTLIST):
         return None
     try:

@@ -195,7 +195,7 @@ def _step_of(directory: Path) -> int:
 
 
 def checkpoint_steps(checkpoints: Path, resumable: bool = False) -> list[int]:
-    """The steps of all checkpoints, in ascending order.
+    """The steps of all complete checkpoints in the folder `checkpoints`, in ascending order.
 
     With `resumable=True`, only the steps of checkpoints that have an optimizer state.
     """
@@ -211,7 +211,7 @@ def read_progress(checkpoints: Path, step: int) -> tuple[Progress, dict[str, Any
     """The progress in a checkpoint, the identity of its run, and {file name: SHA-256} for the checkpoint's files.
 
     The identity consists of the settings and checksums that must match for the run to resume. Raises CheckpointError if
-    progress.json is damaged or missing.
+    progress.json is damaged or missing, or has a format that this version of mtkit does not read.
     """
     path = step_directory(checkpoints, step) / PROGRESS
     try:
@@ -841,7 +841,7 @@ def _own_run(config: Config) -> ConfigError:
 
 
 def _check_tags(config: Config) -> None:
-    """Raises ConfigError if the settings use a tag that the model to start from does not know.
+    """Raises ConfigError if the settings use a tag, such as <2de>, that the model to start from does not know.
 
     A tag of a validation or test set is also accepted if it is a tag of data.train.
 
@@ -901,7 +901,8 @@ def _other_kinds(section: str, carried: Section, ours: Section) -> Iterator[str]
     """Yields a message for each architecture in `ours` that differs from the one in `carried`.
 
     `ours` has the settings of the run, and `carried` has those of the model to start from. An architecture that `ours`
-    does not give explicitly is not compared. In a mixed model, encoder and decoder are compared separately.
+    does not give explicitly is not compared. In a mixed model, encoder and decoder are compared separately. `section`
+    is the name of both sections in the messages, such as model.encoder.
 
     Models of different architectures have different settings, so architectures are compared before all other settings.
     """
@@ -930,7 +931,8 @@ def _merged(carried: dict[str, Any], ours: Section) -> dict[str, Any]:
 def _different(section: str, wanted: dict[str, Any], found: dict[str, Any]) -> Iterator[str]:
     """Yields a message for each setting, except dropout, whose values in `wanted` and `found` differ.
 
-    `wanted` has the settings of the model to start from, and `found` has those of the run.
+    `wanted` has the settings of the model to start from, and `found` has those of the run. `section` is the name of
+    both sections in the messages, such as model.encoder.
     """
     for key in {**wanted, **found}:
         theirs, ours = wanted.get(key), found.get(key)
