@@ -872,7 +872,7 @@ class ReadAhead(Generic[T]):
         return bool(self._items) or self._ended
 
     def pauses(self) -> bool:
-        """Wait up to PAUSE_SECONDS for the next item; returns `True` if none came.
+        """Wait up to PAUSE_SECONDS for the next item; returns `True` if it did not come, but may come later.
 
         `True` means that the items taken so far should be answered now. So that items that arrive one by one do not
         delay the answers for long, calls stop waiting PATIENCE_SECONDS after the first call since the last `True`.

@@ -83,13 +83,15 @@ def read_records(
 ) -> Iterator[Record]:
     """Yields the sentence pairs of a TMX or JSON lines file.
 
-    `languages` are the codes of source and target. An object in JSON lines that lacks these as keys may have keys such
-    as source and target (SIDES) instead. Without `languages`, the sides of TMX are the two languages of the first unit,
-    the header's source language first; an object in JSON lines has keys in SIDES, or two texts, the source first.
+    `languages` are the codes of source and target. If it is `None`, the pairs of a TMX file are in the two languages of
+    its first unit, the header's source language first.
 
-    With `is_turned`, source and target are swapped in an array, and in an object whose sides are keys in SIDES. Units
-    of TMX that lack a side are skipped; `on_lacking` is called with the line number of each. Line breaks within a text
-    become spaces. Raises DataError, with the line number, for anything that is not valid.
+    A line of JSON is an array of source and target, or an object that has them under the keys `languages`, under a pair
+    of keys in SIDES, such as source and target, or, if `languages` is `None`, as its only two texts, the source first.
+    With `is_turned`, source and target are swapped in an array, and in an object that uses keys in SIDES.
+
+    Units of TMX that lack a side are skipped; `on_lacking` is called with the line number of each. Line breaks within a
+    text become spaces. Raises DataError, with the line number, for anything that is not valid.
     """
     if _ending(path) in TMX:
         return _read_tmx(path, languages, on_lacking)
@@ -288,7 +290,10 @@ def _sides(path: Path, number: int, line: str, languages: Languages | None, is_t
 
 
 def _keys(found: dict[str, Any], languages: Languages | None, is_turned: bool) -> tuple[str, str] | None:
-    """The keys of the source and the target in an object; `None` if it is not clear which they are."""
+    """The keys of the source and the target in an object; `None` if it is not clear which they are.
+
+    `languages` and `is_turned` are as in `read_records`.
+    """
     if languages:
         sides = [next((key for key in found if _is_code(key, wanted)), None) for wanted in languages]
         if sides[0] is not None and sides[1] is not None:

@@ -852,7 +852,8 @@ def _sentencepiece_model(
 ) -> bytes:
     """Train a SentencePiece model on words with their counts; returns the model as bytes.
 
-    Raises RuntimeError if SentencePiece fails.
+    The model has at most `size` pieces; each of `symbols` becomes one of them, which is never split. Raises
+    RuntimeError if SentencePiece fails.
     """
     model = io.BytesIO()
     # Within words, SentencePiece would replace characters that are not covered; such words would never match a text.
@@ -1034,8 +1035,8 @@ def _check_whole(model: bytes, path: Path, symbols: Sequence[str]) -> None:
 def check_sampling(tokenizer: Tokenizer, settings: TokenizerConfig, bpe_dropout: float, alpha: float | None) -> None:
     """Raise ConfigError if the tokenizer cannot produce the random segmentations that the settings ask for.
 
-    Only tokenizers that mtkit did not train are checked. `bpe_dropout=0` and `alpha=None` ask for no random
-    segmentations.
+    `bpe_dropout` and `alpha` are the values of training.bpe_dropout and training.unigram_alpha; 0 and `None` ask for no
+    random segmentations. Only tokenizers that mtkit did not train are checked.
     """
     if not tokenizer.is_mapped or not (bpe_dropout or alpha is not None):
         return

@@ -295,7 +295,7 @@ def _forward_filter(edges: list[list[Edge]], alpha: float) -> list[tuple[list[fl
 
     The entry for a position is (cumulative probabilities, list of (start position, id)), with one item for each piece
     in both lists. The probability of a piece is that of being the last one in a random segmentation of the text before
-    the position.
+    the position, where a segmentation is drawn in proportion to its model probability to the power `alpha`.
     """
     forward = [0.0]  # by position: log of the summed weights of all segmentations of the text before it
     steps: list[tuple[list[float], list[tuple[int, int]]]] = [([], [])]
