@@ -310,7 +310,8 @@ class TranslationModel(nn.Module):
     def decode(self, target: Rows, state: State) -> tuple[Tensor, State]:
         """Returns features (R, T, D) and the new state; the feature vector of each token predicts the next token.
 
-        Teacher forcing passes all target tokens in one call; a search passes one token per hypothesis in each call.
+        Teacher forcing passes all target tokens in one call; a search passes one token per hypothesis in each call. If
+        `shifted` is false, the feature vector of each token predicts, under teacher forcing, that token itself.
         """
         return self.decoder(target, state)
 

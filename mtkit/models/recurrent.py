@@ -237,9 +237,9 @@ class InitialStates(nn.Module):
     encoder's top layer. If the encoder has no final states, all decoder layers get the mean of the encoder's states for
     the source tokens (Sennrich et al. 2017).
 
-    For each decoder layer, a linear layer projects the vector that the decoder layer gets to the width of the initial
-    state. A tanh is then applied to the projected vector (Bahdanau et al. 2015, appendix A.2.2). For an LSTM, the tanh
-    is applied only to the half that is the initial output, not to the half that is the initial cell state.
+    A linear layer for each decoder layer projects that final state, or that mean, to the width of the initial state. A
+    tanh is then applied to the projected vector (Bahdanau et al. 2015, appendix A.2.2). For an LSTM, the tanh is
+    applied only to the half that is the initial output, not to the half that is the initial cell state.
     """
 
     def __init__(self, final_widths: list[int], state_widths: list[int], d_model: int, has_context: bool) -> None:

@@ -162,8 +162,9 @@ def source_attention_mask(query_segments: Tensor, source: Rows) -> Tensor:
 def padding_mask(source: Rows, dtype: torch.dtype) -> Tensor | None:
     """Returns a mask (R, 1, 1, S) that hides the padding of source rows that are not packed.
 
-    In training, the mask is a bool tensor. Outside training, it has the form that `additive` returns; on a CPU, it is
-    `None` if there is no padding. On other devices, this is not checked, since the CPU would have to wait for them.
+    In training, the mask is a bool tensor, True for real tokens. Outside training, it has the given `dtype` and is to
+    be added to attention scores: 0 for real tokens, -inf for padding. On a CPU, it is then `None` if there is no
+    padding. On other devices, this is not checked, since the CPU would have to wait for them.
     """
     mask = source.mask[:, None, None, :]
     if torch.is_grad_enabled():
@@ -257,7 +258,10 @@ class EncoderLayer(nn.Module):
         self.around_feed_forward = Sublayer(config) if config.d_ff else None
 
     def forward(self, x: Tensor, mask: Tensor | None, rotation: Rotation | None) -> Tensor:
-        """Maps `x`, (R, S, D), to the layer's output of the same shape; `mask` is as in `attend`."""
+        """Maps `x`, (R, S, D), to the layer's output of the same shape; `mask` is as in `attend`.
+
+        `rotation` has the angles of rotary positions; it is `None` with other position encodings.
+        """
         x = self.around_attention(x, lambda y: self.attention(y, mask, rotation=rotation))
         if self.around_feed_forward is not None:
             x = self.around_feed_forward(x, self.feed_forward)
@@ -344,7 +348,8 @@ class DecoderLayer(nn.Module):
         If `cache` is given, the keys and values of these tokens are appended to it. If `watched` is a list, the weights
         of the attention to the source are appended to the list. `mask` comes from `TransformerState.advance`.
         `source_mask` comes from `source_attention_mask` or `padding_mask`; if it is `None`, no source token is hidden.
-        `memory` holds the keys and values of the source. `factors` is as in `attend_with_factors`.
+        `memory` holds the keys and values of the source. `rotation` has the angles of rotary positions; it is `None`
+        with other position encodings. `factors` is as in `attend_with_factors`.
         """
         # After cached tokens, no mask means that one new token attends to all of them.
         causal = mask is None and (cache is None or cache.length == 0)
@@ -570,7 +575,10 @@ class TransformerDecoder(nn.Module):
     def forward(
         self, target: Rows, state: TransformerState | PrefixState
     ) -> tuple[Tensor, TransformerState | PrefixState]:
-        """Returns features (R, T, D) and the new state; the feature vector of each token predicts the next token."""
+        """Returns features (R, T, D) and the new state; the feature vector of each token predicts the next token.
+
+        If `ablate` names the shift, it predicts, under teacher forcing, the token itself.
+        """
         if isinstance(state, PrefixState):
             return self._decode_all(target, state)
         state, mask = state.advance(target)
@@ -602,8 +610,9 @@ class TransformerDecoder(nn.Module):
     ) -> tuple[Tensor, list[Tensor]]:
         """Returns the features (R, T, D) of the tokens in `target`, and their attention weights for each layer.
 
-        `state` must include these tokens already. The attention weights, (R, H, T, S) to the source, are [] unless
-        `state.watch` is true.
+        `state` must include these tokens already. `mask` is as `TransformerState.advance` returns it, and `factors` as
+        in `attend_with_factors`. The attention weights, (R, H, T, S) to the source, are [] unless `state.watch` is
+        true.
         """
         is_packed = state.source.packed
         source_mask = source_attention_mask(target.segments, state.source) if is_packed else state.source_mask
