@@ -93,7 +93,10 @@ In Python:
 
 
 def _shortlist(about: dict[str, Any]) -> str:
-    """The section of the card on the shortlist; an empty string if the model has none."""
+    """The section of the card on the shortlist; an empty string if the model has none.
+
+    `about` is the content of bundle.json.
+    """
     if "shortlist" not in about:
         return ""
     return f"""
@@ -119,7 +122,10 @@ def shortlist_text(told: dict[str, Any]) -> str:
 
 
 def _data(config: Config, data: dict[str, Any]) -> str:
-    """The section of the card that describes the training data; an empty string if `data` is empty."""
+    """The section of the card that describes the training data; an empty string if `data` is empty.
+
+    `data` is the value of training.data in bundle.json, and `config` has the model's settings.
+    """
     if not data:
         return ""
     drops = ", ".join(f"{count:,} {reason}" for reason, count in data["dropped"].items() if count) or "none"
@@ -139,9 +145,10 @@ Left out: {drops}.{_unknown(data.get("unknown", {}))}
 
 
 def _files(config: Config, data: dict[str, Any]) -> str:
-    """The rows of a table of training files: name, number of pairs and checksum.
+    """The rows of a Markdown table of training files: name, number of pairs and checksum.
 
-    The number of pairs used is known only for a corpus that consists of one part (a pair of files, or one tab-separated
+    `data` is the value of training.data in bundle.json; the settings in `config` tell which files make a corpus. The
+    number of pairs used is known only for a corpus that consists of one part (a pair of files, or one tab-separated
     file). The cell for this number is empty for other corpora, and in bundles of earlier versions of mtkit.
     """
     corpora = zip(config.data.train, data.get("corpora", []), strict=False)
@@ -162,7 +169,7 @@ def _lengths(lengths: dict[str, Any]) -> str:
     """A Markdown table of sentence lengths in tokens.
 
     It has a row for the source, unless all sources are empty, and a row for the target; each row has the mean, the
-    quantiles and the maximum.
+    quantiles and the maximum. `lengths` is the value of training.data.lengths in bundle.json.
     """
     quantiles = list(lengths["source"]["quantiles"])
     sample = "" if lengths["measured"] == lengths["pairs"] else f"; quantiles of {lengths['measured']:,} pairs"
@@ -178,7 +185,10 @@ def _lengths(lengths: dict[str, Any]) -> str:
 
 
 def _training(config: Config, training: dict[str, Any]) -> str:
-    """The paragraph of the card on training, ending with a space; an empty string if `training` is empty."""
+    """The paragraph of the card on training, ending with a space; an empty string if `training` is empty.
+
+    `training` is the value of the key training in bundle.json, and `config` has the model's settings.
+    """
     if not training:
         return ""
     weights = weights_text(training["averaged_steps"], config.training)
@@ -217,7 +227,10 @@ def _languages_text(config: Config) -> str:
 
 
 def changes_text(training: dict[str, Any]) -> str:
-    """A phrase that tells which settings changed during training, and after which update; empty if none changed."""
+    """A phrase that tells which settings changed during training, and after which update; empty if none changed.
+
+    `training` is the value of the key training in bundle.json.
+    """
     return "; ".join(
         f"after update {change['step']:,} "
         + ", ".join(_change(name, sides) for name, sides in change["settings"].items())
@@ -383,9 +396,10 @@ def _rows(info: Info) -> Iterator[tuple[str, str]]:
 
 
 def _chosen(training: dict[str, Any], settings: TrainingConfig) -> str:
-    """A phrase, beginning with a comma, on how the weights were chosen.
+    """A phrase, beginning with a comma, on how the weights were chosen, such as ", chosen by validation bleu".
 
-    If the model is a checkpoint that the user named, returns an empty string.
+    If the model is a checkpoint that the user named, returns an empty string. `training` is the value of the key
+    training in bundle.json.
     """
     if "choice" in training:
         return f", {training['choice']}"
@@ -396,7 +410,8 @@ def _chosen(training: dict[str, Any], settings: TrainingConfig) -> str:
 def _length_statistics(data: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Yields (side, text) for source and target, where the text has the number of tokens and statistics of lengths.
 
-    The source is left out if it has no tokens, and the statistics are left out if they are not known.
+    The source is left out if it has no tokens, and the statistics are left out if they are not known. `data` is the
+    value of training.data in bundle.json.
     """
     for side in ("source", "target") if data.get("source_tokens", True) else ("target",):
         if lengths := data.get("lengths", {}).get(side):

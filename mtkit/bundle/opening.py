@@ -783,10 +783,11 @@ def carried_over(config: Config) -> Config:
     from; `start_bundle` checks this. Only dropout may differ: it is not part of the weights, and the best dropout
     depends on the amount of data.
 
-    If the model to start from cannot be opened, the four sections are read from the run's own config.yaml; if there is
-    none, `config` is returned unchanged. Without training.start_from, `config` is returned unchanged, too. Raises
-    ConfigError if the architecture differs or a tag is unknown (see `_check_tags`), and CheckpointError if there is
-    neither a model nor a config.yaml, and `config` is not valid without them.
+    If the model to start from cannot be opened, the four sections are read from the run's own config.yaml. If there is
+    none either, `config` is returned unchanged or, if it is not valid without these sections, CheckpointError is
+    raised. Without training.start_from, `config` is returned unchanged.
+
+    Raises ConfigError if the architecture differs, or if a tag such as <2de> is unknown (see `_check_tags`).
     """
     if config.training.start_from is None:
         check_tags(config)
@@ -973,7 +974,8 @@ def start_checksum(config: Config, noted: object = None) -> str | None:
 def noted_start(bundle: Bundle) -> str:
     """The text that training records about the weights that it starts from: a checksum of these weights.
 
-    For a checkpoint that mtkit chose from an unfinished run, the step and UNFINISHED are appended.
+    For a checkpoint that mtkit chose from an unfinished run, the step and UNFINISHED, a phrase that says so, are
+    appended.
     """
     storage = bundle.storage
     if isinstance(storage, CheckpointStorage) and _was_chosen(storage):

@@ -111,7 +111,7 @@ class Output(nn.Module):
         return self._make_projection is not None
 
     def project_by(self, make: MakeProjection) -> None:
-        """Lets the layer that `make` creates from the matrix and the bias compute the logits from now on."""
+        """Calls `make` with the matrix and the bias; from now on, the layer that it returns computes the logits."""
         self.projection = make(self.weight, self.bias)
         self._make_projection = make
 

@@ -86,7 +86,7 @@ def read_records(
     `languages` are the codes of source and target. If it is `None`, the pairs of a TMX file are in the two languages of
     its first unit, the header's source language first.
 
-    A line of JSON is an array of source and target, or an object that has them under the keys `languages`, under a pair
+    A line of JSON is an array of source and target, or an object that has them under their language codes, under a pair
     of keys in SIDES, such as source and target, or, if `languages` is `None`, as its only two texts, the source first.
     With `is_turned`, source and target are swapped in an array, and in an object that uses keys in SIDES.
 
@@ -320,7 +320,8 @@ def read_corpus(corpus: CorpusConfig) -> Iterator[Pair]:
 def read_part(part: CorpusConfig) -> Iterator[Pair]:
     """Yields the (source, target) pairs of one part of a corpus; the corpus's tag is not added.
 
-    If the corpus has no source, all sources are blank.
+    A part is a source file with its target file, or one tab-separated file. If the corpus has no source, all sources
+    are blank.
     """
     source, target = files_of(part)
     if not part.has_source:
@@ -395,7 +396,8 @@ def fingerprints(
 ) -> tuple[tuple[str, str], tuple[str, str]]:
     """Returns (path, fingerprint) for the source and for the target of one part of a corpus.
 
-    A fingerprint changes whenever the text changes; for a tab-separated file, it includes the column number.
+    A fingerprint is a checksum of the text, which `fingerprint_of` computes for a whole file; for a tab-separated file,
+    the column number is appended.
     """
     source, target = files_of(part)
     if part.tsv is not None:
@@ -918,8 +920,8 @@ def sample(lines: Iterable[T], most: int = MOST_LINES, leading: int = LEADING_LI
 def findings(lines: Iterable[tuple[int, str]]) -> list[Finding]:
     """Returns a Finding for each sign that occurs in many of `lines` (at least two), in the order of SIGNS.
 
-    `lines` are pairs of a line number and a line. If the text turns out to be cut into subwords, the subwords are
-    joined before the text is searched for the later signs.
+    A sign is a trace of preprocessing, such as subword marks. `lines` are pairs of a line number and a line. If the text
+    turns out to be cut into subwords, the subwords are joined before the text is searched for the later signs.
     """
     texts = [(number, text) for number, line in lines if (text := line.rstrip())]
     found: list[Finding] = []
@@ -1073,7 +1075,8 @@ class Oversights:
     def __init__(self, languages: LanguagesConfig, is_copying_dropped: bool) -> None:
         """`is_copying_dropped` tells whether training drops pairs whose source and target are identical.
 
-        If training drops these pairs, training text needs no warning about them.
+        If training drops these pairs, training text needs no warning about them. The codes in `languages` are likely
+        names of columns in a header line.
         """
         self._codes = {languages.source.lower(), languages.target.lower()} | set(LANGUAGE_CODES.split())
         self._is_copying_dropped = is_copying_dropped

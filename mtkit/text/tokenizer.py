@@ -995,7 +995,10 @@ def existing_tokenizer(
 
 
 def _completed(path: Path, symbols: Sequence[str]) -> tuple[bytes, SpecialIds]:
-    """Reads a model, and adds missing special tokens and symbols; returns the model as bytes, and its special ids."""
+    """Reads the SentencePiece model at `path`, and adds the special tokens and the `symbols` that it lacks.
+
+    Returns the model as bytes, and the ids of its special tokens.
+    """
     model = read_model(path)
     _check_whole(model, path, symbols)
     processor: Any = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -1036,7 +1039,8 @@ def check_sampling(tokenizer: Tokenizer, settings: TokenizerConfig, bpe_dropout:
     """Raise ConfigError if the tokenizer cannot produce the random segmentations that the settings ask for.
 
     `bpe_dropout` and `alpha` are the values of training.bpe_dropout and training.unigram_alpha; 0 and `None` ask for no
-    random segmentations. Only tokenizers that mtkit did not train are checked.
+    random segmentations. Only tokenizers that mtkit did not train are checked. `settings`, the settings of the
+    tokenizer, tell how the message names it.
     """
     if not tokenizer.is_mapped or not (bpe_dropout or alpha is not None):
         return

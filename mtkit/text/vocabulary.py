@@ -108,7 +108,7 @@ def _best_end(line: str, begin: int, last: int, cuts: Sequence[list[int]], fits:
     """The position in `line` at which to end the part that starts at `begin`.
 
     `cuts` are lists of possible positions, the preferred list first; `last` is the position where the trailing white
-    space of the line begins.
+    space of the line begins. `fits` is as in `split_line`.
     """
     reach = _reach(line, begin, last, fits)
     if reach == last:
@@ -249,7 +249,10 @@ def _sample_merges(
 
 
 def _merges(symbols: list[str], model: SubwordModel) -> list[int]:
-    """The positions of symbols that can be merged with the next symbol, best merge first; ties go to the leftmost."""
+    """The positions of the pieces that can be merged with the next piece, best merge first; ties go to the leftmost.
+
+    `symbols` are the pieces of a word after some merges.
+    """
     scores = model.scores
     pairs = [(scores.get(left + right), position) for position, (left, right) in enumerate(pairwise(symbols))]
     return [position for _, position in sorted((-score, position) for score, position in pairs if score is not None)]
