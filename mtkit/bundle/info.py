@@ -440,7 +440,8 @@ def _number(facts: dict[str, Any], name: str) -> str:
 def _sizes(section: Section) -> Iterator[str]:
     """Yields texts such as "d_model 256", for the settings of a model that `mtkit info` shows.
 
-    These are the settings in SIZES, except architecture, and the others that differ from their defaults.
+    These are the settings in SIZES, and the others that differ from their defaults. The setting `architecture` itself
+    is left out, since `mtkit info` shows it before the others.
     """
     given = dict(settings_of(section.model_dump(mode="json")))
     unusual = dict(settings_of(section.model_dump(mode="json", exclude_defaults=True)))

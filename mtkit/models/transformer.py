@@ -118,7 +118,8 @@ class Sublayer(nn.Module):
 class EmbeddedRows(nn.Module):
     """Token embeddings plus position embeddings, optionally normalised as in mBART, then dropout.
 
-    Position codes that are in CONCATENATED are not added but concatenated, and a linear layer restores the width.
+    Position encodings of the kinds in CONCATENATED are concatenated instead of added, and a linear layer restores the
+    width.
     """
 
     def __init__(self, config: TransformerConfig, side: Stack, embedding: Embedding) -> None:
@@ -175,7 +176,8 @@ def padding_mask(source: Rows, dtype: torch.dtype) -> Tensor | None:
 def drawn_layers(layers: LayerList[AnyLayer], rate: float, training: bool) -> tuple[list[AnyLayer], list[Tensor]]:
     """Draws which layers a forward pass skips (LayerDrop); returns the other layers, and the parameters of the skipped.
 
-    The skipped layers' parameters are for `with_zero_gradients`, which gives them gradients of zero.
+    In training, each layer is skipped with probability `rate`; otherwise, none is. The skipped layers' parameters are
+    for `with_zero_gradients`, which gives them gradients of zero.
     """
     drawn = draw_layers(len(layers), rate, training)
     taken = [layer for layer, stays in zip(layers, drawn, strict=True) if stays]
@@ -216,7 +218,7 @@ def through_layer(layer: Callable[[Tensor], Tensor], x: Tensor, recomputes: bool
 
 
 def attention_settings(config: TransformerConfig, num_heads: int) -> tuple[int, int, float, bool, bool, bool]:
-    """Returns the arguments of SelfAttention and CrossAttention, in order, for `num_heads` heads."""
+    """Returns the arguments, in order, to construct a SelfAttention or CrossAttention with `num_heads` heads."""
     scaled = "attention_scale" not in config.ablate
     return config.d_model, num_heads, config.attention_dropout, config.attention_bias, config.query_key_norm, scaled
 
@@ -738,7 +740,7 @@ class MaskedRows(EmbeddedRows):
         nn.init.normal_(self.mask, std=len(self.mask) ** -0.5)
 
     def embed_tokens(self, rows: Rows) -> Tensor:
-        """Returns the token embeddings (R, T, D), without positions."""
+        """Returns the token embeddings (R, T, D), without positions; masked tokens have the learned vector."""
         x = super().embed_tokens(rows)
         return x if rows.cut is None else x + rows.cut[:, :, None] * (self.mask * self.embedding.scale)
 

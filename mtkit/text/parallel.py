@@ -920,8 +920,8 @@ def sample(lines: Iterable[T], most: int = MOST_LINES, leading: int = LEADING_LI
 def findings(lines: Iterable[tuple[int, str]]) -> list[Finding]:
     """Returns a Finding for each sign that occurs in many of `lines` (at least two), in the order of SIGNS.
 
-    A sign is a trace of preprocessing, such as subword marks. `lines` are pairs of a line number and a line. If the text
-    turns out to be cut into subwords, the subwords are joined before the text is searched for the later signs.
+    A sign is a trace of preprocessing, such as subword marks. `lines` are pairs of a line number and a line. If the
+    text turns out to be cut into subwords, the subwords are joined before the text is searched for the later signs.
     """
     texts = [(number, text) for number, line in lines if (text := line.rstrip())]
     found: list[Finding] = []
