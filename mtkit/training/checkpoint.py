@@ -148,9 +148,10 @@ def delete_old(checkpoints: Path, scheduled: list[int], best_step: int, average:
     """Delete checkpoints that are no longer needed, and the optimizer state of all but the newest `keep` checkpoints.
 
     Three kinds of checkpoints are needed: the newest `keep` checkpoints from which training can resume; the best
-    checkpoint, with the checkpoints to be averaged with it; and the last `average` checkpoints in `scheduled`, since a
-    later best checkpoint may be averaged with them. `scheduled` and `best_step` are steps. Call this function after the
-    newest checkpoint is written.
+    checkpoint, with the checkpoints to be averaged with it, `average` in all; and the last `average` checkpoints in
+    `scheduled`, since a later best checkpoint may be averaged with them. `scheduled` has the steps of the checkpoints
+    that were due, in ascending order (a stopped run also writes a checkpoint when none is due). Call this function
+    after the newest checkpoint is written.
     """
     steps = checkpoint_steps(checkpoints)
     newest = set(checkpoint_steps(checkpoints, resumable=True)[-keep:])
@@ -304,7 +305,7 @@ WHOLE = "as written"
 
 
 def check_data(run: Path) -> Report:
-    """Check the files that training reads: the tokenizer, the binarized corpora and the validation text."""
+    """Returns a report on the files that training reads: the tokenizer, the binarized corpora, the validation text."""
     return _joined(
         _part(run / "tokenizer", _tokenizer),
         _part(run / "data" / "train", lambda path: _corpus(path, standing(run / "tokenizer"))),
@@ -313,9 +314,9 @@ def check_data(run: Path) -> Report:
 
 
 def check_results(run: Path, device: str | None = None) -> Report:
-    """Check the files that training wrote: the checkpoints and the model.
+    """Returns a report on the files that training wrote: the checkpoints and the model.
 
-    The model is checked on `device` in the same way as by `mtkit check`.
+    The model is checked in the same way as by `mtkit check`, on `device`, by default the device in its settings.
     """
     checkpoints = _part(run / "checkpoints", _checkpoints)
     model = _part(run / "model", lambda path: check(path, device))
@@ -577,9 +578,9 @@ Texts = dict[str, list[tuple[dict[str, Any], Pairs]]]  # for "train" and "valid"
 
 
 def verify_settings(target: Path, overrides: Sequence[str]) -> Config:
-    """Returns the settings of a run directory or of a YAML file, with overrides applied.
+    """Returns the settings in `target`, a run directory or a YAML file, with the overrides applied.
 
-    Raises MtkitError if the settings cannot be read.
+    An override is like "training.max_steps=100". Raises MtkitError if the settings cannot be read.
     """
     if not target.is_dir():
         return with_patterns_expanded(carried_over(load_config(target, overrides)))
@@ -678,7 +679,10 @@ def _command(config: Config, data: Path | None, run: Path) -> list[str]:
 
 
 def _compared(folder: Path, steps: int, kills: list[Killed]) -> Report:
-    """Compare the runs "killed" and "whole" in a folder; returns a report, which has a fault if the runs differ."""
+    """Compare the runs "killed" and "whole" in a folder; returns a report, which has a fault if the runs differ.
+
+    The report also tells the number of updates, `steps`, and when the first run was killed, `kills`.
+    """
     facts = json.loads((folder / "whole" / "run.json").read_text(encoding="utf-8"))
     moments = [f"at step {kill.step}{' while it wrote a checkpoint' if kill.while_saving else ''}" for kill in kills]
     lines = [
@@ -775,7 +779,7 @@ def _texts_of_run(config: Config) -> Texts:
 
 
 def _texts_of_settings(config: Config) -> Texts:
-    """Returns the first pairs of each corpus of `data.train` and `data.valid`, with the settings of the corpus.
+    """Returns the first pairs of each corpus of `data.train` and `data.valid`, with the weight and tag of the corpus.
 
     Raises ConfigError if `data.train` or `data.valid` is empty.
     """

@@ -123,7 +123,10 @@ class Board:
         self._num_samples: dict[int, int] = {}
 
     def draw(self, event: str, values: dict[str, object]) -> None:
-        """Draw one event: as curves if `event` is in `CURVES`, as text if `event` is "sample", otherwise not at all."""
+        """Draw the values of an event: as curves if `event` is in `CURVES`, as text if it is "sample", else not at all.
+
+        `values` are those of the log, by name, such as "step" and "loss".
+        """
         step = values.get("step", 0)
         if event == "average":
             assert isinstance(values["steps"], list)
@@ -268,7 +271,10 @@ class ShownTraining:
         return self._has_lines and is_long_ago and progress.seconds - progress.window.since >= MOST_SECONDS
 
     def tell(self, epochs: float, record: dict[str, float]) -> None:
-        """Show the number of epochs so far and `record`: means over the latest updates (see `Window.record`)."""
+        """Show how far training has come, the time left, and the loss, learning rate and speed in `record`.
+
+        `epochs` is the number of epochs so far; `record` is a result of `Window.record` for the latest updates.
+        """
         expected = expected_steps(self._progress, self._settings)
         if not self._has_lines:
             self._bar.set_postfix_str(f"epoch {epochs:.1f}, {_figures(record)}")
@@ -321,10 +327,11 @@ class Validation:
 
     @staticmethod
     def prepare(config: Config, tokenizer: Tokenizer, sources: list[str], references: list[str]) -> "Validation":
-        """Encode the validation pairs. Pairs that are blank or too long are left out of the loss, as in training.
+        """Returns the validation data: encodes all pairs for the loss, and takes the first lines to translate.
 
-        For a language model, a pair needs only a reference. Reports how many pairs are left out. Raises DataError if no
-        pair remains.
+        Pairs that are blank or longer than `data.max_length` are left out of the loss, as in training, and their number
+        is reported. Raises DataError if no pair remains. The lines are the first `training.validation_sentences` of
+        `sources`. For a language model, a pair needs only a reference, and there are no lines to translate.
         """
         has_source = config.task == "translation"
         encoded = zip(tokenizer.encode_source(sources), tokenizer.encode_target(references), strict=True)
@@ -370,7 +377,7 @@ class Validation:
         The result "loss" includes label smoothing, as in training; "nll" does not. Both are in nats per token. The
         result "perplexity" is exp(nll); "bleu" and "chrf" are the scores of the translations, which a language model
         does not have. The ranks divide the work among themselves, and all ranks return the same results. Raises
-        StoppedError if a signal asks training to stop.
+        StoppedError if `stop` says that training must stop.
         """
         model.eval()
         return_freed_memory()  # otherwise the searches would take more memory instead of what the updates have freed
@@ -427,7 +434,10 @@ class Validation:
     def _translate(
         self, model: TranslationModel, tokenizer: Tokenizer, sources: list[str], stop: Stop, meter: Meter
     ) -> list[tuple[str, tuple[str, ...]]]:
-        """Returns the translation of each source, and notes on problems with the translation."""
+        """Returns the translation of each source, with notes on problems; [] for a language model.
+
+        `meter` counts the sentences that are done. Raises StoppedError if `stop` says that training must stop.
+        """
         if not model.reads_source:
             return []
 
@@ -452,7 +462,10 @@ def _in_turn(shares: Sequence[list[Any]]) -> list[Any]:
 
 
 def _report_left_out(config: Config, num_kept: int, left_out: Counter[str]) -> None:
-    """Report how many pairs are left out of the loss. Raises DataError if no pair is kept."""
+    """Report how many pairs are left out of the loss, and why. Raises DataError if no pair is kept.
+
+    `left_out` has the number of pairs for each reason, such as "too long".
+    """
     num_pairs = num_kept + left_out.total()
     counts = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
     limit = f"data.max_length is {counted(config.data.max_length, 'token')}"
@@ -483,7 +496,8 @@ def best_logged(
 ) -> tuple[int, float, int] | None:
     """Returns the step in `steps` with the best logged score, that score, and the number of later validations.
 
-    `path` is the log file. Returns `None` if the log is damaged or missing, or has no validation at any of `steps`.
+    `path` is the log file, of which the first `progress.log_bytes` bytes count. The score is that of `selection_score`.
+    Returns `None` if the log is damaged or missing, lacks such scores, or has no validation at any of `steps`.
     """
     try:
         data = path.read_bytes()[: progress.log_bytes]
@@ -503,9 +517,10 @@ def best_logged(
 
 
 def selection_score(measured: dict[str, float], settings: TrainingConfig) -> float:
-    """Returns the score by which checkpoints are compared, as set by `training.select_by`; higher is better.
+    """Returns the score by which checkpoints are compared; higher is better.
 
-    For "loss", this is -"nll" of the results `measured`. Returns -inf if the score is not finite.
+    The score is the result in `measured` that the setting `select_by` names, "bleu" or "chrf". If the setting is
+    "loss", the score is the result "nll" with its sign changed. Returns -inf if the score is not finite.
     """
     value = -measured["nll"] if settings.select_by == "loss" else measured[settings.select_by]
     return value if math.isfinite(value) else float("-inf")
@@ -615,10 +630,10 @@ def completion_of(config: Config, data: str, validation: str, started_from: str 
 
 
 def with_defaults(saved: dict[str, Any], now: dict[str, Any], config: Config) -> dict[str, Any]:
-    """Returns `saved`, a stored result of `identity_of` or `completion_of`, completed by defaults.
+    """Returns `saved`, a stored result of `identity_of` or `completion_of`, with defaults for missing settings.
 
-    If an earlier version of mtkit wrote `saved`, newer settings of the model or of training may be missing in it.
-    Missing settings that `now`, the current result, contains are added with their defaults.
+    If an earlier version of mtkit wrote `saved`, it may lack newer settings of the model or of training. Those that
+    `now`, the result of the same function for `config`, contains are added with their default values.
     """
     return _filled(saved, now, {"model": _defaults(config.model), "training": _defaults(config.training)})
 
@@ -671,7 +686,7 @@ def _may_be_asked_for(name: str) -> bool:
 
 
 def _filled(saved: dict[str, Any], now: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """Returns `saved` plus the keys that only `now` has, with values from `defaults`; nested dicts likewise."""
+    """Returns `saved` plus those of `defaults` whose keys are in `now` but not in `saved`; nested dicts likewise."""
     filled = {key: default for key, default in defaults.items() if key in now} | saved
     for key, default in defaults.items():
         if isinstance(default, dict) and isinstance(filled.get(key), dict):
@@ -686,7 +701,11 @@ def _defaults(section: Section) -> dict[str, Any]:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[Difference]:
-    """Yields a Difference for each setting or checksum whose values in `old` and `new` differ, also in nested dicts."""
+    """Yields a Difference for each setting or checksum whose values in `old` and `new` differ, also in nested dicts.
+
+    A missing value counts as `None`. The name of a value in a nested dict is like "training.seed"; every name begins
+    with `prefix`.
+    """
     for key in {**old, **new}:
         before, after = old.get(key), new.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
@@ -712,7 +731,8 @@ def _mixing(config: Config) -> dict[str, Any]:
 def require_allowed(changes: Changes, run: Path, step: int, are_asked_for: bool) -> None:
     """Raise CheckpointError if one of the changes is not allowed.
 
-    Changes that need the option --change are allowed only if `are_asked_for` is true.
+    Changes that need the option --change are allowed only if `are_asked_for` is true. The message names `run`, and
+    `step`, the step of the checkpoint.
     """
     told = "; ".join(map(str, changes.all))
     if changes.fixed:
@@ -802,10 +822,11 @@ def write_facts(
 
 
 def facts_of(corpus: Corpus, started_from: str | None) -> dict[str, Any]:
-    """Returns the facts of the training data, which run.json and the bundle hold.
+    """Returns the description of the training data that is stored in run.json and in the bundle.
 
-    The limit of the lengths of translations is left out if training started from another model. The new model then also
-    translates text like that of the other model, in which sentences may be longer.
+    `started_from` is the checksum of the weights that training started from; `None` if the weights were random. Unless
+    it is `None`, the limit for the length of translations, "length_limit", is left out: the new model also translates
+    text like that of the model that it started from, in which sentences may be longer.
     """
     facts = corpus.facts()
     if started_from is not None:
@@ -890,10 +911,11 @@ def shortlist_cost(
 
 
 def complete_shortlist(config: Config, sources: Sequence[str], references: Sequence[str]) -> None:
-    """Add a shortlist to the model of a finished run if the settings ask for one that it does not have.
+    """Add the shortlist that `config` asks for to the model of a finished run, unless the model has it already.
 
-    The shortlist is the one that training would have made. The setting decoding.shortlist of the model is set to that
-    of `config`, and the model card is written anew.
+    The shortlist is the one that training would have made; its cost in BLEU is measured on `sources` and `references`.
+    The setting decoding.shortlist of the model is set to that of `config`, and the model card is written anew. Nothing
+    happens if `config` asks for no shortlist.
     """
     bundle = open_bundle(config.run_path)
     size = config.decoding.shortlist
@@ -925,7 +947,7 @@ def write_trained(config: Config, started_from: str | None, ending: dict[str, An
 
 
 def ending_of(run: Path) -> Ending | None:
-    """Returns how --end-in lowered the learning rate to end a finished run; `None` if the run ended otherwise."""
+    """Returns how --end-in lowered the learning rate to end a run; `None` if it ended otherwise or has not ended."""
     ending = _trained(run).get("ending")
     return Ending(**ending) if ending else None
 
@@ -1085,7 +1107,7 @@ def available_cores() -> int:
 
 
 def race_text(record: dict[str, Any], run: Path) -> str:
-    """Returns one line that sums up the record of a race."""
+    """Returns one line that sums up the record of a race and gives the path of race.json in `run`."""
     score = "no score" if record["best_score"] is None else f"{record['select_by']} {record['best_score']:.2f}"
     verdict = "reached" if record["reached"] else "did not reach"
     return (
@@ -1116,10 +1138,10 @@ class Chosen:
 def bundle(run: Path, wanted: str = BEST, output: Path | None = None) -> str:
     """Write a bundle from the checkpoints of a run; returns a line that says where the bundle is and what it holds.
 
-    `wanted` is "best", "average" or a step. `output` is the path of the bundle, by default in the folder `bundles` of
-    the run directory; all other files of the run stay unchanged. If training deletes a checkpoint while this function
-    reads it, the checkpoints are chosen and read again. Raises MtkitError if the wanted checkpoint does not exist, or
-    if a bundle must not be written to `output`.
+    `wanted` is "best", "average" or a step, such as "1000". `output` is the path of the bundle, by default in the
+    folder `bundles` of the run directory; all other files of the run stay unchanged. If training deletes a checkpoint
+    while this function reads it, the checkpoints are chosen and read again. Raises MtkitError if the wanted checkpoint
+    does not exist, or if a bundle must not be written to `output`.
     """
     _require_run(run)
     if wanted not in (BEST, AVERAGE) and whole_number(wanted) is None:
@@ -1161,7 +1183,7 @@ def _require_free(target: Path, run: Path) -> None:
 
 
 def _read(run: Path, wanted: str) -> Chosen:
-    """Choose the checkpoints and read what a bundle needs from them.
+    """Choose the checkpoints that `wanted` asks for (see `bundle`), and read what a bundle needs from them.
 
     Raises FileNotFoundError if training deletes one of these checkpoints before it is read.
     """
@@ -1179,7 +1201,8 @@ def _read(run: Path, wanted: str) -> Chosen:
 def _choose(run: Path, wanted: str) -> tuple[list[int], str | None]:
     """Returns the steps of the checkpoints to read, in ascending order, and the reason for this choice, in words.
 
-    The reason is `None` if `wanted` is a step.
+    `wanted` is as in `bundle`. If it is a step, the reason is `None`, and CheckpointError is raised if there is no
+    checkpoint of this step.
     """
     steps = readable_steps(run / "checkpoints")
     if wanted not in (BEST, AVERAGE):
