@@ -96,7 +96,7 @@ class MovingAverage(AveragedWeights):
 
 
 class Uncompiled(torch.optim.Optimizer):
-    """A base class for PyTorch's optimizers, whose methods lack the wrappers that exclude them from torch.compile.
+    """A base class with the methods of PyTorch's optimizers, stripped of the wrappers that prevent their compilation.
 
     At their first call, the wrappers import the compiler, which takes seconds. mtkit does not need the wrappers, since
     it never compiles optimizers.
@@ -179,7 +179,10 @@ class Muon(Adam):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Update all parameters from their gradients."""
+        """Update all parameters from their gradients.
+
+        As in PyTorch, `closure`, if given, is called first; it computes the gradients and the loss, which is returned.
+        """
         groups = self.param_groups
         self.param_groups = [group for group in groups if group["blocks"] is None]
         try:
@@ -481,10 +484,10 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensor
 
 
 def noam(step: int, config: TrainingConfig, d_model: int, lowered: int) -> float:
-    """The rate is factor x d_model^-0.5 x min(step^-0.5, step x warmup^-1.5) (Vaswani et al. 2017, equation 3).
+    """Returns the rate, factor x d_model^-0.5 x min(step^-0.5, step x warmup^-1.5) (Vaswani et al. 2017, eq. 3).
 
     If the setting `learning_rate` is given, it is the peak: factor = learning_rate x sqrt(d_model x warmup). Otherwise,
-    factor is 1, as in the paper.
+    factor is 1, as in the paper. `lowered` is not used.
     """
     warmup = max(settled(config.warmup_steps), 1)
     factor = 1.0 if config.learning_rate is None else config.learning_rate * (d_model * warmup) ** 0.5
@@ -492,26 +495,36 @@ def noam(step: int, config: TrainingConfig, d_model: int, lowered: int) -> float
 
 
 def inverse_sqrt(step: int, config: TrainingConfig, d_model: int, lowered: int) -> float:
-    """The rate rises linearly to the peak, then falls as peak x sqrt(warmup / step), as in fairseq."""
+    """Returns the rate at `step`: it rises linearly to the peak, then falls as peak x sqrt(warmup / step).
+
+    This is the schedule of fairseq. `d_model` and `lowered` are not used.
+    """
     warmup = max(settled(config.warmup_steps), 1)
     return float(_peak(config) * min(step / warmup, (warmup / step) ** 0.5))
 
 
 def constant(step: int, config: TrainingConfig, d_model: int, lowered: int) -> float:
-    """The rate rises linearly to the peak, then stays constant."""
+    """Returns the rate at `step`: it rises linearly to the peak, then stays constant.
+
+    `d_model` and `lowered` are not used.
+    """
     return _peak(config) * _warmth(step, config)
 
 
 def linear(step: int, config: TrainingConfig, d_model: int, lowered: int) -> float:
-    """The rate rises linearly to the peak, then falls linearly to `final_learning_rate` at `max_steps`."""
+    """Returns the rate at `step`: it rises linearly to the peak, then falls linearly until `max_steps`.
+
+    There it is `final_learning_rate`. `d_model` and `lowered` are not used.
+    """
     final, left = config.final_learning_rate, 1 - _share_done(step, config)
     return min(_peak(config) * _warmth(step, config), final + (_peak(config) - final) * left)
 
 
 def cosine(step: int, config: TrainingConfig, d_model: int, lowered: int) -> float:
-    """The rate rises linearly to the peak, then falls along half a cosine to `final_learning_rate` at `max_steps`.
+    """Returns the rate at `step`: it rises linearly to the peak, then falls along half a cosine until `max_steps`.
 
-    This is equation 5 of Loshchilov & Hutter (2017), without restarts.
+    There it is `final_learning_rate`. This is equation 5 of Loshchilov & Hutter (2017), without restarts. `d_model` and
+    `lowered` are not used.
     """
     final, share = config.final_learning_rate, _share_done(step, config)
     left = (1 + math.cos(math.pi * share)) / 2
@@ -519,10 +532,11 @@ def cosine(step: int, config: TrainingConfig, d_model: int, lowered: int) -> flo
 
 
 def wsd(step: int, config: TrainingConfig, d_model: int, lowered: int) -> float:
-    """The rate rises linearly to the peak, stays there, then falls linearly to `final_learning_rate` at `max_steps`.
+    """Returns the rate at `step`: it rises linearly to the peak, stays there, then falls linearly until `max_steps`.
 
     The name wsd stands for the three phases: warm-up, stable, decay (Hu et al. 2024, arXiv:2404.06395). The decay takes
-    the last `decay_steps` updates. Hägele et al. (2024, arXiv:2405.18392) compare linear decay with other forms.
+    the last `decay_steps` updates and ends at `final_learning_rate`. Hägele et al. (2024, arXiv:2405.18392) compare
+    linear decay with other forms. `d_model` and `lowered` are not used.
     """
     peak, final, max_steps = _peak(config), config.final_learning_rate, settled(config.max_steps)
     left = (max_steps - step) / (max_steps - decay_start(config))
@@ -533,7 +547,8 @@ def wsd(step: int, config: TrainingConfig, d_model: int, lowered: int) -> float:
 def decay_start(config: TrainingConfig) -> int:
     """Returns the last step before the learning rate begins to decay (schedule wsd).
 
-    If `decay_steps` is "auto", the decay does not begin before the end of warm-up.
+    The decay takes the last `decay_steps` updates. If this setting is "auto", the decay takes the last `DECAY_SHARE` of
+    all updates, but does not begin before the end of warm-up.
     """
     max_steps = settled(config.max_steps)
     if config.decay_steps != "auto":
@@ -543,9 +558,10 @@ def decay_start(config: TrainingConfig) -> int:
 
 
 def plateau(step: int, config: TrainingConfig, d_model: int, lowered: int) -> float:
-    """The rate rises linearly to the peak, then stays constant, except that validations may lower it (`lowered` times).
+    """Returns the rate at `step`: it rises linearly to the peak, then stays constant until a validation lowers it.
 
-    Each lowering multiplies the rate by `plateau_factor`, but the rate never falls below `final_learning_rate`.
+    `lowered` is the number of times that validations have lowered the rate. Each time, the rate is multiplied by
+    `plateau_factor`, but it never falls below `final_learning_rate`. `d_model` is not used.
     """
     rate = max(_peak(config) * config.plateau_factor**lowered, config.final_learning_rate)
     return rate * _warmth(step, config)
@@ -589,12 +605,13 @@ def learning_rate(step: int, config: TrainingConfig, d_model: int, lowered: int 
 
 
 def lowers_rate(stale: int, config: TrainingConfig, lowered: int) -> bool:
-    """Whether the learning rate is lowered now; only the schedule plateau lowers it.
+    """Whether the learning rate must be lowered now; only the schedule plateau lowers it.
 
     `stale` is the number of stale validations: those that were no better than the best validation before them. The
     count begins again with each new best validation, and whenever the rate is lowered. After `plateau_patience` stale
-    validations, the rate is lowered, unless it has reached `final_learning_rate`. With the same patience, PyTorch's
-    ReduceLROnPlateau, which JoeyNMT uses, waits for one stale validation more.
+    validations, the rate is lowered, unless it has reached `final_learning_rate`; `lowered` is the number of times that
+    it was lowered before. With the same patience, PyTorch's ReduceLROnPlateau, which JoeyNMT uses, waits for one stale
+    validation more.
     """
     return (
         config.schedule == "plateau"
@@ -657,7 +674,8 @@ def no_ending(config: TrainingConfig, step: int | None = None) -> str:
 def saves_at(step: int, config: TrainingConfig, changes: Sequence[Change]) -> bool:
     """Whether a checkpoint was due at `step` under the settings that the run had at that step.
 
-    A stopped run also writes a checkpoint when none is due; such a checkpoint takes no part in averages.
+    `config` has the current settings, and `changes` lists all changes of settings in the course of the run. A stopped
+    run also writes a checkpoint when none is due; such a checkpoint takes no part in averages.
     """
     return step > 0 and any(
         step % setting_at(changes, f"training.{name}", step, getattr(config, name)) == 0
@@ -691,14 +709,20 @@ def reason_to_end(progress: Progress, config: TrainingConfig) -> str:
 
 
 def expected_steps(progress: Progress, config: TrainingConfig) -> int:
-    """Returns the step at which `max_steps` or `max_minutes` will end training if training keeps its present speed."""
+    """Returns the step at which `max_steps` or `max_minutes` will end training at its mean speed so far.
+
+    This speed is `progress.step` / `progress.seconds`, over the whole run, including the time for validations.
+    """
     if config.max_minutes is None:
         return settled(config.max_steps)
     return min(settled(config.max_steps), round(progress.step * 60 * config.max_minutes / progress.seconds))
 
 
 def divergence(progress: Progress, config: TrainingConfig, loss_scale: float) -> str:
-    """Returns, in words, why training counts as diverged; "" if training has not diverged."""
+    """Returns, in words, why training counts as diverged; "" if training has not diverged.
+
+    Training has diverged if the `loss_scale` of fp16 is below 1, or after `max_skipped` skipped updates in a row.
+    """
     if loss_scale < 1:
         return f"the gradient of step {progress.step:,} overflows fp16 at any loss scale"
     if progress.skipped_in_row >= config.max_skipped:
@@ -935,7 +959,7 @@ def advice(config: TrainingConfig) -> str:
 
 
 def _shares(config: TrainingConfig, update_seconds: float) -> str:
-    """Returns the part of the forecast that says how long warm-up takes and when the first validation comes."""
+    """Returns the part of the forecast that says how many updates warm-up takes and when the first validation comes."""
     every = settled(config.validate_every)
     first = f"the first validation comes after {_in_minutes(every * update_seconds / 60)}"
     return f"warm-up takes {settled(config.warmup_steps):,} of them, and {first}"
