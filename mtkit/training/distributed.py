@@ -62,7 +62,7 @@ class Place:
 
     @staticmethod
     def from_environment() -> "Place":
-        """Reads the place from environment variables.
+        """Reads rank, number of ranks and address from the environment variables that torchrun sets, such as RANK.
 
         Raises MtkitError if a variable is missing, or if a variable other than the address is not a number.
         """
@@ -118,7 +118,10 @@ def started(device: str, devices: int | None, arguments: Sequence[str]) -> Itera
 
 @contextmanager
 def _launched(device: str, devices: int, arguments: Sequence[str]) -> Iterator["Ranks"]:
-    """Context manager that starts `devices` - 1 further ranks on this machine; this process becomes rank 0."""
+    """Context manager that starts `devices` - 1 further ranks on this machine; this process becomes rank 0.
+
+    Each of them is a process of the command `mtkit` with `arguments`. `device` is the setting `device`.
+    """
     _require_devices(device, devices)
     if sys.platform == "linux":
         # The host name of this machine may resolve to an address that the machine cannot reach.
@@ -309,7 +312,10 @@ class Watch(threading.Thread):
         return None
 
     def _claimed(self, failure: str) -> str:
-        """Returns `failure` if this rank is the first to report a failure, else ""."""
+        """Record in the store that this rank reports a failure; returns `failure` if it is the first to do so, else "".
+
+        `failure` is the error message.
+        """
         return failure if claim(self._store, self._place) else ""
 
     def stop(self) -> None:
@@ -359,9 +365,10 @@ class Ranks:
     # Failures.
 
     def check(self) -> None:
-        """Raise MtkitError if another rank has failed or is lost; EndedElsewhereError if another rank shows the error.
+        """Raise MtkitError if another rank has failed or is lost.
 
-        Any rank may call this method at any time.
+        If another rank shows the error message, its subclass EndedElsewhereError is raised. Any rank may call this
+        method at any time.
         """
         if self._watch and self._watch.has_failed.is_set():
             raise MtkitError(self._watch.failure) if self._watch.failure else EndedElsewhereError
@@ -419,7 +426,8 @@ class Ranks:
     def are_to_train(self, stop: Stop) -> bool:
         """Wait until rank 0 calls `begin`; returns the argument `trains` of that call.
 
-        All ranks except rank 0 call this method. Raises StoppedError if a signal stops this rank.
+        All ranks except rank 0 call this method. Raises StoppedError if a signal stops this rank, and MtkitError if
+        another rank has failed.
         """
         assert self._store is not None
         while not self._store.check(["begin"]):
@@ -431,8 +439,8 @@ class Ranks:
     def part(self) -> None:
         """End the exchange between the ranks: afterwards, rank 0 continues alone, and the other ranks may end.
 
-        The method returns only when all ranks have called it. It returns last in rank 0, whose process may host the
-        store, but there after LEAVE_SECONDS at the latest. A second call does nothing.
+        The method returns only when all ranks have called it. Rank 0, whose process may host the store, then also waits
+        until the others no longer need the store, for LEAVE_SECONDS at most. A second call does nothing.
         """
         if self._watch is None or self._store is None or self._watch.is_over:
             return

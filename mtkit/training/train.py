@@ -224,8 +224,8 @@ class Trainer:
     def _resume(self, change: bool, end_in: int | None) -> None:
         """Load the newest checkpoint, or begin a new run if there is none.
 
-        Raises CheckpointError in three cases: a setting that must never change has changed; a setting that may change
-        only with `change=True` has changed without it; or the run cannot end in `end_in` updates.
+        Raises CheckpointError if the checkpoint is damaged; if a setting or the data has changed that must not change,
+        or that may change only with `change=True`; or if `end_in` is given but the run cannot end in so many updates.
         """
         steps = checkpoint_steps(self.checkpoints)
         if not steps:
@@ -269,7 +269,7 @@ class Trainer:
         """Returns the plan stored in `progress`, scaled if `max_minutes` has changed since the run began.
 
         A plan has the numbers that replace "auto" in the settings. Raises CheckpointError if the run began with numbers
-        instead of "auto", so that there is no plan.
+        instead of "auto", so that there is no plan; the message names `step`, that of the checkpoint.
         """
         if progress.plan is None:
             raise CheckpointError(
@@ -305,7 +305,7 @@ class Trainer:
     def _begin_ending(self, step: int, end_in: int) -> Ending:
         """Begin the decay of the learning rate (--end-in) after `step`, over `end_in` updates.
 
-        The decay becomes part of the settings. Raises CheckpointError if the settings do not allow it.
+        The decay becomes part of the settings, and is returned. Raises CheckpointError if the settings do not allow it.
         """
         if fault := no_ending(self.settings, step):
             raise CheckpointError(f"{self.run_path}: --end-in {end_in}: {fault}")
@@ -383,7 +383,7 @@ class Trainer:
     def run(self, stop: Stop, verification: Verification | None = None) -> None:
         """Train to the end, wait until the checksums of the training data are verified, then write the bundle.
 
-        Raises StoppedError if a signal stops training, and MtkitError if training fails.
+        Raises StoppedError if a signal or the deadline in `stop` ends training early, and MtkitError if training fails.
         """
         self.asked = stop
         if verification:
@@ -872,7 +872,10 @@ class Trainer:
         return MtkitError(f"{self.run_path}: out of memory {where}; {self._saved_text()}. To go on, {advice}")
 
     def _with_remedy(self, divergence: str) -> str:
-        """Returns the error message for a training run that diverged, with advice on what to do."""
+        """Returns the error message for a training run that diverged, with advice on what to do.
+
+        `divergence` says, in words, why the run counts as diverged.
+        """
         remedy = "a lower training.learning_rate, training.clip_norm, or training.precision fp32"
         steps = checkpoint_steps(self.checkpoints, resumable=True)
         if steps:

@@ -341,13 +341,13 @@ LEAST_WEIGHT = 1e-8  # smaller attention weights are raised to this, so that the
 
 
 def alignment_cross_entropy(attention: Sequence[Tensor], batch: Batch, settings: TrainingConfig) -> Tensor:
-    """Returns the cross-entropy of one attention head with given alignments, summed over target tokens, in nats.
+    """Returns the cross-entropy of `batch.alignment` and one attention head, summed over target tokens, in nats.
 
-    `attention` has the weights (R, H, T, S) of each decoder layer. As in Garg et al. (2019), the weights of the head at
-    the step that predicts a target token should be spread evenly over the source tokens aligned with the target token;
-    target tokens without links do not count. The paper computes these weights in a second pass of the decoder, which
-    sees the whole target. Here the weights come from the pass that predicts the target, in which the head sees only
-    earlier target tokens.
+    `attention` has the weights (R, H, T, S) of each decoder layer; the settings say which layer and head. As in Garg et
+    al. (2019), the weights of the head at the step that predicts a target token should be spread evenly over the source
+    tokens aligned with the target token; target tokens without links do not count. The paper computes these weights in
+    a second pass of the decoder, which sees the whole target. Here the weights come from the pass that predicts the
+    target, in which the head sees only earlier target tokens.
     """
     assert batch.alignment is not None
     weights = attention[settings.guided_layer(len(attention)) - 1][:, settings.guided_alignment_head - 1]  # (R, T, S)
@@ -390,8 +390,8 @@ def simcut(model: TranslationModel, batch: Batch, settings: TrainingConfig) -> B
     """Returns the loss of SimCut (Gao et al. 2022): pass q, with some embeddings zeroed, should agree with pass p.
 
     The loss is CE(p) + alpha KL(p || q). The gradient goes through both p and q; the paper finds that this matters. As
-    in the paper's code, source and target embeddings are set to zero, except for two tokens that always keep their
-    embeddings: the end token of the source and the start token of the target. alpha is the setting
+    in the paper's code, pass q has zeros as the embeddings of a random fraction (the setting `cutoff`) of the source
+    and target tokens, but never for the end token of the source or the start token of the target. alpha is the setting
     `consistency_weight`, 3 by default.
     """
     alpha = settings.consistency_weight or 3.0
@@ -589,7 +589,10 @@ class Updater:
         return self._step(total, padding, tokens, step, rate)
 
     def _passes_if_memory_lasts(self, batches: Sequence[Batch], step: int, tokens: int) -> tuple[Tensor, float] | None:
-        """Returns the result of `_passes`, or `None` if memory ran out and the batches can be divided."""
+        """Returns the result of `_passes`, or `None` if memory ran out and the batches can be divided.
+
+        They can be divided if `splits` is true and any of them has several rows. Other errors are raised.
+        """
         try:
             return self._passes(batches, step, tokens)
         except (MemoryError, RuntimeError) as error:
@@ -634,7 +637,8 @@ class Updater:
     def _num_parts(self, batch: Batch) -> int:
         """Returns how many parts of a batch are computed at the same time; 1 means that the batch stays whole.
 
-        The number depends only on the batch, the settings, the number of PyTorch's threads and whether they are bound.
+        The number depends only on the batch, the model, the settings, the number of PyTorch's threads, and whether
+        each thread is bound to a core.
         """
         model, settings, num_threads = self.state.model, self.settings, torch.get_num_threads()
         if model.device.type != "cpu" or num_threads == 1 or threads_are_bound():
@@ -649,8 +653,10 @@ class Updater:
     def _passes_of_parts(self, parts: Sequence[Batch], step: int, place: int, tokens: int) -> Tensor:
         """Computes the parts of a batch at the same time, and adds up their gradients; returns `BatchLoss.sums`.
 
-        The result is for the whole batch. Each part draws its random numbers from a generator of its own, and the
-        gradients are added in the order of the parts, so the result does not depend on which thread is done first.
+        The result is for the whole batch. `place` is the number of the batch in the update, which seeds the random
+        numbers together with `step`; `tokens` is as in `_passes`. Each part draws its random numbers from a generator
+        of its own, and the gradients are added in the order of the parts, so the result does not depend on which thread
+        is done first.
         """
         if (key := (torch.get_num_threads(), len(parts))) not in self._threads:
             self._threads[key] = part_threads(len(parts))
@@ -672,8 +678,9 @@ class Updater:
     def _step(self, total: Tensor, padding: float, tokens: int, step: int, rate: float) -> Update:
         """Clips the gradient, then updates the weights and their average; returns the statistics of the update.
 
-        `total` holds the losses and `padding` the padding that `_passes` returned, for all ranks. If the loss or the
-        gradient is not finite, the weights stay unchanged.
+        `total` holds the losses and `padding` the padding that `_passes` returned, for all ranks. The optimizer has the
+        learning rate already: `tokens` and `rate` are only stored in the statistics. If the loss or the gradient is not
+        finite, the weights stay unchanged.
         """
         state, settings = self.state, self.settings
         self.scaler.unscale(state.optimizer)
@@ -741,10 +748,11 @@ def add_gradients(parameter: nn.Parameter, gradients: list[Tensor]) -> None:
 
 
 def results_of(futures: list[Future[Result]]) -> list[Result]:
-    """Waits until all futures are done, and takes their results out of the list; raises the first of their errors.
+    """Waits until all futures are done; returns their results in order, or raises the first of their errors.
 
-    A future holds its error, whose traceback holds the variables of this function and its caller, the futures among
-    them. If they stayed there, all that the threads have computed would stay in memory until garbage is collected.
+    The list `futures` is empty afterwards. A future holds its error, whose traceback holds the variables of this
+    function and its caller, the futures among them. If they stayed there, all that the threads have computed would stay
+    in memory until garbage is collected.
     """
     wait(futures)
     results = []
