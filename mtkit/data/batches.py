@@ -89,7 +89,8 @@ def plan_batches(
     than `batch_tokens`. No pair may be longer than `batch_tokens`. Pairs of equal lengths are in random order, and the
     batch of the shortest rows has a random size, so that batches differ between epochs.
 
-    If `batching` is "bucketed", a row holds one pair. If it is "packed", `packed_rows` says which pairs share a row.
+    If `batching` is "packed", `packed_rows` says which pairs share a row. Otherwise, a row holds one pair; values other
+    than "bucketed" are for runs begun by earlier versions of mtkit. Lengths are in tokens, with the end mark.
     """
     assert max(source_lengths.max(), target_lengths.max()) <= batch_tokens, "longer pairs are not binarized"
     shuffled = rng.permutation(len(source_lengths))
@@ -198,8 +199,9 @@ def _without_long_rows(
 def _batch_ends(
     longest: Lengths, batch_tokens: int, rng: np.random.Generator, is_exact: bool = False
 ) -> NDArray[np.int64]:
-    """Divides sorted rows into batches; returns the end of each batch, exclusive.
+    """Divides sorted rows into batches of at most `batch_tokens` tokens; returns the end of each batch, exclusive.
 
+    The size of a batch is its number of rows times the length of its longest row; the first batch has a random size.
     `longest` holds the longer sides of the rows; `is_exact` means that they are in ascending order, and that the ends
     must be those of earlier versions of mtkit, which made some batches a row smaller than necessary.
     """
@@ -270,11 +272,11 @@ def batches_from(
 ) -> Iterator[tuple[int, PlannedBatch]]:
     """Yields (epoch, pairs with their rows) for each batch after the first `consumed` pairs of the run; never ends.
 
-    Epochs count from 0. Without `mixture`, each pair occurs once per epoch. An epoch is divided at random into windows,
-    and the pairs of a window are divided into batches together. `earlier` lists the values of `batch_tokens` and
-    `batching` that the run used before. If they changed within a window, the rest of that window is divided into new
-    batches. If the data or settings have changed during the run, so that no batch ends after exactly `consumed` pairs,
-    raises ValueError.
+    Epochs count from 0. Lengths are in tokens, with the end mark. Without `mixture`, each pair occurs once per epoch.
+    An epoch is divided at random into windows, and the pairs of a window are divided into batches together. `earlier`
+    lists the values of `batch_tokens` and `batching` that the run used before. If they changed within a window, the
+    rest of that window is divided into new batches. If the data or settings have changed during the run, so that no
+    batch ends after exactly `consumed` pairs, raises ValueError.
     """
     budgets = Budgets(tuple(earlier), batch_tokens, batching)
     epochs_done = 0 if mixture else consumed // len(source_lengths)
@@ -317,9 +319,9 @@ def _batches_of_window(
 ) -> Iterator[PlannedBatch]:
     """Divides a window, a set of pairs, into batches; yields the pairs of each batch, with their rows.
 
-    If the budget changed within the window, the pairs after the change are divided into new batches. `begin` is the
-    number of pairs from the start of training to the window. Raises ValueError if the budget changed in the middle of a
-    batch.
+    `begin` is the number of pairs from the start of training to the window; `seeds` determines the random order. If
+    `batch_tokens` or `batching` changed within the window (see `Budgets`), the pairs after the change are divided into
+    new batches. Raises ValueError if they changed in the middle of a batch.
     """
     for times_changed in itertools.count():
         batch_tokens, batching, until = budgets.after(begin)
@@ -499,7 +501,7 @@ class Ragged:
 
 
 def ragged(sentences: Sequence[Sequence[int]]) -> Ragged:
-    """Converts sentences from lists of token ids to a Ragged."""
+    """Returns the sentences, which are lists of token ids, concatenated in one array."""
     lengths = np.array([len(sentence) for sentence in sentences], dtype=np.int64)
     tokens = np.fromiter((token for sentence in sentences for token in sentence), dtype=np.int64, count=lengths.sum())
     return Ragged(tokens, lengths)
@@ -622,7 +624,7 @@ def padded_batch(
 
 
 def aligned_tokens(corpus: Corpus, chosen: PlannedBatch) -> AlignedTokens:
-    """Returns the word alignments of a batch of pairs of a corpus that stores alignments."""
+    """Returns the word alignments of the pairs in the planned batch `chosen`; `corpus` must store alignments."""
     links = [corpus.links(pair) for pair in chosen.pairs.tolist()]
     numbers = np.repeat(np.arange(len(links)), [len(of_pair) for of_pair in links])
     sources, targets = np.concatenate(links).astype(np.int64).T
@@ -828,7 +830,10 @@ def pinned(batches: Stream) -> Stream:
 
 
 def sent_ahead(batches: Stream, device: torch.device) -> Stream:
-    """Yields the batches on `device`; each batch is sent when the batch before it is requested."""
+    """Yields the batches on `device`; each batch is sent when the batch before it is requested.
+
+    `batches` must be endless: the last batch would be left out.
+    """
     sent = ((epoch, tuple(part.to(device) for part in parts)) for epoch, parts in batches)
     for this, _ in itertools.pairwise(sent):
         yield this
@@ -871,10 +876,10 @@ class Feed:
     ) -> Iterator[Stream]:
         """Context manager that gives the endless stream of batches after the first `pairs` pairs of the run.
 
-        Of these, only the batches of `share` are given. Batches are prefetched, and on a GPU, the next
-        batch is copied there in advance. `earlier` lists the values of `batch_tokens` and `batching` that the run used
-        before, and `order` is that of the run. Raises CheckpointError if no batch ends after exactly `pairs` pairs; the
-        message names `step`.
+        Of these, only the batches of `share` are given; see `micro_batches` for the items of the stream. Batches are
+        prefetched, and on a GPU, the next batch is copied there in advance. `earlier` lists the values of
+        `batch_tokens` and `batching` that the run used before, and `order` is `Progress.order`. Raises CheckpointError
+        if no batch ends after exactly `pairs` pairs; the message names `step`.
         """
         stream = micro_batches(
             self.corpus,

@@ -136,7 +136,7 @@ class SideManifest:
 
 @dataclass(frozen=True)
 class RawFile:
-    """A text file that a corpus was made from."""
+    """A text file that a corpus was made from; the fingerprint is a checksum of its content, such as "sha256:8f3c…"."""
 
     path: str
     fingerprint: str
@@ -144,7 +144,7 @@ class RawFile:
 
 @dataclass(frozen=True)
 class StoredAlignment:
-    """The two files with the word alignments of the pairs, and the file that they were read from."""
+    """The two files that hold the word alignments of the pairs, and the text file that the alignments come from."""
 
     links: StoredFile
     offsets: StoredFile
@@ -501,7 +501,8 @@ class CorpusWriter:
         """Finishes the corpus and puts it in the place of `directory`; returns the manifest of the corpus.
 
         `corpora` holds the number of pairs that were added from each corpus of `data.train`; `links_file`, with
-        `keeps_links`, is the file with the word alignments. All arguments are stored in the manifest.
+        `keeps_links`, is the text file that the word alignments come from. All arguments are stored in the manifest;
+        `Manifest` explains the others.
         """
         assert sum(corpora) == self.num_pairs
         manifest = Manifest(
@@ -725,10 +726,11 @@ def length_limit(
     `EXCESS`. Of several limits for which this holds, the one with the smallest mean over the pairs is taken. The ratio
     is at least 1.2 times the mean ratio, which leaves room for sentences longer than those of the corpus.
 
-    `corpora` holds the number of pairs from each corpus, in order. Each corpus is measured by itself, since the corpora
-    may have different languages, and the largest ratio and the largest extra are returned. Of each corpus, at most
-    `most_pairs` pairs are measured. Both arrays of offsets have the shape (num_pairs + 1,). The result is empty if
-    there are no target tokens. If all sources are empty, as for a language model, the limit is the extra tokens alone.
+    `corpora` holds the number of pairs from each corpus, in order; if it is empty, all pairs count as one corpus. Each
+    corpus is measured by itself, since the corpora may have different languages, and the largest ratio and the largest
+    extra are returned. Of each corpus, at most `most_pairs` pairs are measured. Both arrays of offsets have the shape
+    (num_pairs + 1,). The result is empty if there are no target tokens. If all sources are empty, as for a language
+    model, the limit is the extra tokens alone.
     """
     num_pairs = len(source_offsets) - 1
     ends = np.cumsum(corpora if sum(corpora) == num_pairs and corpora else [num_pairs]).tolist()
