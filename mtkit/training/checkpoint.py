@@ -394,8 +394,8 @@ def _checkpoint(checkpoints: Path, step: int) -> Report:
 def _faults(path: Path, checksum: str) -> Iterator[str]:
     """Yields a message if a file of a checkpoint is missing, unreadable or damaged.
 
-    A file is damaged if its checksum is not `checksum`. The state of the optimizer may be missing, except in the newest
-    checkpoint, since training deletes it.
+    A file is damaged if its checksum is not `checksum`. The state of the optimizer may be missing in all checkpoints
+    but the newest, since training deletes old states.
     """
     remedy = f"delete {path.parent} to go on from another checkpoint, or copy it again"
     try:
@@ -681,7 +681,7 @@ def _command(config: Config, data: Path | None, run: Path) -> list[str]:
 def _compared(folder: Path, steps: int, kills: list[Killed]) -> Report:
     """Compare the runs "killed" and "whole" in a folder; returns a report, which has a fault if the runs differ.
 
-    The report also tells the number of updates, `steps`, and when the first run was killed, `kills`.
+    The report also tells the number of updates (`steps`) and at which of them the run "killed" was killed (`kills`).
     """
     facts = json.loads((folder / "whole" / "run.json").read_text(encoding="utf-8"))
     moments = [f"at step {kill.step}{' while it wrote a checkpoint' if kill.while_saving else ''}" for kill in kills]

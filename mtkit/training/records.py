@@ -1027,10 +1027,11 @@ MEASURED = ("bleu", "chrf", "nll")  # measures of each validation in race.json
 
 
 def write_race(config: Config, command_seconds: float) -> dict[str, Any]:
-    """Write race.json, the record of a race (`mtkit race`) whose training has ended; returns the record.
+    """Write race.json, the record of a race whose training has ended; returns the record.
 
-    `command_seconds` is the time since the command started. The recorded times of training and of validation are those
-    of the whole run up to its last validation, even if the run was interrupted and resumed.
+    A race (`mtkit race`) measures how long training takes to reach a target score. `command_seconds` is the time since
+    the command started. The recorded times of training and of validation are those of the whole run up to its last
+    validation, even if the run was interrupted and resumed.
     """
     run = config.run_path
     checkpoints = run / "checkpoints"
@@ -1107,7 +1108,10 @@ def available_cores() -> int:
 
 
 def race_text(record: dict[str, Any], run: Path) -> str:
-    """Returns one line that sums up the record of a race and gives the path of race.json in `run`."""
+    """Returns one line on a race: its best score, whether that reached the target, and how long training took.
+
+    `record` is a result of `write_race`; the line also gives the path of race.json in `run`.
+    """
     score = "no score" if record["best_score"] is None else f"{record['select_by']} {record['best_score']:.2f}"
     verdict = "reached" if record["reached"] else "did not reach"
     return (

@@ -739,7 +739,10 @@ def threads_are_bound() -> bool:
 
 
 def add_gradients(parameter: nn.Parameter, gradients: list[Tensor]) -> None:
-    """Adds `gradients` to the gradient of `parameter`, in their order; the same tensor may occur twice."""
+    """Adds `gradients` to the gradient of `parameter`, in their order; their values stay unchanged.
+
+    They must, since autograd may return the same tensor as the gradient of another parameter.
+    """
     if parameter.grad is None and gradients:
         parameter.grad = gradients.pop(0).clone()
     for gradient in gradients:
