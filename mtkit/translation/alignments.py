@@ -36,11 +36,11 @@ Number = int | str  # a number from 1, or MEAN
 class AlignmentSettings:
     """How alignments are read off the attention of target tokens to source tokens.
 
-    Layers and heads are numbered from 1; "mean" averages over all of them. If neither is given, the head that guided
-    alignment trained is read or, without guided alignment, the mean over all heads of all layers. `step` chooses the
-    attention weights of a target token: those of the decoding step that predicted it or, as in Chen et al. (2020),
-    those of the next step, which reads it. These defaults have the lowest error rates on the demo corpus
-    (configs/README.md, "Word alignments").
+    Layers and heads are numbered from 1; "mean" averages over all of them, and so does `None` if only one of `layer`
+    and `head` is given. If neither is given, the head that guided alignment trained is read or, without guided
+    alignment, the mean over all heads of all layers. `step` chooses the attention weights of a target token: those of
+    the decoding step that predicted it or, as in Chen et al. (2020), those of the next step, which reads it. These
+    defaults have the lowest error rates on the demo corpus (configs/README.md, "Word alignments").
     """
 
     units: Literal["words", "pieces"] = "words"
@@ -58,18 +58,21 @@ class Heads:
     head: int | None  # an index; None: the mean over all heads
 
     def weights(self, attention: "Sequence[Tensor]") -> "Tensor":
-        """Returns the chosen weights (R, T, S) of `attention`, which has weights (R, H, T, S) for each layer."""
+        """Returns the attention weights (R, T, S) of this layer and head, or means over layers or heads.
+
+        `attention` holds the weights (R, H, T, S) of each layer.
+        """
         layers = list(attention) if self.layer is None else [attention[self.layer]]
         chosen = [layer.mean(1) if self.head is None else layer[:, self.head] for layer in layers]
         return chosen[0] if len(chosen) == 1 else sum(chosen[1:], chosen[0]) / len(chosen)
 
 
 def choose_heads(settings: AlignmentSettings, shape: tuple[int, int], guided: tuple[int, int] | None) -> Heads:
-    """Returns the heads that `settings` ask for.
+    """Returns the layer and the head that `settings` ask for, or means over layers or heads.
 
     `shape` is (number of layers with attention to the source, number of heads in each). `guided` is the (layer, head),
-    numbered from 1, that guided alignment trained, or `None`. Raises MtkitError if the model has no attention to the
-    source, or lacks the layer or head that `settings` name.
+    numbered from 1, that guided alignment trained, or `None`; it counts only if `settings` name neither. Raises
+    MtkitError if the model has no attention to the source, or lacks the layer or head that `settings` name.
     """
     num_layers, num_heads = shape
     if not num_layers:
@@ -97,7 +100,7 @@ def _index(name: str, number: Number, count: int) -> int | None:
 def parse_settings(
     units: str, layer: str | None, head: str | None, threshold: str | None, step: str
 ) -> AlignmentSettings:
-    """Returns the settings that command-line options give as text. Raises MtkitError if one of them is invalid."""
+    """Returns the settings, given the values of the command-line options; raises MtkitError if a value is invalid."""
     for name, found, choices in (("units", units, UNITS), ("step", step, STEPS)):
         if found not in choices:
             raise MtkitError(f"--alignment-{name}: found {found}, wants one of {', '.join(choices)}")
@@ -145,7 +148,8 @@ def links_of(
     `source` and `target` hold, for each token, the index of the unit that it belongs to; -1 if it belongs to none.
     `weights`, (T, S), are attention weights. The weight of a source unit for a target unit is summed over the tokens of
     the source unit and averaged over those of the target unit. Each target unit is linked to the source unit with the
-    largest weight (the first, if several are equal) or, with a threshold, to all with at least that weight.
+    largest weight (the first, if several are equal) or, with a threshold, to all (perhaps none) with at least that
+    weight.
     """
     columns, rows = ([place for place, unit in enumerate(units) if unit >= 0] for units in (source, target))
     if not columns or not rows:
@@ -163,9 +167,11 @@ def links_of(
 def raw_words(words: Sequence[int], text: str, normalize: Callable[[str], str]) -> list[int]:
     """Returns, for each token of a line, the index of the word of `text` that it belongs to.
 
-    The words of `text`, a line, are separated by white space. `words` holds, for each token, the index of its word in
-    the normalised line; this index differs if normalisation splits or removes words. If normalising each word by itself
-    gives another number of words than normalising the line, returns `words`, limited to the last word of `text`.
+    `text` is the line, normalised or not; its words are separated by white space. `words` holds, for each token, the
+    index of its word in the normalised line. If `text` has the same number of words, returns `words` unchanged.
+    Otherwise, `normalize` is applied to each word of `text` by itself, which shows into how many words normalisation
+    splits it (0 if it removes the word). If these are not as many words in all as the normalised line has, returns
+    `words`, where indices beyond the last word of `text` become that of the last word.
     """
     raw = text.split()
     found = max(words, default=-1) + 1
@@ -179,7 +185,10 @@ def raw_words(words: Sequence[int], text: str, normalize: Callable[[str], str]) 
 
 
 def shifted(links: Links, source: int = 0, target: int = 0) -> Links:
-    """Adds `source` to all source units and `target` to all target units; drops links with source units below 0."""
+    """Returns the links with `source` added to each source unit and `target` to each target unit.
+
+    Links whose source unit is then below 0 are dropped.
+    """
     return tuple((i + source, j + target) for i, j in links if i + source >= 0)
 
 
@@ -321,7 +330,7 @@ def alignment_scores(found: Sequence[Links], gold: Sequence[Gold]) -> AlignmentS
 
     The links of all pairs are counted together (Och & Ney 2003). With links A, sure links S and possible links P, which
     include S, the error rate is 100 (1 - (|A and S| + |A and P|) / (|A| + |S|)), precision is 100 |A and P| / |A|, and
-    recall is 100 |A and S| / |S|.
+    recall is 100 |A and S| / |S|. A fraction whose denominator is 0 counts as 0.
     """
     num_found = sum(len(links) for links in found)
     num_sure = sum(len(each.sure) for each in gold)
@@ -337,7 +346,7 @@ def alignment_scores(found: Sequence[Links], gold: Sequence[Gold]) -> AlignmentS
 def diagonal(num_source: int, num_target: int) -> Links:
     """Returns the diagonal alignment, which links each target word to the source word at the same relative position.
 
-    It serves as a baseline. If there are no source words, there are no links.
+    It serves as a baseline. `num_source` and `num_target` are the numbers of words; if one is 0, there are no links.
     """
     if not num_source:
         return ()

@@ -305,7 +305,7 @@ def _stripped(lines: Sequence[str]) -> list[str]:
 def bleu_statistics(
     hypotheses: Sequence[str], references: Sequence[Sequence[str]], target_language: str
 ) -> "Statistics":
-    """Returns the statistics (N, K) of each line from which BLEU is computed: lengths and numbers of n-grams.
+    """Returns the statistics from which BLEU is computed, (N, K), a row for each line: lengths and numbers of n-grams.
 
     Raises the errors of `corpus_scores`.
     """
@@ -374,8 +374,9 @@ def compare(
 ) -> tuple[Score, Score]:
     """Returns the score of the baseline, and the score of the system with the p-value of their difference.
 
-    The p-value is 1 if the scores are equal, and never below the result of `smallest_p_value`. The lines must not have
-    trailing white space.
+    With the test "bootstrap", both also have a mean and a confidence interval. The p-value is 1 if the scores are
+    equal, and never below the result of `smallest_p_value`. The lines must not have trailing white space. Raises
+    MtkitError if the environment variable SACREBLEU_SEED is invalid.
     """
     metric._ref_cache = metric._cache_references(references)
     extracted = [metric._extract_corpus_statistics(lines, None) for lines in (baseline, system)]
@@ -404,7 +405,7 @@ def _bootstrap(
     """Returns [(mean, interval) of the baseline, (mean, interval) of the system], and the p-value of their difference.
 
     These are the mean score, the half-width of the 95 % confidence interval, and the p-value of paired bootstrap
-    resampling.
+    resampling. `difference` is the absolute difference of the scores on the whole test set.
     """
     chosen = generator.choice(len(baseline), size=(NUM_RESAMPLES, len(baseline)), replace=True)
     first, second = (resampled_scores(metric, statistics, chosen) for statistics in (baseline, system))
@@ -425,20 +426,24 @@ def _randomization(
 
 
 def resampled_scores(metric: Metric, statistics: Statistics, chosen: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Returns the scores (B,) of B resamples of the test set; `chosen[b]` (N,) lists the lines of resample b."""
+    """Returns the scores (B,) of B resamples of the test set.
+
+    `statistics` (N, K) are those of each line; `chosen[b]` (N,) holds the indices of the lines in resample b.
+    """
     # Single precision, as in sacreBLEU, so that means and intervals are the same.
     single = statistics.astype(np.float32)
     return np.array([metric._compute_score_from_stats(single[lines].sum(0)).score for lines in chosen])
 
 
 def bootstrap_p_value(baseline: NDArray[np.float64], system: NDArray[np.float64], difference: float) -> float:
-    """Returns the p-value of paired bootstrap resampling (Koehn, 2004).
+    """Returns the p-value of the difference between two systems by paired bootstrap resampling (Koehn, 2004).
 
-    `baseline` and `system` are the scores (B,) of the two systems on the resamples; `difference` is the absolute
-    difference of their scores on the original test set. Let d be the absolute difference of the two scores on a
-    resample. The p-value is the fraction of resamples whose d exceeds the mean of all d by at least `difference`
-    (Riezler & Maxwell, 2005), with add-one smoothing. The p-value is 1 if the scores on the original test set are
-    equal.
+    `baseline` and `system` are the scores (B,) of the two systems on B resamples of the test set; `difference` is the
+    absolute difference of their scores on the test set itself. If `difference` is 0, returns 1.
+
+    Otherwise, let d be the absolute difference of the two scores on a resample, and c the number of resamples whose d
+    exceeds the mean of d over all resamples by at least `difference` (Riezler & Maxwell, 2005). Returns
+    (c + 1) / (B + 1).
     """
     if difference <= TOLERANCE:
         return 1.0
@@ -449,9 +454,10 @@ def bootstrap_p_value(baseline: NDArray[np.float64], system: NDArray[np.float64]
 def swapped_differences(
     metric: Metric, baseline: Statistics, system: Statistics, swapped: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
-    """Returns the absolute score differences (B,) of B trials of approximate randomization.
+    """Returns the absolute differences (B,) between the scores of two systems in B trials of approximate randomization.
 
-    Trial b swaps line n between the outputs of the two systems if `swapped[b, n]` is `True`.
+    `baseline` and `system` (N, K) are the statistics of each line of their outputs. Trial b swaps line n between the
+    two outputs if `swapped[b, n]` is `True`.
     """
     total = baseline.sum(0) + system.sum(0)
     differences = []
@@ -467,9 +473,9 @@ def swapped_differences(
 def randomization_p_value(differences: NDArray[np.float64], difference: float) -> float:
     """Returns the p-value of paired approximate randomization (Riezler & Maxwell, 2005).
 
-    `differences` (B,) are the absolute score differences of the trials; `difference` is the absolute score difference
-    of the two systems. The p-value is the fraction of trials whose difference is at least `difference`, with add-one
-    smoothing.
+    `differences` (B,) are the absolute differences of the two systems' scores in B trials; `difference` is that of
+    their scores without swapped lines. The p-value is the fraction of trials whose difference is at least `difference`,
+    with add-one smoothing: (c + 1) / (B + 1) for c such trials.
     """
     return _share(differences, difference)
 
@@ -529,7 +535,7 @@ UTILITIES: dict[str, Callable[[str], Metric]] = {
 
 
 def looks_processed(lines: Sequence[str]) -> str | None:
-    """Returns a warning if many lines look tokenised, escaped or split into subwords, else `None`."""
+    """Returns the text of a warning if many lines look tokenised, escaped or split into subwords, else `None`."""
     found = next(iter(findings(enumerate(lines, start=1))), None)
     if found is None:
         return None
@@ -579,7 +585,7 @@ class Unspaced:
     language: str | None  # the code of the language written in it; None if sacreBLEU has no tokenizer for it
 
     def advice(self, otherwise: str) -> str:
-        """Returns advice for the user: to name the language, if that helps, or to follow the advice `otherwise`."""
+        """Returns advice for the user: to name the language, if that helps, or to do as the text `otherwise` says."""
         if self.language is None:
             return f"sacreBLEU has no tokenizer of its own for it: {otherwise}"
         return (
@@ -589,9 +595,9 @@ class Unspaced:
 
 
 def unspaced(lines: Sequence[str], tokenizer: str) -> Unspaced | None:
-    """Returns the script of the lines if they have no spaces between words and the tokenizer cannot segment them.
+    """Returns the script of the lines if it has no spaces between words and BLEU's `tokenizer` cannot segment it.
 
-    Otherwise returns `None`.
+    Otherwise returns `None`. Only the first `_MOST_LINES` lines are inspected.
     """
     if tokenizer in _ANY_SCRIPT:
         return None

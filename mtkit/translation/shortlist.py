@@ -39,7 +39,7 @@ Model = TranslationModel | Ensemble
 
 @dataclass(frozen=True)
 class Shortlist:
-    """What lists are made from: likely translations of each source token, and frequent target tokens."""
+    """Likely translations of each source token, and frequent target tokens; each sentence's list is made from both."""
 
     of_source: Tensor  # (S, K) int32, translations of each source token, most probable first, padded with -1
     frequent: Tensor  # (F,) int32, target tokens, most frequent first
@@ -64,11 +64,13 @@ class Shortlist:
         forbidden: Sequence[int],
         num_hypotheses: int = 1,
     ) -> "Lists":
-        """Returns the list of each sentence: `count` frequent tokens, and `count` translations of each source token.
+        """Returns, for each sentence, a list of target tokens; a search may use only these in the translation.
 
-        The end mark and the unknown token are on all lists, unless they are `forbidden`. The list of a sentence also
-        has the tokens of the prefix with which its translation must begin. `num_hypotheses` is the number of hypotheses
-        that the search will have for each sentence; it decides how many sentences form a group, and changes no list.
+        `sentences` holds source tokens. A list has up to `count` frequent target tokens, and up to `count` translations
+        of each source token of the sentence. The end mark and the unknown token are on all lists, unless they are
+        `forbidden`. If `prefixes` is not empty, the list of a sentence also has the tokens of the prefix with which its
+        translation must begin. `num_hypotheses` is the number of hypotheses that the search will have for each
+        sentence; it decides how many sentences form a group (see `Lists`), and changes no list.
         """
         special = {model.boundaries.start, model.boundaries.target_end, *model.special.all, *forbidden}
         first = np.array(sorted(special), dtype=np.int64)
@@ -97,10 +99,11 @@ GROUP_ROWS = 64  # hypotheses whose logits are computed together; with fewer lis
 
 
 def _group_size(model: Model, num_hypotheses: int) -> int | None:
-    """Returns the number of sentences in a group; `None` if all sentences of a batch form one group.
+    """Returns the number of sentences whose logits are computed together, as a group; `None` if it is all of a batch.
 
-    They form one group on devices other than a CPU, and if the output layer has been replaced (`Output.is_replaced`):
-    several small matrix products then take longer than a large one.
+    All sentences of a batch form one group on devices other than a CPU, and if the output layer has been replaced
+    (`Output.is_replaced`): several small matrix products then take longer than a large one. Otherwise, a group has
+    about GROUP_ROWS hypotheses, `num_hypotheses` for each sentence.
     """
     members = model.members if isinstance(model, Ensemble) else [model]
     if model.device.type != "cpu" or any(member.output.is_replaced for member in members):
@@ -110,7 +113,7 @@ def _group_size(model: Model, num_hypotheses: int) -> int | None:
 
 @dataclass(frozen=True)
 class Lists:
-    """The lists of the sentences of a batch, in the order of the batch; on the CPU.
+    """For each sentence of a batch, the list of target tokens that may be generated; all tensors are on the CPU.
 
     A search with lists uses places instead of token ids: the place of a token is its index on the list of the sentence.
     The sentences are divided into groups; the logits of all tokens that are on any list of a group are computed
@@ -128,8 +131,9 @@ class Lists:
     def of(first: Ids, marks: NDArray[np.bool_], group_size: int | None = None) -> "Lists":
         """Returns lists of the tokens that are marked in `marks` (N, V), one list for each sentence.
 
-        All lists begin with the tokens `first`, marked or not. Modifies `marks`. A group has `group_size` sentences;
-        with `None`, all sentences are in one group.
+        All lists begin with the special tokens `first`; those that are not marked for a sentence have a place on its
+        list, but must not be generated. Modifies `marks`. A group has `group_size` sentences; with `None`, all
+        sentences are in one group.
         """
         real_first = marks[:, first]
         marks[:, first] = False
@@ -152,13 +156,14 @@ class Lists:
         return Lists(parts[0], parts[1], columns, parts[2], group_sizes, len(first))
 
     def place_of(self, token: int) -> int:
-        """Returns the place, the same on all lists, of one of the first `num_first` tokens, such as the end mark."""
+        """Returns the index, the same on all lists, of one of their first `num_first` tokens, such as the end mark."""
         return self.tokens[0, : self.num_first].tolist().index(token)
 
     def places(self, sequences: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Returns the places of the tokens in each sequence.
+        """Converts sequences of token ids to places: the indices of the tokens on the list of the sentence.
 
-        There is one sequence for each sentence, whose tokens must be on the list of that sentence; or none at all.
+        `sequences` has one sequence for each sentence, and its tokens must be on the list of that sentence; or it is
+        empty, and so is the result.
         """
         found = []
         for tokens, own in zip(sequences, self.tokens if sequences else [], strict=False):
@@ -167,17 +172,17 @@ class Lists:
         return found
 
     def restored(self, found: list[list[Hypothesis]]) -> list[list[Hypothesis]]:
-        """Converts the hypotheses that a search with lists has found for each sentence from places to token ids."""
+        """Returns the hypotheses that a search with lists found for each sentence, with token ids for places."""
         return [
             [replace(h, tokens=own[h.tokens].tolist()) if h.tokens else h for h in hypotheses]
             for own, hypotheses in zip(self.tokens, found, strict=True)
         ]
 
     def watching(self, watch: Callable[[BeamStep], None], vocab_size: int) -> Callable[[BeamStep], None]:
-        """Returns a function for a search with lists, which calls `watch` after each step with token ids for places.
+        """Returns a function that a search with lists may call after each step, and that passes the step to `watch`.
 
-        The log-probabilities that `watch` gets are (R, 1 or W, V); those of tokens that are not on the list of the
-        sentence are -inf.
+        In the step that `watch` gets, token ids stand in place of indices on lists. Its log-probabilities are (R, 1 or
+        W, V), where V is `vocab_size`; those of tokens that are not on the list of the sentence are -inf.
         """
 
         def watch_ids(step: BeamStep) -> None:
@@ -199,7 +204,7 @@ class Lists:
 
 @dataclass(frozen=True)
 class ListedState:
-    """A decoding state, with the list of the sentence of each row."""
+    """A decoding state; also, for each row, the list of target tokens that may be generated for its sentence."""
 
     state: State
     tokens: Tensor  # (R, L)
@@ -235,8 +240,9 @@ class ListedState:
 def listed_step(model: Model, lists: Lists, forbidden: Sequence[int]) -> Step[ListedState]:
     """Returns the step function of a search with lists, which maps places (R, W) to log-probabilities (R, W, L).
 
-    The softmax is over the list of the sentence alone; in an ensemble, each member has a softmax of its own. The
-    log-probabilities of the places in `forbidden`, and of places that have no token on the list, are -inf.
+    A place is the index of a token on the list of the sentence. The softmax is over this list alone; in an ensemble,
+    each member has a softmax of its own. The log-probabilities of the places in `forbidden`, and of places that have no
+    token on the list, are -inf.
 
     For each group of sentences, one matrix product computes the logits of all tokens that are on any of its lists; each
     row then takes those of the tokens on its own list. This is faster than a product for each sentence, since weights
@@ -260,7 +266,10 @@ def listed_step(model: Model, lists: Lists, forbidden: Sequence[int]) -> Step[Li
 
 
 def _features_of(model: Model, rows: Rows, state: State) -> tuple[list[Tensor], State]:
-    """Returns the features (R, W, D) of each member of an ensemble, or of the only model, and the new state."""
+    """Decodes the tokens in `rows`, one per hypothesis; returns a list of features (R, W, D), and the new state.
+
+    The list has one tensor for each member of an ensemble; for a model that is no ensemble, it has a single tensor.
+    """
     if isinstance(model, Ensemble):
         return model.features(rows, state)
     features, state = model.decode(rows, state)
@@ -268,7 +277,10 @@ def _features_of(model: Model, rows: Rows, state: State) -> tuple[list[Tensor], 
 
 
 def _own_logits(heads: Sequence[Callable[[Tensor], Tensor]], features: Tensor, listed: ListedState) -> Tensor:
-    """Returns the logits (R, W, L) of the tokens on the list of each row; `heads[g]` computes logits for group g."""
+    """Returns the logits (R, W, L) of the tokens on each row's own list, given the features (R, W, D).
+
+    `heads[g]` maps the features of the rows in group g to the logits (rows, W, U) of all tokens on any of their lists.
+    """
     logits, begin = [], 0
     for head, num_rows in zip(heads, listed.group_rows, strict=True):
         if num_rows:
@@ -290,8 +302,8 @@ ITERATIONS = 4  # of expectation maximisation
 def count_shortlist(corpus: Corpus, tokenizer: Tokenizer) -> Shortlist | None:
     """Returns a shortlist that is learnt from the training pairs of `corpus`; `None` if they have no tokens.
 
-    If source and target share a vocabulary, the first translation of each token is the token itself, so that names can
-    be copied.
+    If source and target share a vocabulary, the first translation of each token that is not special is the token
+    itself, so that names can be copied.
     """
     source_size, target_size = tokenizer.source_vocab_size, tokenizer.target_vocab_size
     found = model_1(sample_of(corpus, tokenizer.specials), source_size, target_size)
@@ -306,7 +318,10 @@ def count_shortlist(corpus: Corpus, tokenizer: Tokenizer) -> Shortlist | None:
 
 @dataclass(frozen=True)
 class TokenPairs:
-    """Pairs of a source and a target, concatenated; there are no special tokens, and no side is empty."""
+    """Sentence pairs as two arrays of tokens: all sources and all targets, one after another.
+
+    There are no special tokens, and no source or target is empty.
+    """
 
     source: Ids  # the tokens of all sources
     target: Ids  # the tokens of all targets
@@ -315,9 +330,9 @@ class TokenPairs:
 
 
 def sample_of(corpus: Corpus, specials: Specials, most_pairs: int = MOST_PAIRS) -> Iterator[TokenPairs]:
-    """Yields the pairs of a corpus, or at most `most_pairs` of them, in blocks that are spread evenly over the corpus.
+    """Yields the pairs of a corpus in blocks; of a larger corpus, at most `most_pairs` pairs, spread evenly over it.
 
-    Special tokens are removed; pairs with a side that has no other tokens are left out.
+    Special tokens are removed; a pair whose source or target has no other tokens is left out.
     """
     for begin, end in spread_blocks(len(corpus), most_pairs):
         sides = []
@@ -339,7 +354,10 @@ def _without(ids: Ids, lengths: Ids, special: Sequence[int]) -> tuple[Ids, Ids]:
 
 
 def _whole(source: tuple[Ids, Ids], target: tuple[Ids, Ids]) -> TokenPairs:
-    """Returns the pairs without those that have an empty side; each argument is (all tokens, sequence lengths)."""
+    """Returns only those pairs of which neither the source nor the target is empty.
+
+    `source` and `target` are each (tokens of all sequences, one after another; length of each sequence).
+    """
     whole = (source[1] > 0) & (target[1] > 0)
     (sources, source_lengths), (targets, target_lengths) = (
         (ids[np.repeat(whole, lengths)], lengths[whole]) for ids, lengths in (source, target)
@@ -409,8 +427,9 @@ def _counted(
 ) -> tuple[Ids, list[tuple[NDArray[np.int32], Ids]]]:
     """Returns the keys of all links, sorted and without duplicates, and two arrays for each chunk of links.
 
-    The key of a link is source x `target_size` + target. The arrays hold the index of the key of each link, and the
-    index at which each group of links begins (see `links_of`). No more pairs are read after MOST_LINKS links.
+    A link joins a source token and a target token of a pair; its key is source x `target_size` + target. The first
+    array holds, for each link of the chunk, the index of its key among the sorted keys; the second holds the index of
+    the first link of each group (see `links_of`). No more samples are read once there are MOST_LINKS links.
     """
     own: list[tuple[Ids, NDArray[np.int32], Ids]] = []
     num_links = 0
@@ -441,7 +460,10 @@ def likeliest(found: Translations, source_size: int, kept: int = KEPT) -> NDArra
 
 
 def with_copies(best: NDArray[np.int32], special: Sequence[int]) -> NDArray[np.int32]:
-    """Returns the translations `best`, (S, K), with each token that is not special as its own first translation."""
+    """Returns `best` (S, K), the translations of each token, with the token itself put first unless it is `special`.
+
+    If a token had K other translations, the last of them is dropped.
+    """
     found = best.copy()
     for token in np.setdiff1d(np.arange(len(best)), special).tolist():
         others = best[token][best[token] != token][: best.shape[1] - 1]
@@ -451,7 +473,7 @@ def with_copies(best: NDArray[np.int32], special: Sequence[int]) -> NDArray[np.i
 
 
 def most_frequent(samples: Iterator[TokenPairs], target_size: int, kept: int = KEPT) -> NDArray[np.int32]:
-    """Returns the target tokens that occur most often (F,), most frequent first."""
+    """Returns the `kept` target tokens that occur most often (F,), most frequent first; fewer if fewer occur."""
     counts = np.zeros(target_size, dtype=np.int64)
     for pairs in samples:
         counts += np.bincount(pairs.target, minlength=target_size)
