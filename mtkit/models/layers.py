@@ -57,7 +57,7 @@ class SinusoidalPositions(nn.Module):
         self.table: Tensor
 
     def make_table(self, num_positions: int) -> Tensor:
-        """Returns the embeddings (P, D) of P positions, the first of which has the number `sinusoid_first`."""
+        """Returns the embeddings (P, D) of P positions, numbered from the value of the setting `sinusoid_first`."""
         config = self.config
         return sinusoids(
             num_positions, config.d_model, config.sinusoid_layout, config.sinusoid_exponent, config.sinusoid_first
@@ -86,7 +86,10 @@ class LearnedPositions(nn.Module):
         nn.init.normal_(self.weight, std=0.02)
 
     def forward(self, positions: Tensor, length: int) -> Tensor:
-        """Returns the embeddings (R, L, D) of `positions` (R, L), all of which must be less than `max_positions`."""
+        """Returns the embeddings (R, L, D) of `positions` (R, L), all of which must be less than `max_positions`.
+
+        `length` is not used.
+        """
         return F.embedding(positions, self.weight)
 
 
@@ -134,7 +137,10 @@ class _Rotate(torch.autograd.Function):
 
 
 def _rotated(x: Tensor, sines: Tensor, cosines: Tensor) -> Tensor:
-    """Computes the rotation of `_Rotate` in the precision of the sines or of `x`, whichever is higher."""
+    """Returns the rotated `x`, (R, H, L, K), in its own dtype, given the sines and cosines of a `Rotation` in training.
+
+    The rotation is computed in the precision of the sines or of `x`, whichever is higher.
+    """
     exact = torch.promote_types(x.dtype, sines.dtype)
     sines, cosines = sines.to(exact), cosines.to(exact)
     first, second = x.to(exact).chunk(2, -1)
@@ -160,8 +166,8 @@ class RotaryPositions(nn.Module):
     def forward(self, positions: Tensor, length: int, consecutive: bool = False) -> Rotation:
         """Returns the rotation for `positions` (R, L), all of which must be less than `length`.
 
-        With `consecutive=True`, the positions in each row are 0, 1, 2 and so on, except for padding. In training on a
-        CPU, vectors are then multiplied by a rotation matrix for each position, which takes half the time.
+        `consecutive=True` says that the positions in each row are 0, 1, 2 and so on, except for padding. In training on
+        a CPU, vectors are then multiplied by a rotation matrix for each position, which takes half the time.
         """
         table = self.table
         if length > len(table):
@@ -178,7 +184,7 @@ class RotaryPositions(nn.Module):
 
 
 class LinearBiases(nn.Module):
-    """Linear biases, ALiBi (Press et al. 2022): lower attention scores in proportion to the distance of the key.
+    """Linear biases, ALiBi (Press et al. 2022), which lower attention scores in proportion to the distance of the key.
 
     Head h of H, from 1, subtracts 2^(-8h/H) from the score for each token of distance between query and key. The paper
     has decoders only. In an encoder, a key after the query is treated like a key at the same distance before it.
@@ -190,9 +196,9 @@ class LinearBiases(nn.Module):
         self.slopes = torch.tensor([2 ** (-8 * head / num_heads) for head in range(1, num_heads + 1)], device="cpu")
 
     def forward(self, distances: Tensor, mask: Tensor, dtype: torch.dtype) -> Tensor:
-        """Returns what to add to attention scores, (R, H, Q, N): the biases, or -inf where `mask` is False.
+        """Returns what to add to attention scores, (R, H, Q, N), as `dtype`: the biases, or -inf where `mask` is False.
 
-        `distances`, (R, Q, N), are those of the keys from the queries; `mask` is (R, 1, 1 or Q, N).
+        `distances`, (R, Q, N), from each query to each key, are at least 0 where `mask`, (R, 1, 1 or Q, N), is True.
         """
         self.slopes = self.slopes.to(distances.device)
         biases = (distances[:, None] * -self.slopes[:, None, None]).to(dtype)
@@ -214,7 +220,7 @@ class ScalarPositions(nn.Module):
         super().__init__()
 
     def forward(self, positions: Tensor, length: int) -> Tensor:
-        """Returns the codes (R, L, 1) of `positions` (R, L)."""
+        """Returns the codes (R, L, 1) of `positions` (R, L); `length` is not used."""
         return positions[:, :, None] / POSITION_SCALE
 
 
@@ -227,7 +233,7 @@ class BinaryPositions(nn.Module):
         super().__init__()
 
     def forward(self, positions: Tensor, length: int) -> Tensor:
-        """Returns the codes (R, L, POSITION_BITS) of `positions` (R, L), lowest bit first."""
+        """Returns the codes (R, L, POSITION_BITS) of `positions` (R, L), lowest bit first; `length` is not used."""
         return (positions[:, :, None] >> torch.arange(POSITION_BITS, device=positions.device)) & 1
 
 
@@ -336,7 +342,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causa
 
     `query` is (R, H, Q, K); `key` and `value` are (R, H, N, K). `mask` is (R, 1, 1 or Q, N): a bool tensor that is True
     where a query may attend to a key, or the result of `additive`. If `mask` is `None`, a query may attend to all keys
-    or, with `causal=True`, to keys up to its own position. `rate` is the dropout of the weights.
+    or, with `causal=True`, to keys up to its own position; `causal=True` needs `mask=None`. `rate` is the dropout of
+    the weights.
     """
     if query.device.type == "cpu" and _is_faster_unfused(query, rate):
         attended = _attend_unfused(query, key, value, mask, causal, rate)
@@ -351,7 +358,8 @@ def attend_with_factors(
 ) -> Tensor:
     """Returns what `attend` does, but multiplies the attention scores by `factors`, (R, 1, Q, N), before the softmax.
 
-    A factor of 0 hides nothing: a score of 0 still has a weight. `rate` is the dropout of the weights.
+    A factor of 0 does not hide a key, since a score of 0 still gives it a weight; `mask` does. The other arguments are
+    as in `attend`.
     """
     weights = dropout(attention_weights(query, key, mask, False, factors), rate, rate > 0)
     joined: Tensor = (weights.to(value.dtype) @ value).transpose(1, 2).flatten(2)
@@ -385,7 +393,10 @@ def _is_faster_unfused(query: Tensor, rate: float) -> bool:
 def _attend_unfused(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, rate: float
 ) -> Tensor:
-    """Computes the attention-weighted sums of the values, (R, H, Q, K), without the fused kernel."""
+    """Returns the attention-weighted sums of the values, (R, H, Q, K), computed without the fused kernel.
+
+    The arguments are as in `attend`.
+    """
     weights = attention_weights(query, key, mask, causal).to(value.dtype)
     attended: Tensor = dropout(weights, rate, rate > 0) @ value
     return attended
@@ -575,8 +586,8 @@ class CrossAttention(nn.Module):
     ) -> Tensor:
         """Returns the output of the attention for the target tokens `x`; both are (R, Q, D).
 
-        `key` and `value` come from `project`. If `watched` is a list, the attention weights (R, H, Q, S) are appended
-        to the list.
+        `key` and `value` come from `project`; `mask` is as in `attend`. If `watched` is a list, the attention weights
+        (R, H, Q, S) are appended to the list.
         """
         query = _times(self.query_norm(split_heads(self.query(x), self.num_heads)), self.factor)
         if watched is not None:
@@ -647,7 +658,7 @@ class LayerList(nn.ModuleList, Generic[AnyLayer]):
 
 
 def draw_layers(num_layers: int, rate: float, training: bool) -> list[bool]:
-    """Draws which layers take part in a forward pass; returns True or False for each layer.
+    """Draws which layers take part in a forward pass; returns True for each that does, False for each that does not.
 
     In training, each layer is skipped with probability `rate`; outside training, no layer is skipped. The random
     numbers are drawn on the CPU, since the CPU would have to wait for numbers drawn on another device.
@@ -659,7 +670,7 @@ def draw_layers(num_layers: int, rate: float, training: bool) -> list[bool]:
 
 
 class _ZeroGradients(torch.autograd.Function):
-    """The autograd function of `with_zero_gradients`."""
+    """Returns `x` unchanged; the backward pass gives each tensor in `unused` a gradient of zeros."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *unused: Tensor) -> Tensor:

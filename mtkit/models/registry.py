@@ -102,7 +102,7 @@ def _decoder(config: HalfConfig, embedding: Embedding, output: Output, final_wid
 
 
 def _longest(config: HalfConfig, side: Stack) -> int | None:
-    """Returns the maximum length of a row, in tokens, for this encoder or decoder; `None` if there is no limit."""
+    """Returns the maximum length of a row, in tokens, for the encoder or decoder (`side`); `None` if there is none."""
     return config.limit_of(side) if isinstance(config, TransformerConfig) else None
 
 
@@ -130,7 +130,7 @@ OWN_SPECIALS = Specials()  # the special tokens of vocabularies trained by mtkit
 
 
 class _Unfilled(TorchFunctionMode):
-    """Context manager in which new layers do not initialise their weights; on the meta device, this only takes time."""
+    """Context manager in which new layers leave their weights uninitialised; on the meta device, this saves time."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Calls `function`; if it is one that draws random weights, returns its tensor unchanged instead."""
@@ -225,10 +225,10 @@ def require_sizes_of(config: AnyModelConfig, weights: Mapping[str, Tensor], wher
 
 
 def _other_widths(half: HalfConfig, side: Stack) -> list[int]:
-    """Returns the numbers of rows of the matrices with `d_model` columns in an encoder or decoder, except square ones.
+    """Returns the numbers of rows of those matrices in an encoder or decoder that have `d_model` columns.
 
-    In a Transformer, these are the feed-forward width and the number of learned positions (1 if there are none). A
-    recurrent encoder or decoder has no such matrices; for it, returns [1].
+    Square matrices are left out. In a Transformer, the numbers are the feed-forward width and the number of learned
+    positions (1 if there are none). For a recurrent encoder or decoder, which has no such matrices, returns [1].
     """
     if isinstance(half, RecurrentConfig):
         return [1]
@@ -297,7 +297,7 @@ KERNELS_KEPT = 16  # for a step of two LSTMs, forward and backward, and for stor
 
 
 def keep_few_kernels(model: nn.Module, device: torch.device, precision: str) -> None:
-    """Sets oneDNN to keep few of the kernels that it makes, if an LSTM is trained in fp32 on a CPU.
+    """Sets oneDNN to keep few of the kernels that it makes, if `model` has an LSTM and trains in fp32 on a CPU.
 
     oneDNN makes kernels for each shape of a batch, and keeps up to 1,024. They are small, but lie scattered among the
     tensors, so that freed memory is in pieces too small for the next batch. Making kernels anew takes less than a
@@ -344,9 +344,9 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
 def pick_precision(name: str, device: torch.device, d_model: int) -> str:
     """Returns the precision called `name`; "auto" means the fastest suitable one of bf16, fp16 and fp32.
 
-    "auto" means bf16 if the device has instructions for bf16. On a CPU, `d_model` must also be at least 128, since
-    smaller models gain nothing from bf16. On a GPU without bf16, "auto" means fp16 if the GPU has fast matrix products
-    in fp16. In all other cases, "auto" means fp32.
+    "auto" means bf16 if the device is a CPU or a CUDA GPU that has instructions for bf16. On a CPU, `d_model` must also
+    be at least 128, since smaller models gain nothing from bf16. On a CUDA GPU without bf16, "auto" means fp16 if the
+    GPU has fast matrix products in fp16. In all other cases, such as on mps, "auto" means fp32.
     """
     if name != "auto":
         return name
@@ -501,18 +501,20 @@ MakeKernel = Callable[[Tensor, Tensor], Kernel]
 
 
 def int_matmul(weight: Tensor, scales: Tensor) -> Kernel:
-    """Returns a kernel that uses `torch._int_mm`.
+    """Returns a function, a `Kernel`, that multiplies rows by the int8 `weight` (O, I) with `torch._int_mm`.
 
-    It has little overhead, but returns int32 sums, whose conversion to fp32 takes time if there are many outputs.
+    `torch._int_mm` has little overhead, but returns int32 sums, whose conversion to fp32 takes time if there are many
+    outputs.
     """
     transposed = weight.t()
     return lambda rows: torch._int_mm(rows, transposed) * scales
 
 
 def onednn_linear(weight: Tensor, scales: Tensor) -> Kernel:
-    """Returns a kernel that uses oneDNN's quantised linear layer, with packed weights.
+    """Returns a function, a `Kernel`, that multiplies rows by the int8 `weight` (O, I) with oneDNN's quantised layer.
 
-    The rows are passed as unsigned numbers, since for signed numbers oneDNN is fast only with AMX and several rows.
+    The weights are packed. The rows are passed to oneDNN as unsigned numbers, since for signed numbers it is fast only
+    with AMX and several rows.
     """
     packed = torch.ops.onednn.qlinear_prepack(weight, None)
     zeros = torch.zeros(len(scales), dtype=torch.int64)
@@ -537,7 +539,7 @@ CHECKED_SHAPES = ((1, 64, 48), (7, 33, 65), (64, 256, 256), (48, 512, 1024))
 
 
 def is_right(make: MakeKernel) -> bool:
-    """Whether a kernel exists on this processor and gives the exact results.
+    """Whether the kernels that `make` makes work on this processor and give exact results.
 
     PyTorch has had products of 8-bit numbers that were silently wrong on some processors. On others, sums of two
     products are limited to 16 bits, which shows only with large numbers.
@@ -561,9 +563,10 @@ def is_right(make: MakeKernel) -> bool:
 
 
 def is_fast(make: MakeKernel) -> bool:
-    """Whether a kernel is faster than a matrix product in fp32, by the shortest of a few timed calls of each.
+    """Whether a kernel that `make` makes takes less time here than a matrix product in fp32.
 
-    The difference is large, so measuring for about two milliseconds is enough.
+    The shortest of a few timed calls of each are compared. The difference is large, so measuring for about two
+    milliseconds is enough.
     """
     weight = torch.ones(512, 512, dtype=torch.int8)
     kernel, rows, numbers = make(weight, torch.ones(512)), torch.ones(64, 512, dtype=torch.int8), weight.float()
@@ -583,10 +586,10 @@ def _seconds(function: Callable[[], object]) -> float:
 
 @cache
 def usable_kernels() -> list[MakeKernel]:
-    """Returns the kernels that are right and fast on this processor or, if none is fast, those that are right.
+    """Returns those of `KERNELS` that are right and fast on this processor or, if none is fast, those that are right.
 
     All right kernels give the same numbers, so a measurement of time never changes a translation. If no kernel is
-    right, says so once on stderr.
+    right, returns an empty list, and says so once on stderr.
     """
     right = [make for make in KERNELS if is_right(make)]
     if not right:
@@ -605,7 +608,7 @@ class Int8Linear(nn.Module):
     exact; they are multiplied by both scales, and the bias is added, in fp32. If a row of the input contains NaN, the
     row of the output is NaN.
 
-    If this processor has no kernel that is right, only the weights are rounded.
+    If no product of 8-bit numbers is right on this processor (see `usable_kernels`), only the weights are rounded.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
