@@ -278,7 +278,10 @@ def max_lengths_of(
 
 
 def _constraints(decoding: DecodingConfig, max_lengths: Tensor, end: int) -> list[Constraint]:
-    """Returns the search constraints that the settings `decoding.min_length` and `decoding.no_repeat_ngram` ask for."""
+    """Returns the constraints that the settings `decoding.min_length` and `decoding.no_repeat_ngram` ask for.
+
+    A minimum length is never above the maximum length of its sentence, given in `max_lengths` (N,).
+    """
     constraints = []
     if decoding.min_length:
         constraints.append(min_length(max_lengths.clamp(max=decoding.min_length), end))
@@ -288,9 +291,10 @@ def _constraints(decoding: DecodingConfig, max_lengths: Tensor, end: int) -> lis
 
 
 def _penalized(hypotheses: list[Hypothesis], penalty: Callable[[Tensor], Tensor]) -> list[list[Hypothesis]]:
-    """Sets the score of each hypothesis to its log-probability divided by the length penalty.
+    """Returns each hypothesis, in a list of its own, with a score that takes the length penalty into account.
 
-    Returns, for each hypothesis, a list that holds only this hypothesis.
+    The score is the log-probability divided by the penalty. `penalty` maps lengths, which count the end mark, to
+    penalties. A hypothesis that stands for no translation keeps its score of -inf.
     """
     lengths = torch.tensor([len(hypothesis.tokens) + 1 for hypothesis in hypotheses], dtype=torch.float64)
     return [
@@ -323,10 +327,10 @@ def log_probs_after(
     sentence: int,
     prefixes: Tensor,
 ) -> Tensor:
-    """Returns the log-probabilities (B, V) of the token that follows each of the prefixes (B, T), without a cache.
+    """Returns the log-probabilities (B, V) of the token that follows each of the prefixes (B, T).
 
-    All prefixes belong to translations of one sentence, `sentences[sentence]`. Tokens in `forbidden`, and those that
-    the constraints rule out, get -inf.
+    The prefixes, all of translations of one sentence, `sentences[sentence]`, are decoded from their beginning, without
+    a decoding state. Tokens in `forbidden`, and those that the constraints rule out, get -inf.
     """
     prefixes = prefixes.to(model.device)
     start = prefixes.new_full((len(prefixes), 1), model.boundaries.start)
@@ -392,7 +396,8 @@ def likeliest_next(
 ) -> list[list[tuple[int, float]]]:
     """Returns, for each target prefix, (token, probability) of the `count` most probable next tokens, best first.
 
-    The end mark counts as a token, so it may be among them. There are fewer than `count` if the vocabulary is smaller.
+    `sources` holds the source tokens for each prefix; a language model needs sources without tokens. The end mark
+    counts as a token, so it may be among them. There are fewer than `count` if the vocabulary is smaller.
     """
     batch = padded_batch(ragged(sources), ragged(prefixes), model.boundaries).to(model.device)
     features, _ = model.decode(batch.target, model.encode(batch.source))  # (R, T, D)
@@ -489,7 +494,10 @@ def _batch_log_probs(
 
 
 def _label_log_probs(model: Model, features: Tensor, labels: Tensor) -> Tensor:
-    """Returns the log-probability of each label in `labels` (R, T) except NO_LABEL, as a vector."""
+    """Returns the log-probability of each label in `labels` (R, T) that is not NO_LABEL, as one vector.
+
+    `features` (R, T, D) are those from which the model predicts the labels.
+    """
     real = labels != NO_LABEL
     log_probs = []
     for chunk, chunk_labels in zip(
@@ -501,7 +509,7 @@ def _label_log_probs(model: Model, features: Tensor, labels: Tensor) -> Tensor:
 
 
 def _masked_log_probs(model: MaskedModel, batch: Batch) -> list[list[float]]:
-    """Returns what `log_probs_of` returns for a masked model."""
+    """Returns, for each pair of a batch, the log-probabilities that `log_probs_of` returns for a masked model."""
     hidden, state = model.hide(batch, everything=True), model.encode(batch.source)
     features, _ = model.decode(hidden.target, state)
     lengths = (hidden.labels != NO_LABEL).sum(1)

@@ -183,7 +183,7 @@ class LengthPenalty(Protocol):
 
 
 def power(length: Tensor, exponent: float) -> Tensor:
-    """Returns length^exponent.
+    """Returns length^exponent, kept between SMALLEST_PENALTY and LARGEST_PENALTY.
 
     With exponent 1, the score of a hypothesis is its mean log-probability per token. With exponent 0, the score is the
     sum of the log-probabilities.
@@ -192,7 +192,7 @@ def power(length: Tensor, exponent: float) -> Tensor:
 
 
 def gnmt(length: Tensor, exponent: float) -> Tensor:
-    """Returns the length penalty ((5 + length) / 6)^exponent (Wu et al., 2016, equation 14)."""
+    """Returns ((5 + length) / 6)^exponent (Wu et al., 2016, equation 14), kept within the limits of `power`."""
     return (((5 + length) / 6) ** exponent).clamp(SMALLEST_PENALTY, LARGEST_PENALTY)
 
 
@@ -313,7 +313,8 @@ def _extend(
     """Returns `num_hypotheses` hypotheses for each sentence; `choose` chooses their tokens, one at each step.
 
     A hypothesis is complete when it gets the end mark. A hypothesis of the maximum length always gets the end mark
-    next. A hypothesis is not extended further once its log-probability is -inf or NaN.
+    next. A hypothesis is not extended further once its log-probability is -inf or NaN; `NOTHING_FOUND` or
+    `NOT_A_NUMBER` is then returned in its place. The other arguments are as in `greedy_search`.
     """
     if not len(start):
         return []
@@ -440,7 +441,7 @@ class Draw:
         return torch.cat([self._draw_chunk(*chunk) for chunk in chunks])
 
     def _draw_chunk(self, log_probs: Tensor, uniform: Tensor) -> Tensor:
-        """Does what `__call__` does, for one chunk of the rows."""
+        """Returns sampled tokens (R, W) for one chunk of rows; the arguments are those of `__call__` for these rows."""
         order = None  # (R, W, K): the top_k tokens, most probable first; None without top_k
         # Also if top_k exceeds V: with shortlists, V depends on the batch, but the order of the tokens must not.
         if self.top_k is not None:
@@ -462,9 +463,9 @@ class Draw:
         return places[:, :, 0]
 
     def _weights(self, log_probs: Tensor) -> Tensor:
-        """Returns token weights (R, 1 or W, K) proportional to the probabilities at the temperature.
+        """Returns weights proportional to the probabilities of tokens at the temperature, in the shape (R, 1 or W, K).
 
-        The largest weight in each row is 1.
+        `log_probs` has the same shape. The largest of each K weights is 1 unless all these tokens are forbidden.
         """
         largest = log_probs.amax(2, keepdim=True).clamp(min=torch.finfo(log_probs.dtype).min)
         weights = ((log_probs - largest) / self.temperature).exp()
@@ -474,9 +475,9 @@ class Draw:
 def _smallest_of_nucleus(weights: Tensor, top_p: float) -> Tensor:
     """Returns, for each row of `weights` (R, K), the smallest weight (R,) in the nucleus.
 
-    The largest weights that together reach the fraction `top_p` of the sum of the row form the nucleus. All tokens with
-    the smallest of these weights belong to it. Sorting the whole vocabulary takes longer than a step of the model, and
-    most nuclei are small. So a row is sorted only if its `FIRST` largest weights do not reach this fraction.
+    The largest weights that together reach the fraction `top_p` of the sum of the row form the nucleus. All weights
+    equal to the smallest of these belong to it, too. Sorting the whole vocabulary takes longer than a step of the
+    model, and most nuclei are small. So a row is sorted only if its `FIRST` largest weights do not reach this fraction.
     """
     mass = top_p * weights.sum(1)  # (R,)
     first = weights.topk(min(FIRST, weights.shape[1]), dim=1).values
@@ -490,7 +491,7 @@ def _smallest_of_nucleus(weights: Tensor, top_p: float) -> Tensor:
 def _weight_reaching(mass: Tensor, weights: Tensor) -> Tensor:
     """Returns, for each row, the weight (R,) at which the cumulative sum of the weights reaches `mass` (R,).
 
-    `weights` (R, K) are in descending order.
+    `weights` (R, K) are in descending order. If their sum is too small, returns the last weight of the row.
     """
     places = (weights.cumsum(1) < mass[:, None]).sum(1, keepdim=True).clamp(max=weights.shape[1] - 1)
     return weights.gather(1, places)[:, 0]
@@ -569,7 +570,7 @@ def continue_beam(
 
     Both results are (R, `beam_size`). `log_probs` (R, 1 or W, V) are the log-probabilities of the next token, `totals`
     (R, 1 or W) those of the hypotheses so far. `full` (R,) is `True` for sentences whose hypotheses have the maximum
-    length: only the end mark may follow.
+    length: only the end mark, whose id is `end`, may follow.
     """
     if groups.number == 1:
         return _continue_group(log_probs, log_probs, totals, full, end, beam_size)
@@ -629,9 +630,9 @@ def _candidates(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the 2W best continuations, best first: their log-probabilities, parents and tokens, each (R, 2W).
 
-    W is `beam_size`. `log_probs` is (R, W, V), `totals` (R, W), `full` (R,). At most W of the 2W continuations end with
-    the end mark, so at least W end with another token. If a sentence has fewer than 2W continuations, the remaining
-    log-probabilities are -inf.
+    W is `beam_size`; the arguments are as in `continue_beam`. Since at most W of the 2W continuations end with the end
+    mark, at least W end with another token. If a sentence has fewer than 2W continuations, as it has if its hypotheses
+    have the maximum length, the remaining log-probabilities are -inf.
     """
     # The best 2W continuations overall are among the best 2W of each hypothesis, so only those are added to the totals
     # and sorted.
@@ -679,12 +680,12 @@ class Stopping(Protocol):
 
 
 def exact(progress: SearchProgress, beam_size: int) -> Tensor:
-    """Stops when no hypothesis without an end mark can still become one of the best `num_best` (see `beam_search`)."""
+    """Stopping rule: a sentence is done when no hypothesis still alive can become one of its `num_best` best."""
     return progress.worst_kept >= progress.best_possible
 
 
 def count(progress: SearchProgress, beam_size: int) -> Tensor:
-    """Stops when `beam_size` hypotheses have an end mark, or when the rule `exact` would stop.
+    """Stopping rule: a sentence is done when `beam_size` of its hypotheses have an end mark, or by the rule `exact`.
 
     This is algorithm 1 of Kasai et al. (2022) with patience 1.
     """
@@ -703,7 +704,7 @@ Predict = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def mask_predict(predict: Predict, lengths: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-    """Returns a translation of each length in `lengths` (N,): tokens (N, T), and their log-probabilities (N, T).
+    """Returns N translations of the given `lengths` (N,): their tokens (N, T), and log-probabilities of these (N, T).
 
     `predict` is called `iterations` times: first with all tokens masked, then each time with only those tokens masked
     that have the lowest log-probabilities; the function `num_masked` says how many. The log-probability of a token is
@@ -724,7 +725,7 @@ def mask_predict(predict: Predict, lengths: Tensor, iterations: int) -> tuple[Te
 
 
 def num_masked(lengths: Tensor, iteration: int, iterations: int) -> Tensor:
-    """Returns how many tokens of translations of these lengths are masked in iteration number `iteration`, from 0.
+    """Returns, for each translation, how many of its tokens are masked in iteration number `iteration`, from 0.
 
     The number is length x (iterations - iteration) / iterations, rounded down (section 4.1), but at least 1, as in the
     authors' code.
@@ -851,7 +852,7 @@ def beam_search(
     maximum length would find; the `num_spare` hypotheses after them may differ. The result for a sentence does not
     depend on the other sentences of the batch.
 
-    `watch`, if given, is called after each step.
+    `groups` are the settings of diverse beam search. `watch`, if given, is called after each step.
 
     Ties between continuations are broken in favour of the better parent hypothesis, then the more probable token, then
     the lower token id. At the cutoff of `torch.topk`, however, PyTorch decides which of the tied tokens are kept.
@@ -918,7 +919,8 @@ def beam_search(
 def _to_lists(results: _Finished, tree: _Tree, has_nan: list[bool]) -> list[list[Hypothesis]]:
     """Returns the hypotheses found for each sentence, best first.
 
-    For a sentence without any hypothesis, the list holds only `NOT_A_NUMBER` or `NOTHING_FOUND`.
+    For a sentence without any hypothesis, the list holds only `NOT_A_NUMBER` if `has_nan` is `True` for the sentence,
+    otherwise only `NOTHING_FOUND`.
     """
     num_kept = results.scores.shape[1]
     tokens = tree.trace(results.nodes.flatten())

@@ -172,7 +172,7 @@ class Lists:
         return found
 
     def restored(self, found: list[list[Hypothesis]]) -> list[list[Hypothesis]]:
-        """Returns the hypotheses that a search with lists found for each sentence, with token ids for places."""
+        """Returns the hypotheses that a search with lists found for each sentence, with token ids instead of places."""
         return [
             [replace(h, tokens=own[h.tokens].tolist()) if h.tokens else h for h in hypotheses]
             for own, hypotheses in zip(self.tokens, found, strict=True)
