@@ -65,8 +65,8 @@ def translate(
     must begin with; if `prefixes` is a path, the texts are read from that file.
 
     Warnings are printed for bytes that are not UTF-8 (they are replaced); for lines too long for the model (they are
-    translated in parts); for lines without a translation; and, unless `tag` is given, for lines whose tag is unknown or
-    missing.
+    translated in parts); for lines without a translation or with another problem; and, unless `tag` is given, for lines
+    whose tag is unknown or missing.
 
     Lines are translated in large groups or, if `line_buffered` is true, one at a time. If `source` is a pipe and no
     line arrives for a moment, the lines read so far are translated and flushed. The grouping does not affect the
@@ -375,7 +375,7 @@ class Summary:
     log_prob: float = 0.0
 
     def figures(self) -> dict[str, float]:
-        """Returns the totals, and the perplexity and the bits per token and per character, by name."""
+        """Returns by name the totals, and perplexity and bits per token and per character ("bits_per_token")."""
         found: dict[str, float] = dict(vars(self))
         for unit, number in (("token", self.tokens), ("character", self.characters)):
             nats = -self.log_prob / max(number, 1)
@@ -447,9 +447,9 @@ def align(
     tag: str | None = None,
     line_buffered: bool = False,
 ) -> None:
-    """Align given translations; write a line in Pharaoh form to `out` for each translation.
+    """Align given translations; write a line in Pharaoh form to `out` for each translation, such as "0-0 1-2".
 
-    `translator.align_with` must have been called. All else is as in `score`.
+    `translator.align_with` must have been called. The arguments, warnings and errors are as in `score`.
     """
 
     def write(links: Links) -> None:

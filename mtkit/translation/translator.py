@@ -174,7 +174,10 @@ class Engine(Protocol):
     def decode(
         self, decoding: DecodingConfig, batches: Iterable[Batch], num_best: int, forbidden: Sequence[int]
     ) -> Iterator[list[list[Hypothesis]]]:
-        """Yields for each batch, in order, the hypotheses that the function `decode` returns for a batch."""
+        """Yields for each batch, in order, the hypotheses that the function `decode` returns for a batch.
+
+        A batch holds the source tokens of each sentence, and the target tokens with which its translation must begin.
+        """
 
     @property
     def precision(self) -> str:
@@ -242,7 +245,7 @@ class Translator:
 
         The words are those of the line as given, including tags in the line, but without the tag given as `tag`. Even
         if a line is translated in parts, links count the words of the whole line. Raises MtkitError if the model has no
-        attention, or lacks the layer or head that `settings` name.
+        attention to the source, or lacks the layer or head that `settings` name.
         """
         model, guided = self.config.model, self.config.guided_head
         shape = model.source_attention
@@ -263,7 +266,8 @@ class Translator:
         each Translator.
 
         Raises TypeError if `lines` is a single text or an item is not a str; MtkitError if the model does not know
-        `tag`; DataError if there are more or fewer prefixes than lines, or a prefix is too long for the model.
+        `tag`, is a language model, or is a masked model (cmlm) and `prefixes` is given; DataError if there are more or
+        fewer prefixes than lines, or a prefix is too long for the model.
         """
         require_list(lines, "lines")
         if tag is None:
@@ -284,8 +288,8 @@ class Translator:
 
         `lines` may be any iterable of str; memory use does not grow with its length. `prefixes` and `tag` are as in
         `translate`. A line may have fewer than `num_best` translations: minimum Bayes risk decoding returns at most
-        `decoding.mbr_samples`; beam search may find fewer than `num_best`, above all if `num_best` exceeds
-        `decoding.beam_size`.
+        `decoding.mbr_samples`, mask-predict at most `decoding.length_candidates`; beam search may find fewer than
+        `num_best`, above all if `num_best` exceeds `decoding.beam_size`.
 
         A few thousand lines at a time are read, sorted by length and translated in batches. With `at_once=True`, each
         line is translated before the next is read. If `at_once` is a function, it is called after each line is read;
@@ -425,7 +429,8 @@ class Translator:
     ) -> Iterator[Links]:
         """Yield the word alignments of given translations, in order; `align_with` must have been called.
 
-        The arguments and errors are those of `score_lines`. If a line is blank, there are no links.
+        The arguments and errors are those of `score_lines`. If the source or the translation is blank, there are no
+        links.
         """
         if self._aligner is None:
             raise MtkitError("align_lines: how to align is not known; call align_with(AlignmentSettings()) first")
@@ -541,9 +546,9 @@ class Translator:
     def _search_window(
         self, parts: list[_Part], num_lines: int, num_best: int, done: Callable[[int], object]
     ) -> list[TranslatedLine]:
-        """Translates all parts of the lines in a window; returns the translations of each line, in order.
+        """Translates all parts of the lines in a window; returns up to `num_best` translations of each line, in order.
 
-        `done` is as in `translate_lines`.
+        `num_lines` is the number of lines in the window; `done` is as in `translate_lines`.
         """
         order = [p for p, part in enumerate(parts) if part.is_searched]
         order.sort(key=lambda p: -parts[p].length)  # longest first, so that later batches need no more memory
@@ -602,7 +607,7 @@ class Translator:
 
         The line is split between sentences if possible. Each part that has tokens begins with the tags of the line, and
         only the first of these parts has the prefix. If even a single character has too many tokens for the model,
-        these tokens are divided among several parts.
+        these tokens are divided among several parts. `number` is the index of the line in its window.
         """
         most = max(self.max_source_length - len(tag_tokens), 1)
         first_unit = self._num_units(tags, tag_tokens)
@@ -666,9 +671,9 @@ class Translator:
     def _joined(
         self, num_lines: int, parts: list[_Part], found: list[list[Hypothesis]], num_best: int
     ) -> list[TranslatedLine]:
-        """Returns the translations of each line, joined from those of its parts.
+        """Returns the translations of each line, up to `num_best`, joined from those of its parts.
 
-        `found` holds the hypotheses of each part.
+        `found` holds the hypotheses of each part. `num_lines` is the number of lines to which the parts belong.
         """
         tokens = [h.tokens for hypotheses in found for h in hypotheses]
         unknown_texts = self._unknown_texts(parts, found) if self._replaces else None
@@ -745,8 +750,8 @@ class Translator:
     ) -> list[int] | None:
         """Returns the unit of each source token, as in Side; `None` without alignments.
 
-        `text` is a line, or a part of a line that begins at its unit `first_unit`. The first `num_tags` tokens are
-        tags, which have the unit -1.
+        `text` is a line, or a part of a line; `first_unit` is the index, in the whole line, of the first unit of the
+        part. The first `num_tags` tokens are tags, which have the unit -1.
         """
         if self._aligner is None:
             return None
@@ -795,7 +800,10 @@ class Translator:
         return of_line
 
     def _links(self, pairs: Sequence[tuple[Side, Side]]) -> list[Links]:
-        """Returns the links of each pair of sides, read off the model's attention; () if a side has no tokens."""
+        """Returns the links of each pair (source side, target side); () if a side has no tokens.
+
+        They are read off the model's attention.
+        """
         aligner = self._aligner
         assert aligner is not None
         chosen = [p for p, (source, target) in enumerate(pairs) if source.tokens and target.tokens]
@@ -816,7 +824,10 @@ class Translator:
         return replace(line, translations=translations)
 
     def _links_without_tag(self, links: Links | None, tag: str) -> Links:
-        """Converts links of a line that begins with `tag` to links of the line without it; drops links of the tag."""
+        """Converts links of a line that begins with `tag` to links of the line without it; drops links of the tag.
+
+        `None` counts as no links.
+        """
         return shifted(links or (), source=-self._num_units(tag, self._source_tokens(tag)))
 
     # Scoring and checks.
@@ -976,9 +987,9 @@ class _Aligner:
 def _line(parts: list[list[Translation]], separators: list[str], units: str) -> TranslatedLine:
     """Joins the translations of the parts of a line, and their alignments.
 
-    The alignments link `units`, "words" or "pieces".
-    The n-th translation of the line consists of the n-th translation of each part. A part that has fewer than n
-    translations contributes its last one.
+    `parts` holds the translations of each part, and `separators` the text that follows each part; the alignments link
+    `units`, "words" or "pieces". The n-th translation of the line consists of the n-th translation of each part. A part
+    that has fewer than n translations contributes its last one. Without parts, the translation is blank.
     """
     if not parts:  # a line of white space that was too long, which has no parts
         return TranslatedLine([Translation("", BLANK.score)], 1)
@@ -994,9 +1005,10 @@ def _line(parts: list[list[Translation]], separators: list[str], units: str) -> 
 
 
 def _joined_links(parts: Sequence[Translation], separators: Sequence[str], units: str) -> Links | None:
-    """Returns the links of a line that was translated in parts; `None` without alignments.
+    """Returns the links of a line, joined from those of its translated `parts`; `None` without alignments.
 
-    The source units in the links of `parts` are those of the whole line already; only target units are shifted.
+    In the links of a part, source units are counted from the beginning of the whole line already, so only target units
+    are shifted. `separators` holds the text that follows each part; `units` is "words" or "pieces".
     """
     links: list[tuple[int, int]] = []
     num_pieces = 0
@@ -1099,8 +1111,10 @@ def _fusion(
 ) -> Fusion:
     """Opens the language model at `path` for shallow fusion with `model`, the translation model at `other`.
 
-    Raises CheckpointError unless the models have the same target vocabulary and the same start token. Raises MtkitError
-    if the settings `config` ask for samples, since the scores of shallow fusion are no probabilities.
+    `tokenizer` and `config` are those of `model`. Raises CheckpointError unless the models have the same target
+    vocabulary and the same start token, the first is a language model, and the other is a translation model that
+    decodes token by token. Raises MtkitError if `config` asks for what shallow fusion lacks: exact search, a shortlist,
+    or samples, since its scores are no probabilities.
     """
     found, found_tokenizer, found_config = _open(open_and_tell(Path(path)), [f"device={config.device}"], precision)
     if found_config.task != "language_model":
@@ -1144,9 +1158,11 @@ def _translator(
     overrides: Sequence[str],
     fusion: Fusion | None = None,
 ) -> Translator:
-    """Returns a Translator that reports translations cut off at the maximum length, if that length is "auto".
+    """Returns a Translator for an open model, with the bundle's shortlist if the settings ask for one.
 
-    Texts that a language model generates are never reported, since no source determines their length.
+    The Translator reports translations that are cut off at the maximum length if `decoding.max_length_ratio` is "auto".
+    It never reports texts that a language model generates, since no source determines their length. Raises
+    CheckpointError if the settings ask for a shortlist that the bundle lacks.
     """
     is_auto = bundle.config_with(overrides).decoding.max_length_ratio == "auto" and model.reads_source
     shortlist = _shortlist(bundle) if config.decoding.shortlist is not None else None
@@ -1205,9 +1221,9 @@ def _open(bundle: Bundle, overrides: Sequence[str], precision: str) -> tuple[Tra
 def translator_of(
     config: Config, tokenizer: Tokenizer, weights: dict[str, Tensor], untrained: Sequence[int] = ()
 ) -> Translator:
-    """Returns a Translator for weights in memory, without copying them.
+    """Returns a Translator for a model with these weights, which are not copied.
 
-    The Translator never generates the tokens in `untrained`.
+    The Translator never generates the tokens in `untrained`. Raises CheckpointError if the weights do not fit `config`.
     """
     sizes = (tokenizer.source_vocab_size, tokenizer.target_vocab_size)
     model = _filled(config, tokenizer, sizes, weights, config.name)

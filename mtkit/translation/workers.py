@@ -102,11 +102,11 @@ def with_workers(translator: Translator, opening: Opening, num_workers: int | No
 
 
 def worker_devices(device: torch.device, num_workers: int | None) -> list[str]:
-    """Returns the device of each worker, for a model that was loaded on `device`.
+    """Returns the device of each worker, such as "cpu" or "cuda:1", for a model that was loaded on `device`.
 
     If `num_workers` is `None`, their number is chosen: one for each GPU or, on a CPU under Linux, one for each core
     that this process may use, but no more than PyTorch has threads (whose number the user may have limited) and no more
-    than the memory allows; in all other cases, one.
+    than the memory allows; in all other cases, one. If there are more workers than GPUs, they share them.
     """
     gpus = torch.cuda.device_count() if device.type == "cuda" else 0
     if num_workers is None:
@@ -186,7 +186,10 @@ class WorkerTranslator(Translator):
             self._crews.remove(crew)
 
     def _finished(self, window: "_Window", crew: "_Crew", num_best: int) -> Iterable[TranslatedLine]:
-        """Waits until a window is translated, and returns its translations."""
+        """Waits until a window is translated, and returns the translations of its lines, in order.
+
+        If a worker raised an exception, the main process translates the window again, to raise the same exception.
+        """
         crew.finish(window)
         if window.has_failed:  # this raises the same error as without workers, unless only the worker lacked memory
             return _translations(self._alone, window.pairs, num_best)
@@ -249,9 +252,9 @@ class _Piece:
 def _windows(pairs: Iterable[Pair], at_once: bool | Callable[[], bool], num_workers: int) -> Iterator[_Window]:
     """Divides the lines into windows.
 
-    A window ends when it is full, or when the lines read so far must be translated (`at_once`, as in
-    `translate_lines`). If reading raises an exception, the last window holds the exception and no lines; lines that
-    were read after the window before are lost.
+    A window ends when it is full, with enough lines for `num_workers` workers, or when the lines read so far must be
+    translated (`at_once`, as in `translate_lines`). If reading raises an exception, the last window holds the exception
+    and no lines; lines that were read after the window before are lost.
     """
     most = max(WINDOW_LINES, PIECES_PER_WORKER * num_workers * PIECE_LINES)
     most_characters = max(WINDOW_CHARACTERS, PIECES_PER_WORKER * num_workers * PIECE_CHARACTERS)
@@ -279,7 +282,10 @@ def _windows(pairs: Iterable[Pair], at_once: bool | Callable[[], bool], num_work
 
 
 def _pieces(window: _Window, num_workers: int) -> Iterator[_Piece]:
-    """Divides a window into pieces of lines that are similar in length; yields those with the longest lines first."""
+    """Divides a window into pieces of lines that are similar in length; yields those with the longest lines first.
+
+    There are at least PIECES_PER_WORKER pieces for each worker, unless they would have fewer than LEAST_LINES lines.
+    """
     most = max(LEAST_LINES, min(PIECE_LINES, ceil(len(window.pairs) / (PIECES_PER_WORKER * num_workers))))
     places: list[int] = []
     size = 0
@@ -333,7 +339,8 @@ class _Crew:
     def finish(self, window: _Window) -> None:
         """Wait until the window is translated or has failed; meanwhile, keep giving pieces of all windows to workers.
 
-        Raises MtkitError if a piece kills its workers, or if a worker cannot open the model.
+        Raises MtkitError if MOST_KILLS workers were killed while translating the same piece, or if a worker cannot open
+        the model.
         """
         while not window.is_finished:
             busy = {worker.connection: worker for worker in self._workers if worker.piece is not None}
@@ -400,7 +407,7 @@ class _Crew:
         self._queue.appendleft(piece)
 
     def _bury(self, worker: _Worker) -> str:
-        """Kill a worker, unless it has ended, and free its device; returns the signal or exit code that ended it."""
+        """Kill a worker, unless it has ended, and free its device; returns what ended it, such as "SIGKILL"."""
         worker.process.kill()
         worker.process.join()
         worker.connection.close()
@@ -547,7 +554,10 @@ def free_memory() -> int:
 
 
 def _cgroups(controller: str) -> Iterator[Path]:
-    """Yields the folders of the cgroups that may limit this process by `controller`: its own and those above."""
+    """Yields the folders of the cgroups that may limit this process by `controller`, such as "cpu" or "memory".
+
+    These are the process's own cgroup and those above it.
+    """
     listing, root = CGROUPS
     for line in listing.read_text("utf-8").splitlines() if listing.exists() else []:
         _, controllers, path = line.split(":", 2)
