@@ -223,7 +223,8 @@ def _mask_predicted(
 ) -> list[list[Hypothesis]]:
     """Returns, for each sentence, one translation for each of the most probable target lengths, best first.
 
-    The score of a translation is the mean log-probability of its tokens and of its length, which counts as one token.
+    Up to `decoding.length_candidates` lengths are tried, none above the maximum in `max_lengths` (N,). The score of a
+    translation is the mean log-probability of its tokens and of its length, which counts as one token.
     """
     state = model.encode(source_rows(sources, model.boundaries.source_end).to(model.device))
     candidates, of_lengths = model.likeliest_lengths(state, max_lengths, decoding.length_candidates)  # (N, W)
@@ -329,8 +330,8 @@ def log_probs_after(
 ) -> Tensor:
     """Returns the log-probabilities (B, V) of the token that follows each of the prefixes (B, T).
 
-    The prefixes, all of translations of one sentence, `sentences[sentence]`, are decoded from their beginning, without
-    a decoding state. Tokens in `forbidden`, and those that the constraints rule out, get -inf.
+    The prefixes are those of translations of one sentence, `sentences[sentence]`; they are decoded from their
+    beginning, without a decoding state. Tokens in `forbidden`, and those that the constraints rule out, get -inf.
     """
     prefixes = prefixes.to(model.device)
     start = prefixes.new_full((len(prefixes), 1), model.boundaries.start)

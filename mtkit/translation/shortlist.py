@@ -318,7 +318,7 @@ def count_shortlist(corpus: Corpus, tokenizer: Tokenizer) -> Shortlist | None:
 
 @dataclass(frozen=True)
 class TokenPairs:
-    """Sentence pairs as two arrays of tokens: all sources and all targets, one after another.
+    """Sentence pairs as arrays: the tokens of all sources, one source after another, and likewise of all targets.
 
     There are no special tokens, and no source or target is empty.
     """

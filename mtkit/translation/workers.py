@@ -188,7 +188,8 @@ class WorkerTranslator(Translator):
     def _finished(self, window: "_Window", crew: "_Crew", num_best: int) -> Iterable[TranslatedLine]:
         """Waits until a window is translated, and returns the translations of its lines, in order.
 
-        If a worker raised an exception, the main process translates the window again, to raise the same exception.
+        If a worker raised an exception, the main process translates the window again, which raises the same exception
+        unless only the worker lacked memory.
         """
         crew.finish(window)
         if window.has_failed:  # this raises the same error as without workers, unless only the worker lacked memory
