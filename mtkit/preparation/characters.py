@@ -42,7 +42,7 @@ WIDTHS = {"FULLWIDTH", "HALFWIDTH", "MATHEMATICAL", "MODIFIER", "FEMININE", "MAS
 
 
 class Alphabet:
-    """Tables with an entry for every character met so far; characters are looked up when they are first met.
+    """What is known of each character, in NumPy tables indexed by code point, filled in when a character is first met.
 
     Four tables have a hash of each character:
 
@@ -63,7 +63,7 @@ class Alphabet:
         self.content_hashes: Ids = np.zeros(0x110000, dtype=np.uint64)
 
     def classes(self, codes: Codes) -> Flags:
-        """The class bits of each character, (C); looks up new characters first."""
+        """Returns the class bits (LETTER, DIGIT, SPACE, ...) of the characters with the code points `codes`, (C)."""
         classes = self._classes.take(codes)
         if classes.all():
             return classes
@@ -72,7 +72,7 @@ class Alphabet:
         return self._classes.take(codes)
 
     def class_of(self, character: str) -> int:
-        """The class bits of a character."""
+        """The class bits of a character: all of its classes, such as LETTER or DIGIT, combined by bitwise or."""
         code = ord(character)
         if not self._classes[code]:
             self._learn(code)
@@ -106,7 +106,10 @@ class Alphabet:
 
 
 def _described(character: str) -> tuple[int, str]:
-    """Returns the class bits of a character, and its script, from its Unicode name; "" if it is not a letter."""
+    """Returns the class bits of a character, such as LETTER, and its script by its Unicode name, such as "LATIN".
+
+    The script of a character that is not a letter is "".
+    """
     kind, script = _kind(character)
     byte = byte_of(character)
     if byte is not None:
@@ -179,11 +182,11 @@ class Block:
         return lower
 
     def flags(self) -> Flags:
-        """The class bits that occur in each line, (L)."""
+        """The class bits of all characters of each line, combined by bitwise or, (L)."""
         return np.bitwise_or.reduceat(self.classes, self.starts)
 
     def count(self, bits: int) -> NDArray[np.int64]:
-        """The number of characters of each line that have one of the class bits, (L)."""
+        """The number of characters of each line that have at least one of the class bits `bits`, (L)."""
         return self.sums((self.classes & bits) != 0)
 
     def count_foreign(self, scripts: Sequence[str]) -> NDArray[np.int64]:
@@ -204,12 +207,15 @@ class Block:
         return np.add.reduceat(chosen, self.starts, dtype=np.int64)
 
     def with_next(self, first: int, then: int) -> NDArray[np.int64]:
-        """Returns the indices of lines in which a character of the classes `first` directly precedes one of `then`."""
+        """Returns the indices of lines in which some character is in the classes `first` and the next is in `then`.
+
+        `first` and `then` are class bits, such as LETTER | DIGIT.
+        """
         found = np.flatnonzero((self.classes[:-1] & first) != 0)
         return self.lines_of(found[(self.classes[found + 1] & then) != 0])
 
     def lines_of(self, places: NDArray[np.intp]) -> NDArray[np.int64]:
-        """Returns the indices of the lines that contain the characters at these places, sorted, each line once."""
+        """Returns the indices of the lines that contain the characters at indices `places`, sorted, each line once."""
         return np.unique(np.searchsorted(self.starts, places, side="right") - 1)
 
     def keys(self) -> Ids:
@@ -348,7 +354,7 @@ def minima(block: Block) -> NDArray[np.uint32]:
 
 
 def bands(signatures: NDArray[np.uint32], rows: int) -> Ids:
-    """Hashes of the bands of each signature, groups of `rows` consecutive entries; (L, NUM_MINIMA // rows)."""
+    """Returns a hash of each band (`rows` consecutive entries) of each signature, (L, NUM_MINIMA // rows)."""
     count = NUM_MINIMA // rows
     total = np.zeros((len(signatures), count), dtype=np.uint64)
     for row in range(rows):
@@ -367,7 +373,10 @@ SMOOTHING = 0.1  # added to the count of each bucket
 
 
 class Letters:
-    """The hashed sequences of three letters in each line of a block; any other character counts as a space."""
+    """The sequences of three letters in each line of a lower-case block, as hashes of 16 bits (buckets).
+
+    Characters other than letters and marks count as spaces.
+    """
 
     def __init__(self, lower: Block) -> None:
         self._lower = lower
@@ -385,20 +394,20 @@ class Letters:
         return np.add.reduceat(table.take(self.buckets), self._lower.starts, dtype=np.float64).astype(np.float32)
 
     def counts(self, chosen: NDArray[np.bool_]) -> NDArray[np.float32]:
-        """How often each bucket occurs in the chosen lines, (G); `chosen` is a mask of the lines, (L)."""
+        """How many three-letter sequences of the chosen lines have each hash, (G); `chosen` is a mask of lines, (L)."""
         buckets = self.buckets[np.repeat(chosen, self._lower.lengths + 1)]
         return np.bincount(buckets, minlength=BUCKETS + 1)[:BUCKETS].astype(np.float32)
 
 
 @dataclass(frozen=True)
 class LetterModel:
-    """Counts of hashed sequences of three letters, and the log-probabilities that they give."""
+    """The count of each hash of a three-letter sequence in some text, and log-probabilities from these counts."""
 
     counts: NDArray[np.float32]  # (G)
 
     @cached_property
     def logs(self) -> NDArray[np.float32]:
-        """The log-probability of each bucket, (G)."""
+        """The log-probability of each hash of a three-letter sequence, (G), in nats, by smoothed counts."""
         return self._logs(self.counts)
 
     def scores(self, letters: Letters, is_counted: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
@@ -641,7 +650,7 @@ KINDS: dict[str, Kind] = {
 class Example:
     """A pair with a fault; or, with `text` alone, a fault of a file.
 
-    If the pair was mended, `source` and `target` are as before, and `text` is the mended pair.
+    If the pair was mended, `source` and `target` are the pair before, and `text` is "source ||| target" after mending.
     """
 
     file: Path
@@ -652,7 +661,7 @@ class Example:
 
     @property
     def place(self) -> str:
-        """The file and the line, such as train.fr:17."""
+        """The file and the line, such as train.fr:17; the file alone if `line` is `None`."""
         return str(self.file) if self.line is None else f"{self.file}:{self.line}"
 
 
@@ -681,12 +690,15 @@ class Diagnosis:
 
     @property
     def kinds(self) -> list[str]:
-        """The kinds to report, in the order of KINDS: those found, except so rarely that they may be false alarms."""
+        """The names of the kinds of faults to report, in the order of KINDS.
+
+        Leaves out kinds that were found so rarely that they may be false alarms.
+        """
         return [name for name in KINDS if name in self.found and self._is_reported(name)]
 
     @property
     def stopping(self) -> list[str]:
-        """The kinds because of which training should not start yet."""
+        """The names of the kinds of faults because of which training should not start yet, in the order of KINDS."""
         return [name for name in self.kinds if self.is_stopping(name)]
 
     def share(self, name: str) -> float:
@@ -698,7 +710,7 @@ class Diagnosis:
         return min(1.0, self.found[name].count / max(total, 1))
 
     def is_stopping(self, name: str) -> bool:
-        """Whether training should not start before this fault is mended."""
+        """Whether the fault called `name` is so frequent that training should not start before it is mended."""
         limit = KINDS[name].stops_at
         return limit is not None and self.share(name) >= limit
 
@@ -852,7 +864,8 @@ def _is_language(sides: Sequence[Letters], kinds: Sequence[NDArray[np.int8]], mo
     """Whether the third model is that of a language, rather than of names or of one topic.
 
     It is that of a language if its lines fit it clearly better than they fit the model of their side, and contain far
-    fewer of the letter sequences that are most common on that side.
+    fewer of the letter sequences that are most common on that side. `models` are those of the source, of the target and
+    of the third language; `kinds` has, for each side, the index of the model that each line belongs to, (L).
     """
     margins: list[float] = []
     commonness: list[float] = []
@@ -869,7 +882,7 @@ def _is_language(sides: Sequence[Letters], kinds: Sequence[NDArray[np.int8]], mo
 
 
 def _share_of_common(model: LetterModel, letters: Letters) -> NDArray[np.float64]:
-    """The share of the sequences of each line that are common, (L).
+    """The fraction of the three-letter sequences of each line that are common in the text of `model`, (L).
 
     The common sequences are the most frequent ones, which together make up half of all occurrences.
     """
@@ -896,7 +909,10 @@ FREE_FACTOR = 3.0
 
 @dataclass(frozen=True)
 class Lengths:
-    """The usual logarithm of the ratio of target length to source length, in characters, and its spread."""
+    """The usual ratio of target length to source length: the median and the standard deviation of its logarithm.
+
+    Lengths are in characters, plus SHORT.
+    """
 
     middle: float
     spread: float
@@ -916,7 +932,10 @@ class Lengths:
 
 
 def learn_lengths(source: Block, target: Block) -> Lengths:
-    """Learns the median of the logarithms of the length ratios, and their spread (by median absolute deviation)."""
+    """Learns the median of the logarithms of the length ratios, and their spread (by median absolute deviation).
+
+    Ignores pairs with an empty side; if no other pairs are left, returns a median of 0 and a spread of 1.
+    """
     is_written = (source.lengths > 0) & (target.lengths > 0)
     ratios = _log_ratio(source.lengths[is_written], target.lengths[is_written])
     if not len(ratios):
