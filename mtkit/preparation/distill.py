@@ -94,7 +94,7 @@ MADE_FROM = {"teacher", "precision", "decoding", "text", "tags"}  # the keys of 
 
 
 def _made_from(config: Config, corpora: Sequence[CorpusConfig], teacher: Teacher) -> dict[str, Any]:
-    """Returns what determines the translations: the teacher, its decoding settings, and the source text with its tags.
+    """Returns what determines the translations: teacher, precision, decoding settings, and source text with its tags.
 
     Raises ConfigError if the teacher does not translate between the languages of `config`.
     """
@@ -170,7 +170,7 @@ class _Written:
 
 @dataclass
 class _Done:
-    """How much of a corpus has been translated, and what has been written."""
+    """How many lines of a corpus have been translated, and how much of its two files has been written."""
 
     num_lines: int  # the number of lines of the corpus
     done: int = 0  # the number of lines that have been read and translated
@@ -181,7 +181,7 @@ class _Done:
 
 @dataclass
 class _Record:
-    """The content of RECORD."""
+    """How far the work is, and what the translations are made from: the content of the file RECORD."""
 
     made_from: dict[str, Any]
     corpora: list[_Done]
@@ -219,7 +219,7 @@ class _Record:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read RECORD. Raises CheckpointError if it is damaged."""
+        """Reads the file `path`, which `save` wrote. Raises CheckpointError if it is damaged or of another format."""
         try:
             content = json.loads(path.read_bytes())
             if content["format"] != FORMAT:
@@ -267,14 +267,14 @@ def _open_record(folder: Path, corpora: Sequence[CorpusConfig], made_from: dict[
 
 
 def _file(folder: Path, number: int, side: str) -> Path:
-    """The file of one side ("source" or "target") of the corpus data.train[number]."""
+    """The path of the file for one side ("source" or "target") of the distilled corpus of data.train[number]."""
     return folder / f"corpus-{number + 1}.{side}"
 
 
 def _check(path: Path, written: _Written, is_finished: bool) -> None:
-    """Raises DataError if a file does not begin with the bytes that were written to it.
+    """Raises DataError if the file `path` does not begin with the bytes that `written` describes.
 
-    With `is_finished`, also raises DataError if the file has more bytes than these.
+    With `is_finished`, also raises DataError if the file has more bytes than these. A missing file counts as empty.
     """
     try:
         with path.open("rb") as stream:
@@ -289,7 +289,7 @@ def _check(path: Path, written: _Written, is_finished: bool) -> None:
 
 
 def _digest(stream: Any, num_bytes: int) -> Any:
-    """The SHA-256 of the next `num_bytes` bytes of a stream, as an object of hashlib."""
+    """Reads up to `num_bytes` bytes of a stream; returns a hash object of hashlib with their SHA-256."""
     digest = hashlib.sha256()
     while num_bytes > 0 and (data := stream.read(min(num_bytes, 1 << 20))):
         digest.update(data)
@@ -349,7 +349,10 @@ def _load(teacher: Teacher, corpora: Sequence[CorpusConfig]) -> Translator:
 
 
 def _translate_all(folder: Path, corpora: Sequence[CorpusConfig], record: _Record, translator: Translator) -> None:
-    """Translates all lines that `record` does not count as translated; saves `record` after each chunk."""
+    """Translates all lines that `record` does not count as translated, and appends the pairs to the files in `folder`.
+
+    Updates and saves `record` after each chunk of lines.
+    """
     if record.num_done:
         inform(f"going on after {record.num_done:,} of {counted(record.num_lines, 'line')}")
     with (
@@ -385,7 +388,8 @@ def _translated(
 ) -> list[tuple[str, str]]:
     """Translates the next lines of a corpus; returns pairs (line, translation), without those with a blank side.
 
-    Counts blank lines, tokens and problems in `record`; `where` names the corpus in warnings.
+    Counts blank lines, tokens and problems in `record`; `where` names the corpus in warnings. `done` tells how many
+    lines of the corpus come before these.
     """
     given = [tagged(line, corpus.tag) for line in lines]
     translations = list(translator.translate_lines(given, done=meter.add))
@@ -400,7 +404,10 @@ def _translated(
 
 
 def _chunks(lines: Iterable[str]) -> Iterator[list[str]]:
-    """Divides lines into chunks, each as large as a window of the Translator, within which it sorts lines by length."""
+    """Yields lists of consecutive lines, each as large as the window in which a Translator sorts lines by length.
+
+    Only the last list may be smaller.
+    """
     chunk: list[str] = []
     size = 0
     for line in lines:
@@ -414,7 +421,7 @@ def _chunks(lines: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _problems(line: str, translation: TranslatedLine, translator: Translator) -> Iterator[str]:
-    """Yields descriptions of the problems of a line, worded to follow "line N"."""
+    """Yields the problems of a line, worded to follow "line N", such as "is too long for the teacher, and ..."."""
     yield from translation.notes
     if translation.num_parts > 1:
         yield "is too long for the teacher, and is translated in parts"
@@ -428,6 +435,7 @@ def _problems(line: str, translation: TranslatedLine, translator: Translator) ->
 def _write_student(config: Config, folder: Path, keep_original: bool) -> None:
     """Writes STUDENT: the settings of `config` with another name, and with the teacher's translations in data.train.
 
+    With `keep_original`, data.train lists the original corpora, too. The student trains without guided alignment.
     Relative paths in data.train start from `data.root`, so if that is given, the path of `folder` is made absolute.
     """
     place = folder if config.data.root is None else folder.absolute()
@@ -462,7 +470,10 @@ def _write_student(config: Config, folder: Path, keep_original: bool) -> None:
 
 
 def _report(folder: Path, record: _Record, was_finished: bool) -> str:
-    """Returns a few lines that say what was done, and the command that trains the student."""
+    """Returns a few lines that say what was done, and the command that trains the student.
+
+    `was_finished` is whether an earlier call had translated everything already.
+    """
     num_pairs = sum(corpus.pairs for corpus in record.corpora)
     speed = record.tokens / record.seconds if record.seconds else 0.0
     what = f"{counted(record.num_lines, 'line')} translated in {duration(record.seconds)}, {speed:,.0f} tokens a second"

@@ -114,7 +114,11 @@ class Records:
 
 @dataclass(frozen=True)
 class Part:
-    """Parallel text in two files, or in one file: columns separated by tabs, TMX or JSON lines."""
+    """Parallel text in two files, or in one file: columns separated by tabs, TMX or JSON lines.
+
+    `columns` are the numbers of the source and target columns, from 1; `languages` are the codes of the source and
+    target languages, which choose the sides in TMX or JSON lines.
+    """
 
     source: Path
     target: Path | None = None
@@ -175,7 +179,10 @@ class Part:
 
 
 def _steps(source: Path, target: Path, damage: Damage) -> Iterator[Records]:
-    """Yields the pairs of two files, STEP_PAIRS at a time; notes in `damage` if the numbers of lines differ."""
+    """Yields the pairs of two files, STEP_PAIRS at a time; notes in `damage` what is wrong with the files.
+
+    If one file is longer, its further lines are left out.
+    """
     number = 0
     lines = _lines(source, damage), _lines(target, damage)
     while True:
@@ -217,9 +224,9 @@ def _blocks_of_lines(path: Path, damage: Damage) -> Iterator[list[str]]:
 
 
 def parts_of_files(files: Sequence[Path], languages: Languages | None) -> list[Part]:
-    """The text in one or two files, as a list of one part.
+    """The text in one or two files, as a list of one part; `languages` chooses the sides of TMX or JSON lines.
 
-    Raises DataError if a file is standard input or a pipe, since the text is read twice.
+    Raises DataError if a file is missing, or is standard input or a pipe, since the text is read twice.
     """
     for path in files:
         require_file(path)
@@ -227,7 +234,7 @@ def parts_of_files(files: Sequence[Path], languages: Languages | None) -> list[P
 
 
 def parts_of_settings(config: Config) -> list[Part]:
-    """The parts of the training corpora of the settings. Raises ConfigError for a language model."""
+    """The files of the training corpora of the settings, as parts. Raises ConfigError for a language model."""
     if config.task == "language_model":
         raise ConfigError("mtkit doctor and mtkit clean compare two sides; task is language_model, which has one")
     return [_part(part) for corpus in training_corpora(config) for part in corpus.parts]
@@ -254,12 +261,16 @@ def held_out_of_settings(config: Config) -> Iterator[HeldOutPair]:
 def examine(
     parts: Sequence[Part], held_out: Iterable[HeldOutPair] = (), languages: LanguagesConfig | None = None
 ) -> Diagnosis:
-    """Examines parallel text; returns what was found. Raises DataError if a file cannot be read or has no pairs."""
+    """Examines parallel text for faults, and for the validation and test pairs `held_out`; returns what was found.
+
+    The codes in `languages` are only used in advice. Raises DataError if a file cannot be read, or if there are no
+    pairs and no other fault explains it.
+    """
     return Examination(parts, held_out, languages).run()
 
 
 class Examination:
-    """One examination: what was learnt from the sample, and what has been found so far."""
+    """Examines parallel text: learns what is usual from a sample when it is made, and judges all pairs in `run`."""
 
     def __init__(
         self, parts: Sequence[Part], held_out: Iterable[HeldOutPair], languages: LanguagesConfig | None
@@ -272,7 +283,7 @@ class Examination:
         self.learned, self._associations, self._is_unrelated = self._learn()
 
     def run(self) -> Diagnosis:
-        """Judges all pairs; returns what was found. Raises DataError if there are none."""
+        """Judges all pairs; returns what was found. Raises DataError if there are no pairs and no fault explains it."""
         repeats, total = Repeats(), 0
         with Meter("examining", "pairs", num_lines(self.parts), announced=True) as meter:
             for part in self.parts:
@@ -322,7 +333,10 @@ class Examination:
         return learned, associations, is_unrelated
 
     def _look_at_files(self, part: Part, rows: Sequence[Record]) -> None:
-        """Looks for tables, headers and text that other tools have processed, in `rows`, the sample of a part."""
+        """Looks for tables, headers and text that other tools have processed; adds what it finds to the findings.
+
+        `rows` is the sample of the part.
+        """
         names = (part.source, part.target or part.source)
         codes = self._codes.source, self._codes.target
         if rows and rows[0].line == 1:
@@ -407,9 +421,9 @@ def _describe(slip: Slip, part: Part) -> str:
 
 
 def verdicts(sides: Sides, learned: Learned, repeats: Repeats, held_out: HeldOut) -> dict[str, Chosen]:
-    """Returns, for each kind of fault of pairs, a mask of the pairs of a block that have it, (L).
+    """Returns a dict from each kind of fault of pairs, such as "markup", to a mask of the pairs that have it, (L).
 
-    Adds the pairs to `repeats`, and the held-out pairs that are found to `held_out`.
+    `sides` is a block of L pairs. Adds them to `repeats`, and the held-out pairs that are found to `held_out`.
     """
     found = judge(sides, learned)
     signatures = [minima(block) for block in sides.lower]
@@ -420,7 +434,7 @@ def verdicts(sides: Sides, learned: Learned, repeats: Repeats, held_out: HeldOut
 
 
 def num_lines(parts: Sequence[Part]) -> int | None:
-    """The number of lines of all parts, for progress; `None` if no progress is shown or the number is not known."""
+    """The number of source lines of all parts; `None` if no progress is shown, or if a part is TMX or JSON lines."""
     if not is_shown() or any(has_records(part.source) for part in parts):
         return None
     return sum(count_lines(part.source) for part in parts)
@@ -479,7 +493,7 @@ def _shown(found: Found) -> dict[str, Any]:
 def require_new(folder: Path, keep: Collection[str] = ()) -> None:
     """Raises MtkitError if the folder exists or cannot be made, or if `keep` has a name that is not in CLEANABLE.
 
-    Called before the text is read.
+    `keep` has names of kinds of faults that cleaning leaves as they are. Called before the text is read.
     """
     require_folder(folder)
     if folder.exists():
@@ -492,9 +506,9 @@ def require_new(folder: Path, keep: Collection[str] = ()) -> None:
 def clean(examination: Examination, folder: Path, keep: Collection[str] = ()) -> tuple[Cleaned, Diagnosis]:
     """Examines text, then writes a cleaned copy of it to a new folder; leaves faults of the kinds in `keep`.
 
-    Returns what was done, and the diagnosis of the text before cleaning. Raises DataError if the folder exists, or if
-    there is a fault of the whole text, which no cleaning of single pairs mends (those with `stops_at` 0 in KINDS), such
-    as different numbers of lines.
+    Returns what was done, and the diagnosis of the text before cleaning. Raises DataError if the folder exists, if
+    `keep` has a name that is not in CLEANABLE, or if there is a fault of the whole text, which no cleaning of single
+    pairs mends (those with `stops_at` 0 in KINDS), such as different numbers of lines.
     """
     require_new(folder, keep)
     diagnosis = examination.run()
@@ -601,8 +615,8 @@ def _names(parts: Sequence[Part]) -> list[tuple[str, str]]:
     """The names of the new files of each part, (source, target).
 
     A part with two files keeps their names, without the suffix of a compression. For a part with one file, the
-    codes of the languages, or "source" and "target", are appended to its name. Names that are taken already get the
-    number of the part and the side as a prefix.
+    codes of the languages, or "source" and "target", are appended to its name. If both names are the same, or if an
+    earlier part has one of them, both get the number of the part and the side as a prefix, such as "2.source.".
     """
     names: list[tuple[str, str]] = []
     for number, part in enumerate(parts, start=1):
