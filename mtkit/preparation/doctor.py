@@ -226,7 +226,7 @@ def _blocks_of_lines(path: Path, damage: Damage) -> Iterator[list[str]]:
 def parts_of_files(files: Sequence[Path], languages: Languages | None) -> list[Part]:
     """The text in one or two files, as a list of one part; `languages` chooses the sides of TMX or JSON lines.
 
-    Raises DataError if a file is missing, or is standard input or a pipe, since the text is read twice.
+    Raises DataError if a file is standard input or a pipe, since the text is read twice.
     """
     for path in files:
         require_file(path)
