@@ -127,7 +127,10 @@ def share_of_letters(text: str) -> float:
 
 
 def settings_behind(reasons: Iterable[str]) -> list[str]:
-    """Returns the names of the settings in the data section that control the given reasons to leave pairs out."""
+    """Returns the names of the settings in the data section that control the given reasons to leave pairs out.
+
+    For example, ["max_length"] for the reason "too long".
+    """
     return [name for reason in REASONS if reason in set(reasons) for name in RULES[reason]]
 
 
@@ -276,9 +279,10 @@ class Encoder:
     ) -> None:
         """Initialises the encoder.
 
-        The pairs to keep will be passed on to `writer`, `search` and `unknown`. `read` returns the pairs of one part of
-        a corpus; a part is a source file with its target file, or one tab-separated file. `alignments` has a line for
-        each pair read.
+        `writer` stores the pairs that pass all rules, `unknown` counts their unknown tokens, and `search` looks for
+        validation and test sentences in them (with `data.join`, in all pairs read). `read` returns the pairs of one
+        part of a corpus; a part is a source file with its target file, or one tab-separated file. `alignments` has a
+        line for each pair read.
         """
         self._alignments = alignments
         self._read = read
@@ -391,10 +395,10 @@ class Encoder:
     def _links(
         self, pair: Pair, source: list[int], target: list[int], tag_length: int, where: str, line: str
     ) -> list[Link]:
-        """Returns the links between the tokens of a pair; the first `tag_length` source tokens, a tag, have none.
+        """Returns the alignment links between the tokens of a pair; `source` and `target` are the token ids.
 
-        `line` has the links between the words of the pair. If it is malformed, raises DataError with a message that
-        begins with `where`.
+        The first `tag_length` source tokens, which are the tag, have no links. `line` has the links between the words
+        of the pair. If it is malformed, raises DataError with a message that begins with `where`.
         """
         tokenizer = self._tokenizer
         words = parse_links(line, where, *(len(text.split()) for text in pair))

@@ -95,12 +95,15 @@ class Sides:
         self.flags: tuple[Flags, Flags] = (self.raw[0].flags(), self.raw[1].flags())
 
     def where(self, bits: int) -> list[int]:
-        """Returns the indices of the pairs that have a character of one of these classes on at least one side."""
+        """Returns the indices of the pairs that have, on at least one side, a character with a class bit of `bits`."""
         places: list[int] = np.flatnonzero((self.flags[0] | self.flags[1]) & bits).tolist()
         return places
 
     def with_next(self, first: int, then: int) -> list[int]:
-        """Returns the indices of pairs in which a character of the classes `first` directly precedes one of `then`."""
+        """Returns the indices of pairs in which some character is in the classes `first` and the next is in `then`.
+
+        `first` and `then` are class bits, such as LETTER | DIGIT. Both characters are on the same side.
+        """
         places: list[int] = np.union1d(*(block.with_next(first, then) for block in self.raw)).tolist()
         return places
 
@@ -176,9 +179,9 @@ def _faults_of_content(sides: Sides) -> dict[str, Chosen]:
 def _with_foreign_words(sides: Sides, learned: Learned, are_foreign: Sequence[Chosen]) -> Chosen:
     """Returns a mask, (L), of the pairs with a side on which most letters and most words are of a foreign script.
 
-    `are_foreign` has, for each side, a mask of the pairs in which most letters of that side are of a foreign script.
-    Letters alone mislead: a name in Latin letters can have more letters than the Chinese sentence around it, in which
-    each character is a word.
+    A script is foreign if it is not usual on that side (`learned.scripts`). `are_foreign` has, for each side, a mask of
+    the pairs in which most letters of that side are of a foreign script. Letters alone mislead: a name in Latin letters
+    can have more letters than the Chinese sentence around it, in which each character is a word.
     """
     found = np.zeros(len(sides.texts[0]), dtype=np.bool_)
     for texts, scripts, chosen in zip(sides.texts, learned.scripts, are_foreign, strict=True):
@@ -198,8 +201,8 @@ def _words(text: str) -> list[str]:
 def _languages(sides: Sides, learned: Learned, is_judged: Chosen) -> tuple[Chosen, Chosen]:
     """Returns masks, (L): pairs with source and target swapped, and pairs with exactly one side in a wrong language.
 
-    Words that occur on both sides, such as names and code, say nothing about the language. So a fault counts only if it
-    is found both with and without these words.
+    Only the pairs of the mask `is_judged` are looked at. Words that occur on both sides, such as names and code, say
+    nothing about the language. So a fault counts only if it is found both with and without these words.
     """
     is_swapped, is_foreign = np.zeros_like(is_judged), np.zeros_like(is_judged)
     if learned.languages is not None:
@@ -281,7 +284,7 @@ def _are_same(source: str, target: str) -> bool:
 
 
 def _is_address(text: str) -> bool:
-    """Whether a text consists of addresses, with no word beside them."""
+    """Whether a text consists of addresses (URLs or e-mail addresses), with no letters beside them."""
     return bool(ADDRESS.search(text)) and not any(map(str.isalpha, ADDRESS.sub("", text)))
 
 
@@ -296,13 +299,13 @@ def _lacks_translated_words(source: str, target: str) -> bool:
 
 
 def _addresses_differ(source: str, target: str) -> bool:
-    """Whether at least one side has an address, but no address is on both sides."""
+    """Whether at least one side has an address (URL or e-mail), but no address is on both sides."""
     first, second = (set(map(_site_or_address, ADDRESS.findall(text))) for text in (source, target))
     return bool(first or second) and not first & second
 
 
 def _site_or_address(address: str) -> str:
-    """The part of an address that a translation must keep: the whole address, or only its site, such as example.org.
+    """The part of a URL or e-mail address that a translation must keep: all of it, or only its site (example.org).
 
     It is only the site if the rest of the address contains a language code, and so leads to a page in that language.
     """
@@ -554,7 +557,7 @@ class HeldOut:
 
     @property
     def num_pairs(self) -> int:
-        """The number of held-out lines; a line with several references counts once."""
+        """The number of held-out lines without a blank side; a line with several references counts once."""
         return len({(pair.name, pair.number) for pair in self._pairs})
 
     def _index(self) -> None:
@@ -730,7 +733,8 @@ class Associations:
     def vectors(self, source: Block, target: Block, numbers: NDArray[np.int64]) -> tuple[Vectors, Vectors]:
         """Returns unit vectors of the source lines and of the target lines, (L, D) each.
 
-        `numbers` are the indices of the lines in the whole text, (L), which tell the folds of the lines.
+        `numbers` are the indices of the lines in the whole text, (L). The vector of a source line is learnt only from
+        lines whose index differs from its own modulo FOLDS, so that no pair confirms itself.
         """
         words, starts = _words_of(source)
         words = words + np.repeat(numbers % FOLDS * BUCKETS, np.diff(starts))
@@ -796,8 +800,8 @@ CHUNK = 500  # lines; their vectors fit into a processor's cache
 def _sums(table: Vectors, words: NDArray[np.int64], starts: NDArray[np.int64]) -> Vectors:
     """The sum of the vectors of the words of each line, (L, D).
 
-    `table` has a vector for each number in `words`; `starts` are the offsets that `_words_of` returns. Lines are
-    sorted by length and divided into chunks; in a chunk, the vectors of the n-th words of all lines are added at once.
+    `words` are indices of rows of `table`; `starts` are the offsets that `_words_of` returns. Lines are sorted by
+    length and divided into chunks; in a chunk, the vectors of the n-th words of all lines are added at once.
     """
     lengths = np.diff(starts)
     order = np.argsort(-lengths, kind="stable")
@@ -823,7 +827,7 @@ def _unit(vectors: Vectors) -> Vectors:
 
 
 class SlipSearch:
-    """Reads blocks of pairs in order, and reports the places where the alignment changes."""
+    """Reads blocks of pairs in order, and collects in `slips` the lines at which the alignment changes."""
 
     def __init__(self, associations: Associations) -> None:
         self._associations = associations
@@ -838,7 +842,10 @@ class SlipSearch:
         self.slips: list[Slip] = []
 
     def add(self, source: Block, target: Block) -> None:
-        """Judges the next lines, but the last MOST_SHIFT lines only once further lines have been added."""
+        """Judges the next lines of the text, and adds the slips found to `slips`.
+
+        The last MOST_SHIFT lines are judged only once further lines have been added.
+        """
         end = self._first + len(self._sources)
         sources, targets = self._associations.vectors(source, target, np.arange(end, end + len(source.starts)))
         self._sources = np.concatenate([self._sources, sources])
@@ -849,7 +856,7 @@ class SlipSearch:
         self._first += kept
 
     def _judge(self, end: int) -> None:
-        """Judges the lines from the first that is not judged yet to `end` - 1."""
+        """Judges the lines from the first that is not judged yet to `end` - 1; adds the slips found to `slips`."""
         while self._next < end:
             gains = self._gains(self._next, end)  # (L, S + 1)
             totals = np.cumsum(gains, axis=0) + self._sums
@@ -876,8 +883,8 @@ class SlipSearch:
     def _begins(self, totals: NDArray[np.float64], lowest: NDArray[np.float64]) -> NDArray[np.int64]:
         """Returns, for each alignment, the index of the line from which the evidence for it has been growing, (S + 1).
 
-        The alignments are the shifts, and that with no target line. `totals` are the sums of the gains up to each of
-        the judged lines, and `lowest` the lowest of these sums so far, at most 0; (L, S + 1) each.
+        The alignments are the S shifts and, last, that with no target line. `totals` are the sums of the gains up to
+        each of the judged lines, and `lowest` the lowest of these sums so far, at most 0; (L, S + 1) each.
         """
         is_low = totals <= lowest
         place = len(totals) - np.argmax(is_low[::-1], axis=0)  # after the last line at which there was none
@@ -905,9 +912,9 @@ STRIP = 32  # source lines whose cosines with the target lines near them are com
 def _banded(sources: Vectors, targets: Vectors, first: int) -> NDArray[np.float32]:
     """The cosines of each source line with the target lines near it, (L, S).
 
-    For source n, these are the targets from first + n - MOST_SHIFT to first + n + MOST_SHIFT. The cosine with a
-    target before the first or after the last one is 0. Each strip of lines is multiplied with all targets near it,
-    and the diagonals of the products are kept.
+    For source line n, these are the target lines from `first` + n - MOST_SHIFT to `first` + n + MOST_SHIFT. The cosine
+    with a target before the first or after the last one is 0. Each strip of lines is multiplied with all targets near
+    it, and the diagonals of the products are kept.
     """
     count = -(-len(sources) // STRIP)
     strips = np.zeros((count * STRIP, WIDTH), dtype=np.float32)
