@@ -307,9 +307,10 @@ class _Side:
     def edges(self, kept: NDArray[np.int64], near: bool) -> Iterator[Edges]:
         """Yields pairs of texts that are alike, as two arrays of indices into `kept`.
 
-        `kept` has the indices of the texts to compare. Texts are alike if their keys are equal. With `near`, texts of
-        at least LEAST_CHARACTERS characters are also alike if their estimated similarity is at least SIMILAR; only
-        texts whose signatures share a key of ROWS hashes are compared.
+        `kept` has the indices of the texts to compare. Texts are alike if their keys are equal; each of them is paired
+        only with the next one of that key. With `near`, texts of at least LEAST_CHARACTERS characters are also alike if
+        their estimated similarity is at least SIMILAR; only texts whose signatures share a key of ROWS hashes are
+        compared.
         """
         yield _neighbours(np.concatenate(self._keys)[kept])
         if not near:
@@ -495,10 +496,10 @@ def _chunks(pairs: Iterable[tuple[Pair, bool]]) -> Iterator[list[tuple[Pair, boo
 
 
 def _held_out(labels: NDArray[np.int64], may_be: NDArray[np.bool_], wanted: int, seed: int) -> NDArray[np.uint8]:
-    """Returns TRAIN, VALID or TEST for each pair; pairs with equal labels stay together.
+    """Returns TRAIN, VALID or TEST for each pair; groups of pairs with equal labels stay together.
 
-    VALID and TEST get at most `wanted` pairs each, in groups that `seed` chooses. A group stays in TRAIN if it is too
-    large (LARGEST_GROUP), or if `may_be` is False for one of its pairs.
+    VALID and TEST get at most `wanted` pairs each, in groups drawn at random by `seed`. A group stays in TRAIN if it is
+    too large (LARGEST_GROUP), or if `may_be` is False for one of its pairs.
     """
     groups, numbers, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     is_fit = sizes <= max(1, int(LARGEST_GROUP * wanted))
@@ -536,7 +537,10 @@ def _write(inputs: Sequence[Input], languages: Languages | None, folder: Path, a
 
 
 def file_endings(languages: Languages | None) -> Languages:
-    """Returns the extensions of the files of both sides: the language codes, or "source" and "target"."""
+    """Returns the extensions of the files of both sides: the language codes, or "source" and "target".
+
+    The latter are returned if the languages are not known or are the same.
+    """
     return ("source", "target") if languages is None or languages[0] == languages[1] else languages
 
 
@@ -623,7 +627,7 @@ def size_for(num_pairs: int) -> int:
 
 
 def dropout_for(epochs: float) -> float:
-    """Returns the dropout for a training of so many epochs."""
+    """Returns the dropout rate for a training of `epochs` epochs, by the table DROPOUTS."""
     return next(dropout for most, dropout in DROPOUTS if epochs <= most)
 
 
@@ -633,7 +637,7 @@ def choose(num_pairs: int, minutes: float, speed_of: Callable[[Size, int], Speed
     `speed_of(size, vocab_size)` measures how fast a model trains. The vocabulary is that of the row of SIZES for the
     number of training pairs. The model is of the same row if at least LEAST_UPDATES updates fit into the minutes that
     the user has; if not, it is of the next smaller row for which they fit, or else of the smallest. If a training does
-    not need all of the minutes, the choice has fewer.
+    not need all of the minutes, the choice has fewer. Unless `on_cpu`, batches are larger.
     """
     index = size_for(num_pairs)
     wanted = SIZES[index]
@@ -668,8 +672,10 @@ def choose(num_pairs: int, minutes: float, speed_of: Callable[[Size, int], Speed
 def new(path: Path, files: Sequence[Path], languages: Languages | None, minutes: float, measure: Measure) -> str:
     """Writes the settings `path` and, beside them, a folder with training, validation and test text; returns a report.
 
-    `measure` returns how fast a model with given settings trains on this machine. Raises MtkitError if something would
-    be overwritten, or if the files hold too few pairs.
+    `files` are files and folders with sentence pairs; if `languages` is `None`, the languages are taken from their
+    names and contents. The model is chosen so that its training fits into `minutes`; `measure` returns how fast a model
+    with given settings trains on this machine. Raises MtkitError if something would be overwritten, or if the files
+    hold too few pairs.
     """
     if path.suffix not in (".yaml", ".yml"):
         raise MtkitError(
