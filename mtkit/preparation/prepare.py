@@ -391,8 +391,9 @@ def tokenizer_is_current(config: Config) -> bool:
 def tokenizer_changes(config: Config) -> list[str]:
     """Returns a line of text for each file or setting that changed since the run's tokenizer was made.
 
-    Files named by `tokenizer.text`, `tokenizer.model` or `training.start_from` count as unchanged if they no longer
-    exist. Raises CheckpointError if the run's tokenizer is damaged.
+    If the run has no tokenizer, the only line says so. Files named by `tokenizer.text`, `tokenizer.model` or
+    `training.start_from` count as unchanged if they no longer exist. Raises CheckpointError if the run's tokenizer is
+    damaged.
     """
     directory = _tokenizer_directory(config)
     settle(directory)
@@ -457,7 +458,7 @@ def _given_changes(config: Config, before: dict[str, Any]) -> list[str]:
 
 
 def _train_tag_changes(config: Config, before: dict[str, Any]) -> list[str]:
-    """Returns a line of text if the tags of `data.train` differ from those in `before`, the stored provenance."""
+    """Returns a line of text if the tags of `data.train` differ from those in the stored provenance `before`, else []."""
     then, now = string_list(before.get("tags")), config.data.train_tags
     if then == now:
         return []
@@ -479,8 +480,8 @@ def binarized_is_current(config: Config) -> bool:
 def binarized_changes(config: Config) -> list[str]:
     """Returns a line of text for each file or setting that changed since the corpora were binarized.
 
-    Raises DataError if the binarized corpora or the validation text are damaged, or if the corpora were encoded by a
-    tokenizer other than the run's.
+    If the binarized corpora or the validation text are missing, the lines say only that. Raises DataError if
+    the corpora or the text are damaged, or if the corpora were encoded by a tokenizer other than the run's.
     """
     directories = (_train_directory(config), _validation_directory(config))
     for directory in directories:
@@ -513,7 +514,10 @@ def training_text_changes(config: Config) -> list[str]:
 
 
 def _alignment_changes(config: Config, manifest: Manifest) -> list[str]:
-    """Returns a line of text if the file of word alignments was given, taken out or changed since binarizing."""
+    """Returns what changed in `training.guided_alignment` since binarizing: one line of text, or [] if nothing did.
+
+    The file of word alignments may have been named, no longer named, or given other content.
+    """
     path, before = config.training.guided_alignment, manifest.alignment
     if path is None:
         return ["training.guided_alignment was given, and is null now"] if before else []

@@ -132,7 +132,10 @@ def string_list(stored: object) -> list[str]:
 
 
 def setting_changes(section: str, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Returns a line of text for each setting of a section that changed, with its old and its new value."""
+    """Returns a line of text for each setting of a section that changed, such as "data.seed was 1, is 2".
+
+    `before` and `now` map the names of the settings to their old and new values.
+    """
     return [
         f"{section}.{name} was {write_yaml(before.get(name))}, is {write_yaml(now.get(name))}"
         for name in {**before, **now}
@@ -163,7 +166,7 @@ def text_changes(
 
     `section` is the setting that lists the corpora. `known` holds the fingerprints stored earlier, in the order source,
     target, source, target, …; `paths` holds the paths of the same files in the same order, if the paths were stored
-    too.
+    too. If only the order of the corpora changed, a single line says so.
     """
     parts = [(place, part) for place, corpus in enumerate(corpora) for part in corpus.parts]
     now = [known_fingerprints(part, known) for _, part in parts]
@@ -261,7 +264,7 @@ def local_test_sets(config: Config) -> dict[str, SetFiles | None]:
     """The files of the test sets in the settings, by name; `None` for sets of sacreBLEU that are not downloaded yet.
 
     Downloads nothing; returns {} if the settings have no test set. Raises ConfigError for sets and languages that
-    sacreBLEU does not know.
+    sacreBLEU does not know, and DataError if a file is missing.
     """
     check_names(config)
     sets: dict[str, SetFiles | None] = {}
@@ -288,7 +291,8 @@ def check_names(config: Config) -> None:
 def fetch(name: str, languages: LanguagesConfig, tag: str | None = None) -> SetFiles:
     """The files of the sacreBLEU test set called `name`, downloaded into sacreBLEU's cache if needed.
 
-    Raises ConfigError if sacreBLEU does not know the set or its languages, and DataError if the download fails.
+    `tag` becomes the tag of the result, which is put before each source line. Raises ConfigError if sacreBLEU does not
+    know the set or its languages, and DataError if the download fails.
     """
     dataset, pair = _dataset(name, languages)
     if pair != _pair(languages):
@@ -382,10 +386,11 @@ def _downloading(dataset: "Dataset") -> Iterator[None]:
 
 
 def check_held_out(config: Config, oversights: Oversights) -> None:
-    """Reads all validation and test texts, and records oversights (likely mistakes) in these texts.
+    """Reads all validation and test texts, and records in `oversights` the likely mistakes in these texts.
 
-    Raises DataError if a file is missing or cannot be read, or if the validation corpora have no pairs. The stages
-    train-tokenizer and binarize call this first, so that such an error is raised before anything is written.
+    Test sets that are not downloaded yet are left out. Raises DataError if a file is missing or cannot be read, or if
+    the validation corpora have no pairs. The stages train-tokenizer and binarize call this first, so that such an error
+    is raised before anything is written.
     """
     valid = resolve_corpora(config, config.data.valid)
     tests = [files for files in local_test_sets(config).values() if files is not None]
@@ -579,7 +584,10 @@ def _inspect(
     most: int = MOST_LINES,
     is_test_set: bool = False,
 ) -> _InspectedText:
-    """Inspects one text, by a sample of its first `most` lines, for signs of earlier processing."""
+    """Inspects one text, by a sample of its first `most` lines, for signs of earlier processing.
+
+    `column` is the number of the column that `lines` are from, if `file` is a table; `language` is a code such as "en".
+    """
     sampled = list(sample(lines, most))
     written = [(number, line.strip()) for number, line in sampled if line.strip()]
     example = next(((n, line) for n, line in written if any(map(str.isupper, line))), [*written, (1, "")][0])
