@@ -75,7 +75,8 @@ def config_from_text(text: str, name: str, overrides: Sequence[str] = ()) -> Con
 def with_sections(config: Config, sections: dict[str, Any], name: str) -> Config:
     """Returns a validated copy of `config` in which the given sections are replaced.
 
-    Raises ConfigError if the new settings are invalid; each line of the message begins with `name`.
+    `sections` maps the name of a section, such as "model", to its new content, as parsed from YAML. Raises ConfigError
+    if the new settings are invalid; each line of the message begins with `name`.
     """
     return _checked({**config.model_dump(mode="json"), **sections}, name, None)
 
@@ -122,7 +123,7 @@ def _check_tags(config: Config, places: Places, known: Collection[str] | None = 
 def _read_settings(text: str, name: str, overrides: Sequence[str]) -> tuple[Config, Places]:
     """Returns the settings in a YAML text with overrides applied, and the place where each setting was given.
 
-    Raises a ConfigError that lists all faults.
+    A place is text such as "recipe.yaml:12", or the override. Raises a ConfigError that lists all faults.
     """
     document = read_yaml(text, name)
     data = {} if document.data is None else _without_retired(document.data)
@@ -257,10 +258,11 @@ def _validated(data: dict[str, Any], context: dict[str, bool] | None = None) -> 
 
 
 def _without_nulls(data: Any, keys: Keys, settings: dict[str, Any]) -> Any:
-    """Returns a copy of `data` in which null sections and tables are replaced by {}, and null lists by [].
+    """Returns a copy of `data` in which {} or [] replaces each null that stands for an empty section, table or list.
 
-    `data` is the value at `keys` in the settings. In YAML, a section, list or table is null if all of its lines are
-    comments.
+    In YAML, a section, table or list is null if all of its lines are comments. A null stays if the setting is neither a
+    section nor a table, nor a list that is empty by default. `data` is the value at `keys` in `settings`, which are all
+    settings given: they name the architecture, on which the types of some settings depend.
     """
     if data is None and (schema := setting_schema(keys, settings)):
         return {} if schema.get("type") == "object" else [] if schema.get("default") == [] else None
@@ -291,7 +293,8 @@ class _Fault:
 def _faults_of_text(data: Any, keys: Keys, places: Places) -> Iterator[_Fault]:
     """Yields a fault for each value within `data` that is valid YAML but that no setting can hold.
 
-    Such values are dates and bytes with a YAML tag, and text with NUL or surrogates. `data` is the value at `keys`.
+    Such values are dates and bytes with a YAML tag, and text with NUL or surrogates. `data` is the value at `keys`;
+    `places` tells where each setting was given.
     """
     if isinstance(data, dict | list):
         for key, value in data.items() if isinstance(data, dict) else enumerate(data):
@@ -308,7 +311,10 @@ def _faults_of_text(data: Any, keys: Keys, places: Places) -> Iterator[_Fault]:
 
 
 def _fault(problem: ErrorDetails, data: dict[str, Any], places: Places) -> _Fault:
-    """Convert an error of pydantic into a `_Fault` with mtkit's own message."""
+    """Converts `problem`, an error of pydantic, into a `_Fault` with mtkit's own message.
+
+    `data` holds the settings that pydantic was given, and `places` tells where each of them was given.
+    """
     keys = without_kinds(problem["loc"])
     match problem["type"]:
         case "extra_forbidden":
@@ -391,7 +397,7 @@ def _lines(faults: list[_Fault], places: Places) -> list[str]:
 
 
 def _place(keys: Keys, places: Places) -> str:
-    """Returns the place where the setting at `keys` was given.
+    """Returns the place where the setting at `keys` was given, such as "recipe.yaml:12".
 
     If the setting was not given, returns the place of the innermost given section around the setting. If no such
     section was given, returns "".
@@ -400,7 +406,7 @@ def _place(keys: Keys, places: Places) -> str:
 
 
 def _place_of_named(message: str, section: Keys, places: Places) -> str:
-    """Returns the place of the setting that is named in a message.
+    """Returns the place where the setting that a message names was given, such as "recipe.yaml:12".
 
     If the message names several settings, returns the place of the setting that was given last. If none of the settings
     was given, returns the place of `section`.
@@ -590,7 +596,7 @@ def explanation(key: str, config: Config | None = None) -> str:
 
 
 def _summary(name: str, schema: Schema) -> list[str]:
-    """Returns a line for each setting of a section: its name and the beginning of its description."""
+    """Returns a line for each setting of the section `name`: its name and the beginning of its description."""
     rows = []
     for key in schema["properties"]:
         child = setting_schema((*name.split("."), key))
@@ -644,9 +650,10 @@ def _found(key: str) -> tuple[tuple[str, ...], dict[str, Any]]:
 
 
 def _recipe_lines(name: str) -> list[str]:
-    """Returns a heading, and a line for each value that a setting has in recipes; [] if no recipe has the setting.
+    """Returns a heading, and a line for each value of the setting `name` in recipes; [] if no recipe has the setting.
 
-    A line has the value and the names of the recipes with this value. The most common value comes first.
+    Recipes are the settings files of the folder configs. A line has a value and the names of the recipes with this
+    value. The most common value comes first.
     """
     recipes = recipes_by_value(name)
     if not recipes:
@@ -658,7 +665,7 @@ def _recipe_lines(name: str) -> list[str]:
 
 
 def recipes_by_value(name: str) -> dict[str, list[str]]:
-    """Returns, for each value of a setting as YAML, the names of the recipes that have it.
+    """Returns a dict from each value of the setting `name`, as YAML, to the names of the recipes that have this value.
 
     The recipes are the YAML files in the folder configs of the working directory or, if there is no such folder, of the
     repository, if mtkit runs from a clone of it. Recipes that are not valid or cannot be read are left out.
@@ -730,7 +737,10 @@ class CardFile(Section):
 
 
 def card_file(data: Changes, where: str) -> CardFile:
-    """Returns the experiment in the YAML data of the file `where`. Raises ConfigError with a line for each mistake."""
+    """Returns the experiment in `data`, the parsed content of an experiment file, after checking it.
+
+    Raises ConfigError with a line for each mistake, which begins with `where`, the name of the file.
+    """
     try:
         return CardFile.model_validate_json(json.dumps(data), strict=True)
     except (ValidationError, TypeError, ValueError) as error:

@@ -50,7 +50,10 @@ class _FastLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignor
 
 
 class _ValueLoader(_Loader):
-    """A loader for values from the command line, in which `#` is an ordinary character and does not begin a comment."""
+    """A loader for values from the command line, in which `#` is an ordinary character, and anchors are refused.
+
+    So `#` does not begin a comment. Anchors (`&name`) are accepted only within [] and {}.
+    """
 
     def peek(self, index: int = 0) -> str:
         """Returns the character `index` places ahead, but "x" in place of `#`, so that no comment begins.
@@ -107,7 +110,7 @@ _COMMENT = re.compile(r"(?:^|(?<=\s))#[^\n\r\x85\u2028\u2029]*", re.MULTILINE)
 
 
 def _is_plain(text: str) -> bool:
-    """Whether libyaml reads the text as PyYAML's own parser does, and without overflowing the stack.
+    """Whether libyaml surely reads the text as PyYAML's own parser does, and without overflowing the stack.
 
     Lists and sections can be nested so deeply that libyaml crashes the process. Each level of nesting takes a bracket,
     a hyphen, or a line that is indented more than the one before it.
