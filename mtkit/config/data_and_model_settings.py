@@ -335,7 +335,7 @@ class CorpusConfig(Section):
 
     @property
     def parts(self) -> "tuple[CorpusConfig, ...]":
-        """The parts of the corpus. A part is a corpus with one TSV file, or with one source and one target file."""
+        """The parts of the corpus, each a corpus with a source and a target file, a TSV file, or a target file alone."""
         if self.tsv is not None:
             return tuple(self.model_copy(update={"tsv": path}) for path in listed(self.tsv))
         if self.source is None:
@@ -775,7 +775,7 @@ class TransformerConfig(CarriedSection):
 
     @property
     def source_attention(self) -> tuple[int, int]:
-        """The number of layers that attend to the source, and the number of attention heads of each."""
+        """The number of layers that attend to the source, and of heads in each; (0, 0) without `has_attention`."""
         return (self.decoder_layers, self.decoder_num_heads or self.num_heads) if self.has_attention else (0, 0)
 
     @property
@@ -874,7 +874,7 @@ class RecurrentConfig(CarriedSection):
 
     @property
     def source_attention(self) -> tuple[int, int]:
-        """The number of layers that attend to the source, and the number of attention heads of each."""
+        """The number of layers that attend to the source, and of attention heads in each; (0, 0) if none does."""
         return (1, 1) if self.has_attention else (0, 0)
 
     @property
@@ -960,7 +960,7 @@ class MixedConfig(CarriedSection):
 
     @property
     def source_attention(self) -> tuple[int, int]:
-        """The number of layers that attend to the source, and the number of attention heads of each."""
+        """The number of layers that attend to the source, and of attention heads in each; (0, 0) if none does."""
         return self.decoder.source_attention
 
     @property

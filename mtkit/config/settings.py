@@ -364,7 +364,7 @@ def is_setting(keys: Keys) -> bool:
 
 
 def kinds_with(keys: Keys) -> list[str]:
-    """Returns the architectures that have a setting at `keys`.
+    """Returns the architectures that have a setting at `keys`, such as ["rnn"] for ("model", "input_feeding").
 
     Returns [] if the section of the setting does not depend on the architecture.
     """
@@ -375,7 +375,10 @@ def kinds_with(keys: Keys) -> list[str]:
 
 
 def may_be_no_section(keys: Keys) -> bool:
-    """Whether the setting at `keys` may be either a section or another type of value."""
+    """Whether the setting at `keys` may be either a section or another type of value.
+
+    For example, `tokenizer.vocab_size` is a number, or a section with a number for each side.
+    """
     schema = setting_schema(keys)
     return len({"properties" in choice for choice in _choices(schema)}) > 1 if schema else False
 
@@ -392,7 +395,7 @@ def without_kinds(places: Keys) -> Keys:
     """Converts the location in a pydantic error to the keys of the setting, as in a settings file.
 
     To the location, pydantic adds the names of architectures and of the forms that a setting may have; these names are
-    dropped.
+    dropped. For example, ("model", "transformer", "d_model") becomes ("model", "d_model").
     """
     keys: Keys = ()
     schema: Schema | None = _root()
@@ -409,7 +412,7 @@ def without_kinds(places: Keys) -> Keys:
 
 
 def setting_names(data: Any = None) -> list[tuple[str, ...]]:
-    """Returns the keys of every section and setting; leaves out the items of lists and tables.
+    """Returns the keys of every section and setting, such as ("model", "d_model"), but not of items of lists or tables.
 
     The keys of some sections depend on the architecture. The architecture is looked up in `data`, the settings given so
     far. If `data` names no architecture, the first possible architecture is assumed.
@@ -623,7 +626,7 @@ def _example_lines(key: str, schema: Schema, indent: str) -> list[str]:
 
 
 def _item_schema(schema: Schema) -> Schema:
-    """Returns the schema of the items of a list or table; returns {} if `schema` is that of another setting."""
+    """Returns the schema of the items of a list or table; {} if `schema` is neither that of a list nor of a table."""
     return _resolved(schema.get("items") or schema.get("additionalProperties") or {})
 
 

@@ -287,7 +287,10 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def update_fits(self) -> "TrainingConfig":
-        """Raise ValueError if `update_tokens` and `accumulate` both say how large an update is, or if nothing does."""
+        """Raise ValueError if `update_tokens` and `accumulate` both say how large an update is, or if nothing does.
+
+        Nothing does if `batch_tokens` is "auto" and `update_tokens` is not given.
+        """
         if self.update_tokens is not None and (said := self.first_changed("accumulate")):
             raise ValueError(f"{said} and update_tokens {self.update_tokens} both say how large an update is; give one")
         if self.batch_tokens == "auto" and self.update_tokens is None:
@@ -299,7 +302,7 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def updates_fit(self) -> "TrainingConfig":
-        """If `max_steps` is "auto", give the value "auto" to every setting in `SHARES` that the user has not set.
+        """If `max_steps` is "auto", give the value "auto" to those settings in `SHARES` that the user has not set.
 
         Raises ValueError if `max_steps` is "auto" but `max_minutes` is not given.
         """
@@ -634,11 +637,17 @@ class DecodingConfig(CarriedSection):
 
     @property
     def shortlist_size(self) -> int:
-        """The number of frequent tokens on a shortlist, and also that of translations of each source token on it."""
+        """The number of frequent tokens on a shortlist, and, equally, the number of translations of each source token.
+
+        It is SHORTLIST_SIZE if `shortlist` is "auto" or `None`.
+        """
         return SHORTLIST_SIZE if self.shortlist is None or self.shortlist == "auto" else self.shortlist
 
     def max_length(self, source_length: int) -> int:
-        """Returns the maximum length of a translation, in tokens without the end mark; it is at least 1."""
+        """Returns the maximum length of a translation, in tokens without the end mark; it is at least 1.
+
+        `source_length` is the number of tokens of the source.
+        """
         ratio = LENGTH_RATIO if self.max_length_ratio == "auto" else self.max_length_ratio
         extra = EXTRA_TOKENS if self.max_length_extra == "auto" else self.max_length_extra
         return max(1, int(source_length * ratio + extra))
