@@ -335,7 +335,7 @@ class CorpusConfig(Section):
 
     @property
     def parts(self) -> "tuple[CorpusConfig, ...]":
-        """The parts of the corpus, each a corpus with a source and a target file, a TSV file, or a target file alone."""
+        """The parts of the corpus, each with a source and a target file, a TSV file, or a target file alone."""
         if self.tsv is not None:
             return tuple(self.model_copy(update={"tsv": path}) for path in listed(self.tsv))
         if self.source is None:

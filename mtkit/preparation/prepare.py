@@ -458,7 +458,7 @@ def _given_changes(config: Config, before: dict[str, Any]) -> list[str]:
 
 
 def _train_tag_changes(config: Config, before: dict[str, Any]) -> list[str]:
-    """Returns a line of text if the tags of `data.train` differ from those in the stored provenance `before`, else []."""
+    """Returns a line of text if the tags of `data.train` differ from those in the provenance `before`, else []."""
     then, now = string_list(before.get("tags")), config.data.train_tags
     if then == now:
         return []
