@@ -190,12 +190,12 @@ class Block:
         return self.sums((self.classes & bits) != 0)
 
     def count_foreign(self, scripts: Sequence[str]) -> NDArray[np.int64]:
-        """The number of letters of each line that are of other scripts than `scripts`, (L)."""
+        """The number of letters of each line that are of other scripts than `scripts`, such as ["LATIN"], (L)."""
         is_foreign = ~ALPHABET.is_of(scripts)[ALPHABET.scripts.take(self.codes)]
         return self.sums(is_foreign) if is_foreign.any() else np.zeros(len(self.starts), dtype=np.int64)
 
     def scripts(self) -> Counter[str]:
-        """The number of letters of each script in the block, by the name of the script.
+        """The number of letters of each script in the block, by the name of the script, such as "LATIN".
 
         Letters whose script is not known are not counted.
         """
@@ -388,7 +388,7 @@ class Letters:
     def sums(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Returns a vector (L): for each line, the sum of the values of its three-letter sequences.
 
-        `values` (G) holds a value for each bucket of hashes. A sequence that occurs n times counts n times.
+        `values` (G) holds a value for each hash of a sequence. A sequence that occurs n times counts n times.
         """
         table = np.append(values, np.float32(0))
         return np.add.reduceat(table.take(self.buckets), self._lower.starts, dtype=np.float64).astype(np.float32)
@@ -401,7 +401,7 @@ class Letters:
 
 @dataclass(frozen=True)
 class LetterModel:
-    """The count of each hash of a three-letter sequence in some text, and log-probabilities from these counts."""
+    """Statistics of the three-letter sequences of some text: the count of each hash, and log-probabilities by it."""
 
     counts: NDArray[np.float32]  # (G)
 
@@ -799,7 +799,7 @@ APART = 1.3  # nats for each sequence of three letters by which the median line 
 
 @dataclass(frozen=True)
 class Languages:
-    """Letter models of the source, of the target and, if there are such lines, of a third language."""
+    """Letter models of the source language, the target language and, if some lines are in one, a third language."""
 
     source: LetterModel
     target: LetterModel

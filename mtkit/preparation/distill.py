@@ -124,7 +124,7 @@ def _require_languages(config: Config, teacher: Config, path: Path) -> None:
     """Raises ConfigError if the teacher translates between other languages than those of `config`.
 
     Regions and scripts are not compared. Languages that are not stated are not checked, nor are those of multilingual
-    text, in which each corpus has a tag.
+    text, in which each corpus has a tag. `path` is the teacher's, for the message.
     """
     if all(corpus.tag is not None for corpus in config.data.train):
         return

@@ -218,7 +218,10 @@ def _languages(sides: Sides, learned: Learned, is_judged: Chosen) -> tuple[Chose
 
 
 def _judged_languages(lower: tuple[Block, Block], languages: Languages) -> tuple[Chosen, Chosen]:
-    """Returns masks, (L), of pairs with swapped sides and of pairs with exactly one side in a wrong language."""
+    """Returns masks, (L), of pairs with swapped sides and of pairs with exactly one side in a wrong language.
+
+    `lower` are the sources and the targets in lower case.
+    """
     opposite, third = zip(*(languages.foreign(side, Letters(block)) for side, block in enumerate(lower)), strict=True)
     # If both sides are in a third language, they are names or program code rather than sentences of it.
     return opposite[0] & opposite[1], (opposite[0] ^ opposite[1]) | (third[0] ^ third[1])
@@ -399,7 +402,7 @@ def _unescaped(match: re.Match[str]) -> str:
 
 
 def mend_controls(text: str) -> str:
-    """Removes control characters and other invisible characters; replaces line separators by spaces."""
+    """Removes control characters, terminal codes and other invisible characters; replaces line separators by spaces."""
     text = TERMINAL_CODE.sub("", text)
     text = text.replace("\u2028", " ").replace("\u2029", " ").replace("\r", " ").replace("\x85", " ")
     return "".join(character for character in text if not class_of(character) & CONTROL)

@@ -374,7 +374,7 @@ class Split:
     num_lacking: int = 0  # TMX units that lack one of the languages; not included in num_read
 
     def told(self) -> str:
-        """Returns the numbers as text for messages."""
+        """Returns the numbers as text for messages, such as "900 pairs: 800 for training, 50 for validation, ..."."""
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.items() if count)
         lost = f", {sum(self.dropped.values()):,} of them left out ({reasons})" if reasons else ""
         lacking = _lacking(self.num_lacking)
@@ -517,7 +517,8 @@ def _held_out(labels: NDArray[np.int64], may_be: NDArray[np.bool_], wanted: int,
 def _write(inputs: Sequence[Input], languages: Languages | None, folder: Path, assigned: NDArray[np.uint8]) -> None:
     """The second pass: writes each pair to the files of the text (training, validation, test) that it is assigned to.
 
-    Raises MtkitError if the number of pairs has changed since the first pass.
+    `assigned` has TRAIN, VALID, TEST or, for a pair that is left out, DROPPED. Raises MtkitError if the number of pairs
+    has changed since the first pass.
     """
     endings = file_endings(languages)
     with ExitStack() as stack:
