@@ -474,7 +474,7 @@ def alias_of(key: str) -> Alias | None:
 
 
 def advice_on_option(option: str) -> str:
-    """Returns advice on an unknown option, as text that begins with a semicolon.
+    """Returns advice on an unknown option, such as "; settings are given without dashes: training.max_steps=…".
 
     Returns "" unless the option has the name of a setting, in mtkit or in another toolkit.
     """

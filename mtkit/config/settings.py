@@ -53,7 +53,7 @@ class Config(Section):
     @field_validator("model")
     @classmethod
     def ties_follow_the_vocabulary(cls, model: AnyModelConfig, info: ValidationInfo) -> AnyModelConfig:
-        """Set `tie_embeddings` to "decoder" if each side has its own vocabulary and `tie_embeddings` is not given.
+        """Returns `model`, with `tie_embeddings` "decoder" if it is not given and each side has its own vocabulary.
 
         Raises ValueError if a mixed model cannot tie its embeddings in the given way.
         """
@@ -68,7 +68,7 @@ class Config(Section):
     @field_validator("decoding")
     @classmethod
     def method_follows_the_model(cls, decoding: DecodingConfig, info: ValidationInfo) -> DecodingConfig:
-        """Set `method` to "mask_predict" if the architecture is cmlm and `method` is not given.
+        """Returns `decoding`, with `method` "mask_predict" if it is not given and the architecture is cmlm.
 
         Raises ValueError if settings of decoding do not fit that method.
         """
@@ -83,7 +83,7 @@ class Config(Section):
     @field_validator("model")
     @classmethod
     def language_models_have_no_encoder(cls, model: AnyModelConfig, info: ValidationInfo) -> AnyModelConfig:
-        """Set `encoder_layers` to 0 if the task is a language model.
+        """Returns `model`, with `encoder_layers` 0 if the task is a language model.
 
         Raises ValueError if the architecture is mixed or cmlm, which always have an encoder.
         """
@@ -99,7 +99,7 @@ class Config(Section):
     @field_validator("training")
     @classmethod
     def language_models_are_chosen_by_loss(cls, training: TrainingConfig, info: ValidationInfo) -> TrainingConfig:
-        """Set `select_by` to "loss" if the task is a language model and `select_by` is not given.
+        """Returns `training`, with `select_by` "loss" if it is not given and the task is a language model.
 
         Raises ValueError if another measure is given, since a language model makes no translations to measure.
         """
@@ -469,7 +469,10 @@ def _choices(schema: Schema) -> list[Schema]:
 
 
 def _forms(schema: Schema) -> list[Schema]:
-    """Returns a schema for each form that a setting may have, such as a number and null; [] if there is only one."""
+    """Returns a schema for each form that a setting may have, such as a number and null.
+
+    Returns [] if there is only one form, and for sections.
+    """
     if "properties" in schema or _kinds(schema):  # anyOf and oneOf of a section list which keys are required together
         return []
     forms: list[Schema] = schema.get("anyOf") or schema.get("oneOf", [])
@@ -570,7 +573,7 @@ def _each_item(schema: Schema) -> str:
 
 
 def _section_lines(data: dict[str, Any], schema: Schema, told: set[str], indent: str = "") -> list[str]:
-    """Returns the lines of a section as commented YAML.
+    """Returns the lines of a section, whose values are `data`, as commented YAML.
 
     The keys of the items of a list or table are explained only once. `told`, which is updated in place, holds the
     titles of the item schemas that have been explained so far.
