@@ -93,7 +93,7 @@ def passes_lengths(source_lengths: Lengths, target_lengths: Lengths, rules: Data
 
 
 def has_text_rules(rules: DataConfig) -> bool:
-    """Whether any rule besides that against blank sides looks at the text of a pair, not only at its lengths."""
+    """Whether any of `rules`, except that against blank sides, looks at the text of a pair, not just at its lengths."""
     return bool(rules.drop_identical or rules.source_script or rules.target_script or rules.min_letters)
 
 
@@ -440,7 +440,7 @@ def _normalized(pairs: Sequence[Pair], tokenizer: Tokenizer) -> tuple[list[str],
 
 
 def count_unknown_in_validation(pairs: Iterable[Pair], tokenizer: Tokenizer, unknown: UnknownShares) -> None:
-    """Encodes the validation text, and adds the numbers of its tokens and of its unknown tokens to `unknown`."""
+    """Encodes the validation text `pairs`; adds the numbers of its tokens and of its unknown tokens to `unknown`."""
     for chunk in _chunks(pairs):
         sources = tokenizer.bulk_encode_source([source for source, _ in chunk], _num_threads())
         targets = tokenizer.bulk_encode_target([target for _, target in chunk], _num_threads())

@@ -391,9 +391,9 @@ def tokenizer_is_current(config: Config) -> bool:
 def tokenizer_changes(config: Config) -> list[str]:
     """Returns a line of text for each file or setting that changed since the run's tokenizer was made.
 
-    If the run has no tokenizer, the only line says so. Files named by `tokenizer.text`, `tokenizer.model` or
-    `training.start_from` count as unchanged if they no longer exist. Raises CheckpointError if the run's tokenizer is
-    damaged.
+    If the run has no tokenizer, the only line says so. The files named by `tokenizer.text`, by `tokenizer.model` or by
+    `training.start_from` count as unchanged if none of them exists any longer. Raises CheckpointError if the run's
+    tokenizer is damaged.
     """
     directory = _tokenizer_directory(config)
     settle(directory)
@@ -480,8 +480,8 @@ def binarized_is_current(config: Config) -> bool:
 def binarized_changes(config: Config) -> list[str]:
     """Returns a line of text for each file or setting that changed since the corpora were binarized.
 
-    If the binarized corpora or the validation text are missing, the lines say only that. Raises DataError if
-    the corpora or the text are damaged, or if the corpora were encoded by a tokenizer other than the run's.
+    If the binarized corpora or the validation text are missing, the lines say only that. Raises DataError if the
+    corpora or the text are damaged, or if the corpora were encoded by a tokenizer other than the run's.
     """
     directories = (_train_directory(config), _validation_directory(config))
     for directory in directories:

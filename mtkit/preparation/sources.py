@@ -244,8 +244,8 @@ class SetFiles:
 def test_sets(config: Config) -> dict[str, SetFiles]:
     """The files of the test sets in the settings, by name; sacreBLEU's sets are downloaded if needed.
 
-    Raises ConfigError if the settings name no test set, or name a set of sacreBLEU that does not exist. Raises
-    DataError if a file is missing or cannot be downloaded.
+    Raises ConfigError if the settings name no test set, or one that sacreBLEU does not have, or not for these
+    languages. Raises DataError if a file is missing or cannot be downloaded.
     """
     if not config.data.test:
         raise ConfigError("there is no test set: name one in data.test, or give --source and --reference")
