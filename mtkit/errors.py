@@ -101,7 +101,10 @@ def require_list(value: object, name: str, wanted: str = "a list of lines; give 
 
 
 def checked_lines(lines: Iterable[Any], name: str) -> Iterator[str]:
-    """Yields `lines` unchanged; raises TypeError with the number (from 1) of the first item that is not a str."""
+    """Yields `lines` unchanged; raises TypeError with the number (from 1) of the first item that is not a str.
+
+    In the message, `name` is the name of the argument.
+    """
     for number, line in enumerate(lines, start=1):
         if not isinstance(line, str):
             raise TypeError(f"{name}: item {number:,} is {shown(line)}, wants a str")
@@ -117,7 +120,10 @@ def checked_pairs(pairs: Iterable[Any]) -> Iterator[tuple[str, str]]:
 
 
 def require_count(value: Any, name: str) -> int:
-    """`value` as an int; raises TypeError if `value` is not an integer, and MtkitError if it is below 1."""
+    """`value` as an int; raises TypeError if `value` is not an integer, and MtkitError if it is below 1.
+
+    In the message, `name` is the name of the argument.
+    """
     try:
         count = operator.index(value)
     except TypeError:
@@ -130,13 +136,16 @@ def require_count(value: Any, name: str) -> int:
 
 
 def require_path(value: object, name: str) -> None:
-    """Raise TypeError if `value` is neither a str nor a path."""
+    """Raise TypeError if `value` is neither a str nor a path; in the message, `name` is the name of the argument."""
     if not isinstance(value, str | os.PathLike):
         raise TypeError(f"{name}: found {shown(value)}, wants the path of a model, a str or a Path")
 
 
 def require_texts(values: Iterable[Any], name: str, wanted: str) -> None:
-    """Raise TypeError if `values` is a single string, is not iterable, or has an item that is not a str."""
+    """Raise TypeError if `values` is a single string, is not iterable, or has an item that is not a str.
+
+    In the message, `name` is the name of the argument, and `wanted` says what the argument should be.
+    """
     require_list(values, name, wanted)
     for value in values:
         if not isinstance(value, str):

@@ -152,7 +152,7 @@ def run_all(config: Config, fresh: bool = False, change: bool = False, ranks: Ra
 def _follow(config: Config, ranks: Ranks, fresh: bool, change: bool, end_in: int | None = None) -> None:
     """Train in a rank other than rank 0: wait until rank 0 has prepared the data, then train with it.
 
-    Does not train if rank 0 finds that there is nothing to train.
+    Does not train if rank 0 finds that there is nothing to train. The arguments are as in `run_train`.
     """
     with stopping_by_signal(silent=True) as stop:
         trains = ranks.are_to_train(stop)
@@ -232,7 +232,8 @@ def _train(
 ) -> bool:
     """Make the tokenizer and the data if they are out of date, then train; returns False if training was skipped.
 
-    Training is skipped if the model is up to date, unless `fresh` is true.
+    Training is skipped if the model is up to date, unless `fresh` is true or `end_in` asks for a new end. The arguments
+    are as in `run_train`.
     """
     if not config.data.valid:
         raise ConfigError(
@@ -280,7 +281,8 @@ def _train(
 def _prepare(config: Config) -> None:
     """Make the tokenizer and the data again if they are out of date.
 
-    Raises DataError if the run has begun and its tokenizer or training data would change.
+    Raises DataError if the run has begun and its tokenizer or training data would change. If the files of the training
+    text are gone from a run that has begun, nothing is made again, and no error is raised.
     """
     if _raw_text_is_gone(config):
         say("the training text is not where the settings say; going on with what was binarized from it")
@@ -311,8 +313,8 @@ def _prepare(config: Config) -> None:
 def _prepare_anew(config: Config, start: FreshStart) -> None:
     """For a fresh start, make the tokenizer and the data again if they are out of date or damaged.
 
-    Before the tokenizer or the data are made again, the old version is set aside. The old version is kept until the new
-    run has a checkpoint.
+    Before the tokenizer or the data are made again, `start` sets the old version aside, and keeps it until the new run
+    has a checkpoint.
     """
     told: list[str] | None = None
     if not _is_sound(tokenizer_is_current, config):
@@ -327,7 +329,10 @@ def _prepare_anew(config: Config, start: FreshStart) -> None:
 
 
 def _is_sound(is_current: Callable[[Config], bool], config: Config) -> bool:
-    """Whether the result of a stage is up to date and not damaged; prints a warning if the result is damaged."""
+    """Whether the result of a stage is up to date and not damaged; prints a warning if the result is damaged.
+
+    `is_current(config)` tells whether the result is up to date, and raises an error if it is damaged.
+    """
     try:
         return is_current(config)
     except (CheckpointError, DataError) as error:
@@ -362,8 +367,8 @@ def _refuse_if_begun(config: Config, folder: str, changes: Sequence[str]) -> Non
     """Raise DataError if training has begun, but a folder of the run was made from settings or texts that have changed.
 
     `folder` is "tokenizer" or "data/train". `changes` lists in words what has changed, for the error message; the list
-    is empty if nothing has changed. If the folder is missing or empty, the user deleted its files. The folder may then
-    be made again, so no error is raised.
+    is empty if nothing has changed. If the folder is missing or empty, the user has deleted its files; it may then be
+    made again, so no error is raised.
     """
     if changes and has_files(config.run_path / folder) and is_begun(config.run_path):
         raise DataError(
@@ -375,7 +380,8 @@ def _refuse_if_begun(config: Config, folder: str, changes: Sequence[str]) -> Non
 def _evaluate(config: Config) -> list[ScoredSet]:
     """Score the model on the test sets, store the scores in the model's bundle, and return the scores.
 
-    If nothing has changed since the stored scores were computed, the stored scores are returned.
+    If nothing has changed since the stored scores were computed, the stored scores are returned. The list is empty for
+    a language model, and if the settings name no test sets.
     """
     bundle = open_bundle(config.run_path)
     if config.task == "language_model" or not config.data.test:
@@ -415,10 +421,10 @@ def _rows(scores: Sequence[ScoredSet]) -> list[tuple[str, str, float, str]]:
 def _evaluation_inputs(
     config: Config, bundle: Path, sets: dict[str, SetFiles], fingerprint_of: Callable[[Path], str] = fingerprint
 ) -> str:
-    """Returns everything that the scores depend on, as JSON text.
+    """Returns, as JSON text, everything that the scores on the test sets in `sets` depend on.
 
-    This is a checksum of the weights, the decoding settings, the target language, and the checksums and tags of the
-    test sets.
+    This is a checksum of the weights in the model folder `bundle`, the decoding settings, the target language, and the
+    tags and checksums of the test sets. `fingerprint_of` computes the checksum of a text file.
     """
     with (bundle / "weights.safetensors").open("rb") as file:
         weights = hashlib.file_digest(file, "sha256").hexdigest()
