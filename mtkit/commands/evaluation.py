@@ -432,7 +432,10 @@ def bench_train(
 
 
 def _items(name: str, text: str) -> list[str]:
-    """Returns the items of a comma-separated list; raises MtkitError if an item occurs twice."""
+    """Returns the items of `text`, the comma-separated value of the option `name`.
+
+    Raises MtkitError if an item occurs twice.
+    """
     items = text.split(",")
     if len(set(items)) < len(items):
         raise MtkitError(f"{name}: found {text}, wants each item once")
@@ -612,10 +615,11 @@ RUNS = Path("runs/experiments")
 
 
 def _lab(runs: Path, size: str | None, seeds: str | None, data: str | None) -> "Lab":
-    """Returns the Lab that reads and writes results in the folder `runs`, for one size, number of seeds and text.
+    """Returns a Lab, which reads and writes the results of experiments in the folder `runs`.
 
-    An argument that is `None` has the value of the last `mtkit experiment run`. Raises MtkitError if `size` or
-    `seeds` is not valid.
+    The other arguments are the values of the options: `size` is toy, small or full, `seeds` is the number of seeds, and
+    `data` is demo or a folder of text. Each that is `None` has the value of the last `mtkit experiment run`. Raises
+    MtkitError if `size` or `seeds` is not valid.
     """
     from mtkit.experiment.run import Lab
 

@@ -404,7 +404,11 @@ def align(
 def _texts(
     source: Path | None, target: Path | None, tsv: Path | None, n_best: bool
 ) -> "ParallelFiles | NBestList | PairsFile | TargetFile":
-    """Returns the texts that the options name; raises UsageError if the options do not go together."""
+    """Returns the texts that the options name; raises UsageError if the options do not go together.
+
+    `source`, `target` and `tsv` are paths of files. With `n_best`, the file `target` has several translations of each
+    line of `source`. Without `source`, it is text for a language model.
+    """
     _require_texts(source, target, tsv, n_best)
     from mtkit.translation.stream import NBestList, PairsFile, ParallelFiles, TargetFile
 

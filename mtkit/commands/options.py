@@ -152,7 +152,7 @@ def load_settings(config: Path | None, settings: Sequence[str] | None) -> "Confi
 def decoding_settings(
     beam_size: str | None, length_penalty: str | None, batch_tokens: str | None, device: str | None
 ) -> list[str]:
-    """Returns the options that were given, as key=value settings.
+    """Returns the options that were given, as key=value settings such as "decoding.beam_size=5" and "device=cpu".
 
     In this form, the options pass through the same checks as settings, and errors have the same messages.
     """
@@ -180,7 +180,7 @@ def given(**settings: str | None) -> list[str]:
 
 
 def count(name: str, value: str) -> int:
-    """Parse the value of the option `name`; raises MtkitError if the value is not a whole number of at least 1."""
+    """The value of the option `name` as an integer; raises MtkitError unless it is a whole number of at least 1."""
     number = whole_number(value)
     if not number:
         raise MtkitError(f"{name}: found {value}, wants a whole number, at least 1")
@@ -369,7 +369,10 @@ _ARGUMENTS = {
 
 
 def usage_message(error: Any, arguments: Sequence[str]) -> str:
-    """Returns the message for a usage error of typer: what is wrong, what to type instead, and which --help to read."""
+    """Returns the message for a usage error of typer: what is wrong, what to type instead, and which --help to read.
+
+    `arguments` is what the user typed after `mtkit`.
+    """
     context = error.ctx
     path = context.command_path if context else _path(arguments)
     command = path.removeprefix("mtkit").strip()
@@ -386,7 +389,10 @@ def usage_message(error: Any, arguments: Sequence[str]) -> str:
 
 
 def _path(arguments: Sequence[str]) -> str:
-    """Returns the command as it was typed, such as "mtkit train"; for groups of commands, includes the subcommand."""
+    """Returns the command as it was typed, such as "mtkit train" or, with a subcommand, "mtkit bench train".
+
+    `arguments` is what the user typed after `mtkit`.
+    """
     return " ".join(["mtkit", *arguments[: 2 if arguments and arguments[0] in GROUPS else 1]])
 
 

@@ -262,7 +262,10 @@ def train(
 
 
 def _again(config: Path, settings: list[str] | None, fresh: bool, change: bool = False) -> list[str]:
-    """Returns the arguments with which a command was called, so that the other training processes get them, too."""
+    """Returns the arguments of a command, without its name, as strings to start the other training processes with.
+
+    These are the path `config`, then each of `settings`, then --fresh and --change where they were given.
+    """
     flags = {"--fresh": fresh, "--change": change}
     return [str(config), *(settings or []), *(name for name, is_given in flags.items() if is_given)]
 
