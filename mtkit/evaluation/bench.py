@@ -74,7 +74,7 @@ Record = dict[str, Any]  # what --json writes
 
 
 def machine_facts(device: torch.device) -> Record:
-    """Returns the versions, processor, cores, threads and device that a measurement depends on, and the date."""
+    """Returns what a measurement depends on (versions, processor, cores, threads, device), the date and the command."""
     return {
         "command": sys.argv,
         "date": datetime.now(UTC).date().isoformat(),
@@ -107,7 +107,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def memory_text(num_bytes: int | None) -> str:
-    """Returns a number of bytes in megabytes, as text."""
+    """Returns a number of bytes in megabytes, as text; "-" for `None`."""
     return "-" if num_bytes is None else f"{num_bytes / 1e6:,.0f}"
 
 
@@ -207,7 +207,7 @@ class Ids:
         self.replays = False
 
     def encode_source(self, lines: Sequence[str], num_threads: int = 1) -> list[list[int]]:
-        """Returns the ids of each line, as `Tokenizer.encode_source` does."""
+        """Returns the ids of each line, as `Tokenizer.encode_source` does; with `replays`, the stored ids."""
         if not self.replays:
             self.sources.update(zip(lines, self.tokenizer.encode_source(lines, num_threads), strict=True))
         return [self.sources[line] for line in lines]
@@ -215,7 +215,7 @@ class Ids:
     def decode_target(
         self, tokens: Sequence[Sequence[int]], unknown_texts: Sequence[Sequence[str]] | None = None
     ) -> list[str]:
-        """Returns the text of each translation; with `replays`, an empty text for each."""
+        """Returns the text of each translation, as `Tokenizer.decode_target` does; with `replays`, empty texts."""
         if self.replays:
             return [""] * len(tokens)
         self.outputs += tokens
@@ -282,7 +282,7 @@ class _Opened:
 
 @dataclass
 class _Measured:
-    """A variant that is being measured."""
+    """A variant that is being measured: its translator, its translations of the lines, and its times so far."""
 
     variant: Variant
     opened: _Opened
@@ -369,7 +369,11 @@ def _facts(model: Path, translator: Translator, source: Path, lines: Sequence[st
 def _in_order(
     wanted: Sequence[Variant], results: Mapping[Variant, Record], faults: Mapping[Variant, str]
 ) -> list[Record]:
-    """Returns the records of all variants in the order in which they were asked for."""
+    """Returns one record for each variant of `wanted`, in this order.
+
+    This is its record in `results`; for an impossible variant, which has none, it holds the fields of the variant and,
+    as `fault`, the reason from `faults`.
+    """
     return [results.get(variant) or {**asdict(variant), "fault": faults[variant]} for variant in wanted]
 
 
@@ -383,7 +387,8 @@ def _open(
 ) -> tuple[dict[Variant, Translator], dict[Variant, str]]:
     """Returns a Translator without workers for each possible variant, and the reason why each other one is impossible.
 
-    Raises MtkitError if all variants are impossible.
+    Variants that differ only in workers share a Translator. Raises MtkitError if all variants are impossible, or if the
+    model or a setting is wrong.
     """
     loaded: dict[Variant, Translator | str] = {}  # by variant without workers; a str is why the variant is impossible
     translators, faults = {}, {}
@@ -450,7 +455,10 @@ def _translated(translator: Translator, lines: list[str], meter: Meter) -> list[
 
 
 def _time(measured: _Measured, lines: list[str], meter: Meter) -> None:
-    """Time one round of a variant: all lines from text to text and then, if it has no workers, from ids to ids."""
+    """Time one round of a variant: all lines from text to text and then, if it has no workers, from ids to ids.
+
+    The seconds are appended to the lists in `measured`.
+    """
     begun = time.perf_counter()
     _translated(measured.translator, lines, meter)
     measured.text_seconds.append(time.perf_counter() - begun)
@@ -465,7 +473,10 @@ def _time(measured: _Measured, lines: list[str], meter: Meter) -> None:
 
 
 def _result(measured: _Measured, lines: list[str], references: list[str] | None, fresh: Record) -> Record:
-    """Returns the record of one variant; `fresh` is what `_fresh` returned."""
+    """Returns the record of one variant; `fresh` is what `_fresh` returned.
+
+    BLEU is computed if there are `references`, one for each line.
+    """
     translator, opened, tokens = measured.translator, measured.opened, measured.tokens
     rows, decoding, variant = opened.rows, translator.config.decoding, measured.variant
     num_hypotheses = 1 if decoding.draws else decoding.num_hypotheses
@@ -499,7 +510,11 @@ def _chosen(translator: Translator, num_workers: int) -> Record:
 
 
 def _rates(seconds: Sequence[float], tokens: int, num_lines: int) -> Record:
-    """Returns tokens and lines per second (median, smallest and largest over the rounds), and the seconds of each."""
+    """Returns tokens and lines per second (median, smallest and largest over the rounds), and the seconds per round.
+
+    `seconds` holds the time of each round. In every round, `num_lines` lines were translated, and their translations
+    have `tokens` tokens.
+    """
     spread = (statistics.median(seconds), max(seconds), min(seconds))
     names = ("median", "smallest", "largest")
     return {
@@ -576,7 +591,10 @@ def _one_by_one(translator: Translator, lines: Sequence[str]) -> list[tuple[floa
 
 
 def _percentile(calls: Sequence[tuple[float, int]], percent: int) -> Record:
-    """Returns a percentile of the times, in milliseconds, and the number of output tokens of the call that took it."""
+    """Returns a percentile of the times, in milliseconds, and the number of output tokens of the call with that time.
+
+    `calls` is what `_one_by_one` returns.
+    """
     seconds, tokens = sorted(calls)[math.ceil(len(calls) * percent / 100) - 1]
     return {"milliseconds": 1000 * seconds, "output_tokens": tokens}
 
@@ -739,7 +757,7 @@ def translation_text(record: Record) -> str:
 
 
 def _facts_text(record: Record) -> str:
-    """Returns lines on the machine, the model, the text and the number of rounds, the last one not ended."""
+    """Returns lines on the machine, the model, the text and the number of rounds; no newline follows the last line."""
     return (
         f"{machine_text(record)}{record['model']}: {record['architecture']}, {record['parameters']:,} parameters\n"
         f"{record['file']}: {counted(record['lines'], 'line')}; {counted(record['rounds'], 'round')} in turn"
@@ -769,7 +787,10 @@ def latency_text(record: Record) -> str:
 
 
 def _value(found: Record, name: str) -> str:
-    """Returns a field of a variant as text for a table; "auto" is followed by the value chosen, as in "auto:bf16"."""
+    """Returns the field `name` of the record of a variant as text for a table, "-" for `None`.
+
+    "auto" is followed by the value that was chosen, as in "auto:bf16".
+    """
     values = [found[name]]
     if found[name] == "auto" and found["fault"] is None:
         values.append(found["chosen"][name])
@@ -851,7 +872,10 @@ RANDOM_RATIO = 0.15  # the standard deviation of the logarithm of target length 
 
 
 def random_lengths(num_pairs: int, longest: int, seed: int) -> tuple[list[int], list[int]]:
-    """Returns random lengths of `num_pairs` sources, and those of their targets, in tokens without end marks."""
+    """Returns random lengths of `num_pairs` sources, and those of their targets, in tokens without end marks.
+
+    All lengths are from 1 to `longest`.
+    """
     rng = np.random.default_rng(seed)
     logs = rng.normal(math.log(RANDOM_MEDIAN), RANDOM_DEVIATION, num_pairs)
     sides = [np.exp(logs), np.exp(logs + rng.normal(0, RANDOM_RATIO, num_pairs))]
@@ -890,7 +914,8 @@ class _Data:
 def _data(config: Config, made_up: bool) -> Iterator[_Data]:
     """Context manager that gives the data of the run, or data made in a temporary folder.
 
-    The latter is made if the run has no data of these settings, or with `made_up`. The run itself is only read.
+    If the run has no data of these settings, the tokenizer and the data are made. With `made_up`, random data is made
+    in any case. The run itself is only read.
     """
     run = config.run_path
     if not made_up and is_prepared(config):

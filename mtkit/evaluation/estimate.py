@@ -131,7 +131,10 @@ class _Data:
 
     @property
     def vocab_sizes(self) -> tuple[int, int]:
-        """The vocabulary sizes of source and target; at least those of the settings if the tokenizer is of a sample."""
+        """The vocabulary sizes of source and target.
+
+        If the tokenizer was trained on a sample, they are at least the sizes in the settings.
+        """
         sizes = self.corpus.manifest.source.vocab_size, self.corpus.manifest.target.vocab_size
         settings = self.config.tokenizer
         if not self.is_sampled or settings.model is not None or self.config.training.start_from is not None:
@@ -234,8 +237,9 @@ class _Measured:
 
 
 def _measure(data: _Data, device: torch.device, validates: bool = True) -> _Measured:
-    """Measures a few updates and, with `validates`, also makes the largest updates and a validation.
+    """Measures the time and memory of a few updates.
 
+    With `validates`, the memory is also that of updates with the largest batches and of a validation, which is timed.
     Raises MtkitError if memory runs out.
     """
     config = data.config
@@ -331,7 +335,10 @@ def translation_bytes(config: Config, target_vocab_size: int, num_parameters: in
 
 
 def _length(settings: TrainingConfig, pace: Pace) -> tuple[int, float]:
-    """Returns the number of updates until max_steps or max_minutes ends training, and the seconds that they take."""
+    """Returns the number of updates until `max_steps` or `max_minutes` ends training, and the seconds that they take.
+
+    `pace` holds the seconds of an update and of a validation; the validations between the updates are included.
+    """
     each = pace.update + pace.validation / settled(settings.validate_every)
     updates = settled(settings.max_steps)
     if settings.max_minutes is not None:
@@ -360,7 +367,11 @@ def _free_disk(path: Path) -> int:
 
 
 def _faults(record: Record, config: Config) -> list[str]:
-    """Returns a sentence for each thing that does not fit this machine; [] if everything fits."""
+    """Returns a sentence for each thing that does not fit this machine; [] if everything fits.
+
+    The things are the memory of training, the memory of translation, and the disk space; `record` is that of
+    `estimate`.
+    """
     faults = []
     free = record["free_bytes"]
     if free is not None and (record["training_bytes"] or 0) > free:
