@@ -376,8 +376,9 @@ def score_set(
 ) -> list[ScoredSet]:
     """Score one system on the test set called `name`, or compare it with the second system `against`, if given.
 
-    `sources` are needed if `scoring.by_length` is true. Warns of text that looks tokenised, and of text without spaces
-    between words if BLEU's tokenizer cannot segment it.
+    Returns a score for each metric and system; if `scoring.by_length` is true, which needs `sources`, for each length
+    bucket that is not empty. Warns of text that looks tokenised, and of text without spaces between words if BLEU's
+    tokenizer cannot segment it.
     """
     systems = [system] if against is None else [system, against]
     texts = [("translation" if against is None else one.name, one.lines) for one in systems]

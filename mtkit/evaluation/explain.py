@@ -191,7 +191,8 @@ def forced(
 ) -> tuple[NDArray[np.float64], list[NDArray[np.float32]]]:
     """Returns the log-probabilities (Q, V) of the next token after each prefix of a translation, and the attention.
 
-    The attention is a matrix (H, Q, S) for each layer; there is none if the model has no attention.
+    `source` and `target` are token ids without end marks. The attention is a matrix (H, Q, S) for each layer; the list
+    is empty if the model has no attention.
     """
     batch = padded_batch(ragged([source]), ragged([target]), model.boundaries).to(model.device)
     features, state = model.decode(batch.target, model.encode(batch.source, watch=True))
@@ -239,7 +240,10 @@ def spoken_by_checkpoints(model: Path, explained: Sequence[Explained], overrides
 def explanation(
     model: Path, translator: Translator, explained: Sequence[Explained], spoken: Sequence[Sequence[Spoken]]
 ) -> str:
-    """Returns the page as HTML."""
+    """Returns the page as HTML, with a section for each sentence of `explained`.
+
+    `spoken` holds, for each sentence, its translations by checkpoints, as `spoken_by_checkpoints` returns them.
+    """
     config = translator.config
     parts = [
         _sentence(number_, translator, one, said)
@@ -286,7 +290,7 @@ def explanation(
 
 
 def _sentence(index: int, translator: Translator, one: Explained, spoken: Sequence[Spoken]) -> Html:
-    """The section of one sentence."""
+    """Returns the section of the page on the sentence `one`, which is number `index`, from 1."""
     prefix = f"sentence-{index}"
     links = [
         element("a", piece, href=f"#{prefix}-step-{step}", class_="piece")
@@ -341,9 +345,10 @@ def _controls(one: Explained) -> Html:
 
 
 def _step(name: str, place: int, translator: Translator, one: Explained) -> Html:
-    """Returns the part on one step of the search: the model's probabilities, its attention, and the beam.
+    """Returns the article of one step of the search: the model's probabilities, its attention, and the beam.
 
-    `place` counts steps from 0. After the last token of the translation, only the beam is shown.
+    `name` is the id of the article, for links, and `place` counts steps from 0. After the last token of the
+    translation, only the beam is shown.
     """
     is_written = place < len(one.pieces)
     if not is_written:
@@ -390,7 +395,10 @@ def _distribution(translator: Translator, one: Explained, place: int) -> Html:
 
 
 def _looks(one: Explained, place: int) -> Html | None:
-    """Returns the attention of a step to the source, averaged over the heads of the last layer; `None` without one."""
+    """Returns the source pieces with the attention that a step gives to them; `None` if the model has no attention.
+
+    The attention is averaged over the heads of the last layer. `place` counts steps from 0.
+    """
     if not one.attention:
         return None
     weights = one.attention[-1].mean(0)[place].tolist()

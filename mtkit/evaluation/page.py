@@ -48,7 +48,7 @@ VOID = ("br", "input", "meta", "col")  # elements that have no content and no cl
 
 
 def joined(*content: Content) -> Html:
-    """Returns the given content concatenated, with text escaped."""
+    """Returns the given content concatenated; text that is not `Html` is escaped."""
     parts: list[str] = []
     for part in content:
         if isinstance(part, Html):
@@ -428,7 +428,10 @@ def _range(values: Iterable[float]) -> tuple[float, float]:
 
 
 def _picture(width: float, height: float, label: str, drawn: Iterable[Html], fixed: bool = False) -> Html:
-    """Returns an SVG picture; with `fixed`, its size on the page does not change with the width of the page."""
+    """Returns an SVG picture of the elements `drawn`; `label` describes it to screen readers.
+
+    With `fixed`, its size on the page does not change with the width of the page.
+    """
     size = {"width": f"{width:.0f}", "height": f"{height:.0f}"} if fixed else {}
     return element("svg", *drawn, viewBox=f"0 0 {width:.0f} {height:.0f}", role="img", aria_label=label, **size)
 

@@ -273,7 +273,7 @@ def position_table(config: Config, num_positions: int) -> NDArray[np.float32]:
 
 
 def waves_to_draw(table: NDArray[np.float32]) -> list[int]:
-    """Returns the indices of the dimensions to draw as curves.
+    """Returns the indices of the dimensions, columns of `table`, to draw as curves.
 
     For each number n in `CROSSINGS`, this is the dimension whose number of zero crossings is nearest to n.
     """
@@ -364,7 +364,7 @@ def schedule_points(schedule: Schedule, num_steps: int) -> tuple[list[int], list
 
 
 def plot_schedules(schedules: Sequence[Schedule], num_steps: int, output: Path) -> None:
-    """Write a plot of the learning rates of all schedules to the file `output`."""
+    """Write a plot of the learning rates of all schedules, from step 1 to `num_steps`, to the file `output`."""
     with style():
         figure = new_figure(7, 4)
         axes = figure.subplots()

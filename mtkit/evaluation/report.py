@@ -50,8 +50,8 @@ TEST: SignificanceTest = "bootstrap"
 def report(models: Sequence[Path], output: Path, overrides: Sequence[str] = ()) -> None:
     """Write a page on the models; `overrides` are settings such as device=cpu.
 
-    The test sets are those in the settings of the first model. Raises MtkitError if a model or a log is damaged or
-    missing.
+    The test sets are those in the settings of the first model. Raises MtkitError if a model is missing or damaged, if a
+    log is damaged, if the models differ in task or languages, or if there are more than eight of them.
     """
     require_page(output, "report")
     if len(models) > len(KEYS):
@@ -135,7 +135,10 @@ class TestSet:
 
 
 def test_sets_of(systems: Sequence[Reported]) -> list[TestSet]:
-    """Returns the test sets of the first system, translated and scored for all systems; [] for a language model."""
+    """Returns the test sets of the first system, translated and scored for all systems; [] for a language model.
+
+    A test set whose files cannot be read has no texts and scores, but a `fault`, which says why.
+    """
     config = systems[0].bundle.config
     if config.task == "language_model":
         return []
@@ -184,7 +187,7 @@ def _lines(system: Reported, name: str, files: SetFiles, sources: list[str], ref
 
 
 def report_page(systems: Sequence[Reported]) -> str:
-    """Returns the page as HTML."""
+    """Returns the page of `mtkit report` as HTML; missing translations and scores of the systems are made now."""
     sets = test_sets_of(systems)
     whole = [one for one in sets if one.fault is None]
     parts: list[tuple[str, Sequence[Content]]] = [
@@ -253,7 +256,7 @@ def _best_validation(system: Reported) -> str | None:
 
 
 def _scores(systems: Sequence[Reported], sets: Sequence[TestSet]) -> Iterator[Html]:
-    """The scores on each test set, with intervals, and whether differences are significant."""
+    """Yields tables and charts of the scores on each test set, with intervals and with tests of significance."""
     for one in sets:
         if one.fault is not None:
             yield from _stored_scores(systems, one)
@@ -303,7 +306,7 @@ def _stored_scores(systems: Sequence[Reported], one: TestSet) -> Iterator[Html]:
 
 
 def _comparison(systems: Sequence[Reported], one: TestSet) -> Html:
-    """Paired significance tests of each system against the first."""
+    """Returns a table of paired significance tests of each system against the first, on one test set."""
     first, config = systems[0], systems[0].bundle.config
     baseline = System(first.key, one.lines[first.key])
     rows: list[list[Cell]] = []
@@ -328,7 +331,7 @@ def _comparison(systems: Sequence[Reported], one: TestSet) -> Html:
 
 
 def _by_length(systems: Sequence[Reported], one: TestSet) -> Html:
-    """BLEU of short, middling and long sentences."""
+    """Returns a chart and a table of the BLEU of each system on short, middling and long sentences of a test set."""
     scoring = Scoring(systems[0].bundle.config.languages, confidence=True, by_length=True, metrics=("bleu",))
     found: dict[tuple[str, int], list[Bar]] = {}
     rows: list[list[Cell]] = []
@@ -348,7 +351,7 @@ def _by_length(systems: Sequence[Reported], one: TestSet) -> Html:
 
 
 def _sentences(systems: Sequence[Reported], one: TestSet) -> Iterator[Html]:
-    """The worst and best sentences of each system, and those on which two systems differ most."""
+    """Yields tables of the worst and best sentences of each system, and of those where it most differs from the first."""
     scores = {system.key: sentence_scores(one.lines[system.key], one.references) for system in systems}
     yield element("h3", one.name)
     yield note("By sentence-level chrF; of equally good sentences, the longest.")
