@@ -351,7 +351,7 @@ def _by_length(systems: Sequence[Reported], one: TestSet) -> Html:
 
 
 def _sentences(systems: Sequence[Reported], one: TestSet) -> Iterator[Html]:
-    """Yields tables of the worst and best sentences of each system, and of those where it most differs from the first."""
+    """Yields tables of the sentences that each system translates worst, best, and most unlike the first system."""
     scores = {system.key: sentence_scores(one.lines[system.key], one.references) for system in systems}
     yield element("h3", one.name)
     yield note("By sentence-level chrF; of equally good sentences, the longest.")
