@@ -154,7 +154,10 @@ def _load_ctranslate2(bundle: Bundle, overrides: Sequence[str], precision: str) 
 
 
 def fault_of(translator: Translator) -> str | None:
-    """Returns text on a setting that CTranslate2 does not support, and what to do; `None` if it supports them all."""
+    """Returns text on why CTranslate2 cannot translate with this model and its settings; `None` if it can.
+
+    The text names the first setting that CTranslate2 does not support, and what to do.
+    """
     config, decoding = translator.config, translator.config.decoding
     try:
         check_ctranslate2(config)
@@ -327,8 +330,9 @@ def _numbered(bundle: Bundle, translator: Translator) -> PortableModel:
 def _check(bundle: Bundle, translator: Translator, directory: Path) -> None:
     """Raises _UnfitError unless CTranslate2 translates the canaries of the model as the bundle has stored.
 
-    Another translation is accepted if, where it first differs, the log-probabilities of the two tokens differ by less
-    than MOST_DRIFT.
+    Canaries are source lines that the bundle stores with their translations. Another translation is accepted if, where
+    it first differs, the log-probabilities of the two tokens differ by less than MOST_DRIFT. `directory` has the
+    exported files.
     """
     engine = CTranslate2Engine(directory, translator, "cpu", "float32")
     checked = Translator(translator.model, translator.tokenizer, translator.config, engine=engine)
@@ -626,7 +630,10 @@ QUANTIZATIONS: dict[str, tuple[str, str | None]] = {
 
 
 def check_ctranslate2(config: Config) -> None:
-    """Raises CheckpointError if the model is not a Transformer, or has settings that CTranslate2 does not support."""
+    """Raises CheckpointError if CTranslate2 does not support the model.
+
+    It supports only Transformers that translate, and not all of their settings.
+    """
     model = config.model
     if config.task != "translation":
         raise CheckpointError("task is language_model; CTranslate2 and the others take translation models alone")
@@ -781,7 +788,10 @@ POSITIONS: dict[str, Callable[[TransformerConfig, Tensor | None, int], Tensor | 
 
 
 def most_positions(config: Config) -> int:
-    """Returns the number of positions (P) in tables of sinusoids: the most tokens of a row, or LEAST_POSITIONS."""
+    """Returns the number of positions (P) in tables of sinusoids.
+
+    This is the most tokens that a translation may have, but at least LEAST_POSITIONS.
+    """
     return max(LEAST_POSITIONS, _longest(config))
 
 

@@ -623,7 +623,11 @@ def _config(
     languages: tuple[str, str] | None,
     bans_unknown: bool,
 ) -> Config:
-    """Returns the settings of the imported model, including those of its tokenizer and languages."""
+    """Returns the settings of the imported model, including those of its tokenizer and languages.
+
+    `languages` are the codes of source and target; `None` takes those of the checkpoint. `bans_unknown` tells whether
+    the checkpoint forbids <unk> in translations.
+    """
     source, target = languages or found.languages
     settings: dict[str, Any] = model.config.model_dump(mode="json", exclude_unset=True)
     settings["languages"] = {"source": source or "source", "target": target or "target"}

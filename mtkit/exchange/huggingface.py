@@ -970,7 +970,7 @@ def _special_of_pieces(path: Path, pieces: Sequence[str]) -> tuple[int, int]:
 
 
 def _renamed(pieces: list[str]) -> list[str]:
-    """Renames the special pieces in `pieces` from Nematus's names to Marian's, and returns the list."""
+    """Renames the special pieces in `pieces` from Nematus's names, eos and UNK, to Marian's; returns the same list."""
     for id_, (older, name) in OLDER.items():
         if len(pieces) > id_ and pieces[id_] == older and name not in pieces:
             pieces[id_] = name
