@@ -141,7 +141,10 @@ MASKS: dict[str, Weigh] = {
 
 
 def leak_of_attention(weigh: Weigh) -> float:
-    """Returns the largest change of the output for a word when a later word changes."""
+    """Returns the largest change of the output for a word when a later word changes, in attention weighted by `weigh`.
+
+    `weigh` maps queries and keys to attention weights, as the entries of MASKS do.
+    """
     x, other = random_numbers(2, LENGTH, 8)
     projections = random_numbers(3, 8, 8, seed=2) / math.sqrt(8)
 
@@ -159,9 +162,9 @@ def leak_of_attention(weigh: Weigh) -> float:
 
 
 def leak_of_decoder(model: TranslationModel) -> float:
-    """Returns the largest change of the features that predict a target word, or one before it, when that word changes.
+    """Returns the largest change of features that must not depend on a target word, when this word changes.
 
-    These features should not depend on the word, so the result should be 0.
+    These are the features from which the word itself and the words before it are predicted. 0 means that nothing leaks.
     """
     [source], [target] = sentences(5), sentences(LENGTH, seed=2)
 
@@ -394,7 +397,7 @@ def similarity() -> Figures:
 
 
 def period(column: Tensor) -> float:
-    """Returns the smallest number of positions after which a column repeats itself."""
+    """Returns the smallest number of positions after which a column (P,) of position codes repeats itself."""
     return float(next(p for p in range(1, len(column)) if torch.equal(column[p:], column[:-p])))
 
 
@@ -459,7 +462,7 @@ def noam() -> Figures:
 
 
 def learning_rates() -> Figures:
-    """The learning-rate curves in CURVES, at every 500th update."""
+    """The learning-rate curves in CURVES, at update 1 and at every 500th update up to 20,000."""
     steps = (1, *range(500, 20_001, 500))
     return {
         f"width {d_model} and warm-up {warmup}, {step}": rate
@@ -528,7 +531,10 @@ NUM_KEYS, NUM_QUERIES = 20, 400
 
 @torch.no_grad()
 def first_attention(width: int, scaled: bool) -> Tensor:
-    """Returns attention weights (1, 1, Q, N) of random queries and keys of variance 1, as before training."""
+    """Returns attention weights (1, 1, Q, N) of random queries and keys of variance 1, as before training.
+
+    `width` is the width of the head; `scaled` tells whether scores are divided by its square root.
+    """
     query = random_numbers(1, 1, NUM_QUERIES, width, seed=width)
     key = random_numbers(1, 1, NUM_KEYS, width, seed=width + 1)
     with seeded():
