@@ -55,7 +55,8 @@ class Measure:
     what: str  # what it is, in words, for tables
     group: str  # a key of GROUPS
     value: Callable[[Sums], NDArray[np.float64]]  # from sums (1 + B, K) to the measure (1 + B,)
-    by: dict[str, dict[str, tuple[str, str]]] = field(default_factory=dict)  # kinds of subsets: name to (group, set)
+    # For each way to divide the sentences, such as "length", maps each subset, such as "short", to its (group, set).
+    by: dict[str, dict[str, tuple[str, str]]] = field(default_factory=dict)
     digits: int = 2
     rows: str = "all"  # the set of the group's record with the statistics
 
@@ -160,7 +161,10 @@ def resamples(num_sentences: int) -> NDArray[np.float64]:
 
 
 def values_of(measure: Measure, rows: Statistics) -> NDArray[np.float64]:
-    """Returns a measure on the sentences and on resamples of them, (1 + NUM_RESAMPLES,)."""
+    """Returns a measure on the sentences and on resamples of them, (1 + NUM_RESAMPLES,), from the statistics (N, K).
+
+    With a single row, or with numbers that are not finite, all values are that of the sentences themselves.
+    """
     if len(rows) == 1 or not np.isfinite(rows).all():
         return constant(float(measure.value(rows.sum(0, keepdims=True))[0]))
     return measure.value(resamples(len(rows)) @ rows)
@@ -227,7 +231,11 @@ def _translation_rows(subject: Subject, sources: Sequence[str], references: Sequ
 
 
 def translations(subject: Subject) -> Record:
-    """Translates the test set; returns a record that also divides it into thirds by the words of the source."""
+    """Translates the test set; returns a record of the statistics of each line, the time, and the translations.
+
+    The record's "parts" divide the lines into thirds by the number of words in the source. The record of a language
+    model has no statistics.
+    """
     if subject.config.task == "language_model":
         return {"sets": {}}
     sources, references = subject.test_lines
@@ -244,7 +252,10 @@ def translations(subject: Subject) -> Record:
 
 
 def joined(subject: Subject) -> Record:
-    """Translates the test set with one, two and three consecutive lines joined: the same words in longer sentences."""
+    """Translates the test set with one, two and three consecutive lines joined: the same words in longer sentences.
+
+    The record has a set of statistics for each of the three, and none for a language model.
+    """
     if subject.config.task == "language_model":
         return {"sets": {}}
     sources, references = subject.test_lines
@@ -353,8 +364,9 @@ NUM_SHUFFLED, NUM_SHUFFLES = 200, 3
 def shuffled(subject: Subject) -> Record:
     """Counts, for each sentence, how many shuffles of the source tokens leave the translation unchanged.
 
-    The end mark stays last, and only shuffles that change the order count. The columns are the number of unchanged
-    translations, and the number of shuffles.
+    The sentences are the first NUM_SHUFFLED of the test set. The end mark stays last, and only shuffles that change the
+    order count. The columns are the number of unchanged translations, and the number of shuffles. The record of a
+    language model has no statistics.
     """
     if subject.config.task == "language_model":
         return {"sets": {}}
@@ -381,7 +393,9 @@ def shuffled(subject: Subject) -> Record:
 def alignments(subject: Subject) -> Record:
     """Compares alignments from attention with gold alignments beside the test set, such as test.align for test.fr.
 
-    The record has a set for the default layer ("all"), for each of the first six layers, and for the diagonal.
+    The record has a set of statistics for the default layer ("all"), for each of the first six layers, and for the
+    diagonal; it has none if there is no gold file or no attention. The ratio of the sums of the two columns is 1 minus
+    the alignment error rate.
     """
     files, model = subject.test_set, subject.config.model
     gold_path = None if files is None else files.source.with_suffix(".align")
@@ -410,7 +424,10 @@ def alignments(subject: Subject) -> Record:
 
 
 def training(subject: Subject) -> Record:
-    """Returns facts of the training: parameters, minutes, updates, last loss, and 1 if it ended well, else 0."""
+    """Returns facts of the training: parameters, minutes, updates, last loss, and 1 if it ended well, else 0.
+
+    They are the columns of a single row, which ends with a 1 that the measures divide by.
+    """
     events = read_log(subject.run)
     trained = [event for event in events if event["event"] == "train"]
     last = trained[-1] if trained else {}
@@ -521,7 +538,10 @@ BOARD = "board"  # the name that stands for the results of checks without traini
 
 @dataclass(frozen=True)
 class Reference:
-    """A measure of a variant, such as `bleu["base", "long"]`, or a result of a board."""
+    """A measure of a variant, such as `bleu["base", "long"]`, or a result of a board (a check without training).
+
+    An example of the latter is `board["leaks", "encoder"]`.
+    """
 
     measure: str  # a key of MEASURES, or BOARD
     variant: str  # the name of the variant, or of the board
@@ -535,7 +555,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Expression:
-    """An expression of a card, such as `bleu["base"] - bleu["no mask"] >= 5`."""
+    """An expression in an experiment file, such as `bleu["base"] - bleu["no mask"] >= 5`."""
 
     text: str
     tree: ast.expr
@@ -666,7 +686,10 @@ def estimate(values: Values) -> Estimate:
 
 
 def value_of(node: ast.expr, lookup: Lookup) -> Values:
-    """Returns the values of a numeric expression, all of whose measures must have the same number of seeds."""
+    """Returns the values (S, 1 + B) of a numeric expression; `lookup` gives those of each reference in it.
+
+    All measures in the expression must have the same number of seeds.
+    """
     match node:
         case ast.Constant(value=value):
             return np.full((1, 1), float(value))  # type: ignore[arg-type]
@@ -801,7 +824,10 @@ class Verdict:
 
 
 def judge(card: "Card", lookup: Lookup) -> Verdict:
-    """Returns the verdict on a card, computed from its predictions and conditions of validity alone."""
+    """Returns the verdict on an experiment, computed from its predictions and conditions of validity alone.
+
+    `lookup` returns the values of a reference, and raises MissingError if there are none.
+    """
     predictions = tuple(find(parse(each.expression), lookup, each.condition) for each in card.predict)
     conditions = tuple(find(parse(text), lookup) for text in card.valid_if)
     kind, text = _verdict(predictions, conditions)
