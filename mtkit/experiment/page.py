@@ -91,13 +91,16 @@ td a { white-space: nowrap; } .stacks a { white-space: normal; } li { max-width:
 
 
 def write_report(cards: Sequence[Card], lab: Lab, folder: Path, output: Path) -> None:
-    """Write the page on these experiments to `output`; raises MtkitError if a page cannot be written there."""
+    """Write the page on these experiments to `output`; raises MtkitError if a page cannot be written there.
+
+    `folder` is the folder of the experiment files, or the one file, and appears in the commands on the page.
+    """
     require_page(output, "experiment report")
     write_page(output, report_page(cards, lab, folder))
 
 
 def report_page(cards: Sequence[Card], lab: Lab, folder: Path) -> str:
-    """Returns the page on these experiments as HTML."""
+    """Returns the page on these experiments as HTML; `folder` is as in `write_report`."""
     verdicts = {card.name: lab.verdict(card) for card in cards}
     links = [("claims", "Claims"), *((card.name, _title(card)) for card in cards), ("runs", "Runs")]
     sections = [_card_section(card, verdicts[card.name], lab, folder) for card in cards]
@@ -194,7 +197,10 @@ def _finding_figures(finding: Finding) -> str:
 
 
 def _finding_cell(finding: Finding, card: Card, lab: Lab) -> Html:
-    """Returns the figures of a prediction with links to their runs and boards; only the links without a comparison."""
+    """Returns the figures of a prediction or condition, with links to the runs and boards that they are from.
+
+    If it is not a single comparison, only the links are returned.
+    """
     figures, links = _finding_figures(finding), _sources(finding, card, lab)
     if not links:
         return joined(figures)
@@ -231,7 +237,7 @@ def _listed(links: Sequence[Html]) -> list[Html]:
 
 
 def _estimate_text(found: Estimate, digits: int | None = None) -> str:
-    """An estimate as text, such as 12.31 ± 0.45."""
+    """Returns an estimate as text, such as 12.31 ± 0.45; `digits` are the decimals, `None` rounds as `number` does."""
     if math.isnan(found.value):
         return "not a number"
     if math.isinf(found.value):
@@ -242,7 +248,7 @@ def _estimate_text(found: Estimate, digits: int | None = None) -> str:
 
 
 def _readers(card: Card, lab: Lab) -> Html | None:
-    """Predictions that readers wrote down before there were results."""
+    """Returns the predictions that readers wrote down before there were results; `None` if there are none."""
     found = read_predictions(card, lab.results)
     if not found:
         return None
@@ -268,7 +274,10 @@ def _differences(card: Card, lab: Lab) -> Iterator[Html]:
 
 
 def _columns(card: Card) -> list[tuple[str, str, str | None]]:
-    """Returns the columns of the table of figures as (title, measure, subset), without duplicates."""
+    """Returns the columns of the table of figures as (title, measure, subset), without duplicates.
+
+    Examples are ("bleu, short", "bleu", "short") and ("bleu", "bleu", None).
+    """
     found: list[tuple[str, str, str | None]] = []
     for text in (*card.file.measure, *card.measures):
         name, how = split_measure(text)
@@ -347,7 +356,7 @@ def _num_sentences(card: Card, lab: Lab, measure: str) -> int:
 
 
 def _boards(card: Card, lab: Lab) -> Iterator[Html]:
-    """Yields a table of the results of each board of the card."""
+    """Yields, for each board that the experiment names, a heading and a table of its results."""
     for name in card.file.board:
         results = lab.board(name)
         yield element("h3", f"Without training: {name}")
@@ -385,7 +394,7 @@ def _passed(finding: Finding) -> str:
 
 
 def _texts(card: Card) -> Iterator[Html]:
-    """Yields the texts of the card: how the experiment could be wrong, what is known, references and exercises."""
+    """Yields the texts in the experiment file: how it could be wrong, what is known, references and exercises."""
     file = card.file
     if file.wrong:
         yield joined(element("h3", "How this could be wrong"), element("p", file.wrong))
@@ -398,7 +407,7 @@ def _texts(card: Card) -> Iterator[Html]:
 
 
 def command_of(card: Card, lab: Lab, folder: Path) -> str:
-    """Returns the shell command that runs the experiment again with the same choice."""
+    """Returns the shell command that runs the experiment again with the same size, seeds and data."""
     words = ["mtkit", "experiment", "run", str(folder)]
     if folder.is_dir():
         words += ["--only", card.name]
@@ -483,7 +492,7 @@ LOGGED = {
 
 
 def _curves(card: Card, lab: Lab, measure: str) -> tuple[Drawn, Html | None]:
-    """Returns the variants drawn and a chart of a measure by updates, with a curve for each variant.
+    """Returns the variants drawn, and a chart of a measure in the course of training, with a curve for each variant.
 
     The values are those in the training logs; a measure that is not logged is replaced by the validation loss. Only the
     first seed is drawn, and only trainings that have ended. The chart is `None` if there is nothing to draw.
@@ -508,10 +517,10 @@ def _logged(training: Training, event: str, key: str) -> list[tuple[float, float
 
 
 def _lines_over_subsets(card: Card, lab: Lab, measure: str, how: str) -> tuple[Drawn, Html | None]:
-    """Returns the variants drawn and a chart of a measure by subset of the test sentences, a line for each variant.
+    """Returns the variants drawn, and a chart of a measure by subset of the test sentences.
 
-    `how` is a key of `Measure.by` that names the subsets, such as "length". The chart is `None` if there is nothing to
-    draw.
+    `how` is a key of `Measure.by`, such as "length", which has the subsets "short", "medium" and "long". The chart has
+    a line for each variant; it is `None` if there is nothing to draw.
     """
     names = list(MEASURES[measure].by[how])
     curves = []
@@ -706,8 +715,8 @@ def answered(seed: int, answer: str) -> str:
 def puzzle(cards: Sequence[Card], seed: int, results: Path, output: Path, data: str = DEMO) -> None:
     """Trains or resumes a run with one hidden fault, which `seed` chooses, and writes its page to `output`.
 
-    The run has the base settings, at size toy, of the first card that has this size. Raises MtkitError if no card has
-    it, or if the settings have no test set.
+    The run has the base settings, at size toy, of the first experiment that has this size. Raises MtkitError if no
+    experiment has it, or if the settings have no test set.
     """
     require_page(output, "experiment puzzle")
     fault = FAULTS[fault_of(seed)]
@@ -728,7 +737,10 @@ def _config(cards: Sequence[Card], fault: Fault, data: str, run: Path) -> Config
 
 
 def _turned(config: Config, folder: Path) -> Config:
-    """Writes the training text to `folder`, each target with the source of the previous pair; returns its settings."""
+    """Writes the training text to `folder`, each target with the source of the previous pair.
+
+    Returns `config` with this text as its training text.
+    """
     pairs = [pair for corpus in training_corpora(config) for pair in read_corpus(corpus)]
     sources, targets = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     sources = sources[-1:] + sources[:-1]
@@ -792,7 +804,7 @@ def _page(config: Config, seed: int) -> str:
 
 
 def _maps(translator: Translator, sources: Sequence[str], reference: Sequence[str]) -> list[Html]:
-    """Returns maps of attention to the sources, along the references.
+    """Returns maps of the attention to the first NUM_MAPS sources as the model reads the references.
 
     With references, attention does not depend on how good the model's translations are.
     """

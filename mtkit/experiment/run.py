@@ -70,7 +70,7 @@ DEMO = "demo"  # the value of --data that stands for the text that the base name
 
 @dataclass(frozen=True)
 class Predicted:
-    """A prediction: an expression, and the condition under which it is expected, if there is one."""
+    """A prediction: an expression such as `bleu["a"] > bleu["b"]`, and its condition in words, or `None`."""
 
     expression: str
     condition: str | None = None
@@ -102,12 +102,12 @@ class Card:
 
     @property
     def valid_if(self) -> tuple[str, ...]:
-        """The conditions of validity."""
+        """The expressions that must hold for the experiment to be valid."""
         return self.file.valid_if
 
     @property
     def variants(self) -> dict[str, Changes]:
-        """The settings in which each variant or control differs from the base, by its name."""
+        """The settings in which each variant or control differs from the base, by the name of the variant."""
         return {name: changes or {} for name, changes in (*self.file.variants.items(), *self.file.controls.items())}
 
     @property
@@ -121,14 +121,17 @@ class Card:
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """The groups of measures that must be computed for each variant."""
+        """The groups of measures that must be computed for each variant.
+
+        The measures of a group, such as "translations", are computed together, in one pass over the test text.
+        """
         found = [MEASURES[name].group for name in self.measures]
         for name, how in map(split_measure, self.file.measure):
             found += [group for group, _ in MEASURES[name].by[how].values()] if how else []
         return tuple(dict.fromkeys(found))
 
     def runs_at(self, size: Size) -> list[str]:
-        """Returns the names of variants and controls that run at a size; [] if the experiment lacks the size."""
+        """Returns the names of variants and controls that run at `size`, such as "toy"; [] if none has this size."""
         if size not in self.file.sizes:
             return []
         late = {
@@ -164,7 +167,10 @@ class Card:
 
 
 def split_measure(text: str) -> tuple[str, str | None]:
-    """Splits an entry of `measure`: "bleu[by length]" gives "bleu" and "length", "bleu" gives "bleu" and None."""
+    """Splits an entry of `measure`: "bleu[by length]" gives "bleu" and "length", "bleu" gives "bleu" and None.
+
+    Text of another form is returned as it is, with None.
+    """
     found = re.fullmatch(r"\s*(\w+)\s*(?:\[\s*by\s+([\w ]+?)\s*\])?\s*", text)
     return (found[1], found[2]) if found else (text, None)
 
@@ -230,8 +236,8 @@ def _lines(changes: Changes, indent: str) -> Iterator[str]:
 def load_folder(folder: Path) -> list[Card]:
     """Returns the experiments in a folder, or the one in a file, highest teaching value first.
 
-    A YAML file in the folder is an experiment if it has the key `experiment`; other YAML files are bases. Raises
-    ConfigError, with all mistakes in all files.
+    A YAML file in the folder is an experiment if it has the key `experiment`; other YAML files have the settings that
+    experiments start from. If there are mistakes, raises ConfigError, whose message has those in all files.
     """
     if not folder.exists():
         raise ConfigError(f"{folder}: no such folder; wants a folder of experiments, such as configs/lecture")
@@ -270,7 +276,11 @@ def card_named(name: str, folder: Path) -> Card:
 
 
 def chosen_cards(cards: list[Card], names: list[str], folder: Path) -> list[Card]:
-    """Returns the cards with these names or short forms, all of them if `names` is empty."""
+    """Returns the experiments with these names or short forms, such as 02, in the order of `cards`.
+
+    If `names` is empty, returns all of them. Raises ConfigError, whose message names `folder`, if a name is that of no
+    experiment or of several.
+    """
     found = []
     for name in names:
         these = [card for card in cards if name in (card.name, card.short, card.file.experiment)]
@@ -368,7 +378,10 @@ def _picture_faults(card: Card) -> Iterator[str]:
 
 
 def _reference_faults(card: Card, expression: Expression) -> Iterator[str]:
-    """Yields a mistake for each reference of an expression to something that the card does not have."""
+    """Yields a message for each reference in an expression to something that the experiment does not have.
+
+    A reference is, for example, `bleu["post"]`, which has the measure "bleu" and the variant "post".
+    """
     asked = {split_measure(text) for text in card.file.measure}
     for reference in expression.references:
         said = f"found {reference} in {expression.text}"
@@ -421,7 +434,10 @@ LAST = "last.json"  # in the folder of results: the Choice of the last `run`
 
 
 def last_choice(results: Path) -> Choice:
-    """Returns the choice of the last `mtkit experiment run`; the defaults if there was none."""
+    """Returns the choice of the last `mtkit experiment run` into the folder `results`.
+
+    If there was none, or its record is damaged, returns the defaults.
+    """
     try:
         found = json.loads((results / LAST).read_text(encoding="utf-8"))
         choice = Choice(found["size"], found["seeds"], found["data"])
@@ -491,7 +507,7 @@ def _digest(told: Any) -> str:
 
 @cache
 def code_checksum() -> str:
-    """Returns a checksum of all code of mtkit, since a board may check any part of it."""
+    """Returns a checksum of all code of mtkit; boards, which may check any part of it, are run again if it changes."""
     package = Path(__file__).parents[1]
     found = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
@@ -529,7 +545,7 @@ class Lab:
         return self._trainings[known]
 
     def trainings(self, card: Card, seed: int) -> dict[str, Training]:
-        """Returns the trainings of the variants and controls that run at this size, by name."""
+        """Returns the trainings of the variants and controls that run at the chosen size, by the variant's name."""
         return {name: self.training(card, name, seed) for name in card.runs_at(self.choice.size)}
 
     def is_done(self, training: Training) -> bool:
@@ -541,7 +557,10 @@ class Lab:
         return (training.config.run_path / DIVERGED).exists()
 
     def record(self, training: Training, group: str) -> dict[str, Any] | None:
-        """Returns the record of a group of measures for a training; `None` if it was not measured."""
+        """Returns the record of a group of measures, such as "translations", for a training.
+
+        `None` if the group was not measured. Raises MtkitError if the record is damaged.
+        """
         path = self._record_path(training, group)
         if path not in self._records:
             try:
@@ -556,11 +575,11 @@ class Lab:
         return training.config.run_path / MEASURES_FOLDER / record_name(group, training.config)
 
     def missing_groups(self, card: Card, training: Training) -> list[str]:
-        """Returns the groups of measures that a card needs and that were not measured yet."""
+        """Returns the groups of measures that an experiment needs and that were not measured yet for `training`."""
         return [group for group in card.groups if not self._record_path(training, group).exists()]
 
     def unfinished(self, card: Card, seed: int) -> dict[str, Training]:
-        """Returns the trainings of a card that have not ended or lack some measures, by the name of the variant."""
+        """Returns the trainings of an experiment that have not ended or lack some measures, by the variant's name."""
         return {
             name: training
             for name, training in self.trainings(card, seed).items()
@@ -574,7 +593,10 @@ class Lab:
         return self.results / "boards" / f"{name}.json"
 
     def board(self, name: str) -> dict[str, float] | None:
-        """Returns the results of a board; `None` if it was not run with this code of mtkit."""
+        """Returns the results of the board `name`, such as "leaks", by their own names.
+
+        `None` if the board was not run with this code of mtkit, or if the file of its results is damaged.
+        """
         try:
             found = json.loads(self.board_path(name).read_text(encoding="utf-8"))
             code, results = found["code"], found["results"]
@@ -637,14 +659,14 @@ class Lab:
         return np.full((1, 1), results[str(reference.subset)])
 
     def verdict(self, card: Card) -> Verdict:
-        """Returns the verdict on a card, from what is measured so far."""
+        """Returns the verdict on an experiment, from what is measured so far."""
         return judge(card, lambda reference: self.values(card, reference))
 
     # Cost.
 
     @cached_property
     def _costs(self) -> list[dict[str, Any]]:
-        """The records of `_note_cost` for all finished trainings: work, minutes, and minutes of measuring by group."""
+        """What `_note_cost` wrote about finished trainings: work, minutes, and minutes of measuring by group."""
         found = map(_read_cost, sorted(self.results.glob(f"runs/*/{COST}")))
         return [cost for cost in found if cost is not None]
 
@@ -654,7 +676,10 @@ class Lab:
 
     @cached_property
     def _guess(self) -> float:
-        """Minutes per unit of work, guessed from the speed of a matrix product; used until a training has ended."""
+        """Minutes per unit of work (see `work_of`), guessed from the speed of a matrix product.
+
+        Used until a training has ended.
+        """
         matrix, seconds = torch.ones(384, 384), []
         for _ in range(20):
             begun = time.perf_counter()
@@ -668,9 +693,10 @@ class Lab:
         return not self._costs
 
     def minutes_left(self, card: Card, trainings: Iterable[Training]) -> dict[str, float]:
-        """Estimates the minutes that trainings and the card's measures of them still take on this machine, by key.
+        """Estimates the minutes that trainings and their measures still take on this machine, by the training's key.
 
-        Variants that differ only in decoding share a training, but each of them is measured.
+        The measures are those that the experiment needs. Variants that differ only in decoding share a training, but
+        each of them is measured.
         """
         found: dict[str, float] = {}
         seen: set[Path] = set()
@@ -703,7 +729,7 @@ class Lab:
         return float(min(work_of(config) * rate * max(share, 0.0), settings.max_minutes or math.inf))
 
     def _measuring(self, group: str) -> float:
-        """Estimates the minutes that a group of measures takes."""
+        """Estimates the minutes that measuring a group of measures takes for one training."""
         known = [cost["measuring"][group] for cost in self._costs if group in cost.get("measuring", {})]
         return float(np.median(known)) if known else GUESSED_MEASURING.get(group, 0.0)
 
@@ -732,13 +758,13 @@ def work_of(config: Config) -> float:
 
 
 def run(cards: Sequence[Card], lab: Lab, minutes: float, begun: float) -> None:
-    """Run boards and trainings of the cards until `minutes` minutes after `begun`, a time of time.monotonic().
+    """Run what experiments need, until `minutes` minutes after `begun`, a time of time.monotonic().
 
-    Boards come first, then all trainings of the first seed, and so on; within a seed, the card with the most teaching
-    value per minute that it still takes comes first. Once a training has ended, from whose speed times can be
-    estimated, trainings that do not fit into the time left are not begun. A training that takes longer than estimated
-    is stopped in time, with a checkpoint from which the next call resumes. Raises MtkitError at the end if boards or
-    trainings failed, and StoppedError if a signal stops it.
+    Boards, which are checks without training, come first, then all trainings of the first seed, and so on; within a
+    seed, the experiment with the most teaching value per minute that it still takes comes first. Once a training has
+    ended, from whose speed times can be estimated, trainings that do not fit into the time left are not begun. A
+    training that takes longer than estimated is stopped in time, with a checkpoint from which the next call resumes.
+    Raises MtkitError at the end if boards or trainings failed, and StoppedError if a signal stops it.
     """
     lab.results.mkdir(parents=True, exist_ok=True)
     _warn_of_equals(cards, lab)  # raises an error for text that is not there, before the choice is noted
@@ -767,7 +793,10 @@ def run(cards: Sequence[Card], lab: Lab, minutes: float, begun: float) -> None:
 
 
 def _warn_of_equals(cards: Sequence[Card], lab: Lab) -> None:
-    """Warn of variants of a card with equal settings, whose results cannot differ."""
+    """Warn if variants of one experiment have equal settings, since their results cannot differ.
+
+    Raises MtkitError if the settings or the text of a variant are wrong.
+    """
     for card in cards:
         seen: dict[tuple[str, str], str] = {}
         for name, training in lab.trainings(card, 1).items():
@@ -803,7 +832,11 @@ class Clock:
 
 
 def _run_boards(cards: Sequence[Card], lab: Lab, clock: Clock, failed: dict[str, str]) -> None:
-    """Run those boards of the cards that have no results of this version of mtkit's code; add errors to `failed`."""
+    """Run the boards (checks without training) that experiments name, except those that this code of mtkit has run.
+
+    The results are written to `lab.board_path(name)`. The error of a board that fails is printed, and stored in
+    `failed` under the board's name. Raises StoppedError if the time is over.
+    """
     for name in dict.fromkeys(name for card in cards for name in card.file.board):
         if lab.board(name) is not None:
             continue
@@ -827,11 +860,11 @@ def _run_boards(cards: Sequence[Card], lab: Lab, clock: Clock, failed: dict[str,
 def _in_order(
     cards: Sequence[Card], lab: Lab, seed: int, clock: Clock, failed: dict[str, str]
 ) -> Iterator[tuple[Card, str, Training]]:
-    """Yields the next training of one seed to run, as (card, variant, training), until none is left that fits.
+    """Yields the trainings of one seed in the order to run them, as (experiment, variant, training), while any fits.
 
     A training fits if it is expected to end in time; as long as the lab is guessing, every training fits. The caller
-    must run each training, or add it to `failed`, before it asks for the next one. If no training fits, prints how many
-    must wait.
+    must run each training, or add its key to `failed`, before it asks for the next one. If trainings are left but none
+    fits, prints how many must wait.
     """
     while True:
         waiting = {}
@@ -872,9 +905,9 @@ def _in_order(
 
 
 def _run_one(card: Card, name: str, training: Training, lab: Lab, clock: Clock) -> None:
-    """Train, unless training has ended already, and measure what the card needs.
+    """Train variant `name` of an experiment, unless that has been done, and take the measures that are missing.
 
-    Raises StoppedError if the time is over.
+    A training that diverges is noted, and raises no error. Raises StoppedError if the time is over.
     """
     config, run_dir = training.config, training.config.run_path
     clock.check()
@@ -903,7 +936,11 @@ def _run_one(card: Card, name: str, training: Training, lab: Lab, clock: Clock) 
 
 
 def _note_cost(training: Training, lab: Lab, took: dict[str, float]) -> None:
-    """Write how many minutes a training and its measures took to its run directory, to estimate other trainings."""
+    """Write to a run directory how many minutes the training and its measures took, to estimate other trainings.
+
+    `took` holds the minutes of measuring by group. Nothing is written if the training diverged, or if it has no fixed
+    number of updates.
+    """
     config, path = training.config, training.config.run_path / COST
     record = lab.record(training, "training")
     if record is None or config.training.max_steps == "auto" or (config.run_path / DIVERGED).exists():
@@ -931,7 +968,10 @@ def _read_cost(path: Path) -> dict[str, Any] | None:
 
 
 def _share_data(config: Config, results: Path) -> None:
-    """Copy tokenizer and data into a new run; they are prepared once for all runs with the same text settings."""
+    """Copy tokenizer and data into a new run; they are prepared once for all runs with the same text settings.
+
+    Does nothing if the run has begun, starts from a model, has a given tokenizer, or is trained with guided alignment.
+    """
     if config.tokenizer.model is not None or config.training.start_from is not None:
         return
     run = config.run_path
@@ -979,7 +1019,10 @@ def _has_results(card: Card, lab: Lab) -> bool:
 
 
 def read_predictions(card: Card, results: Path) -> list[dict[str, str]]:
-    """Returns the predictions that readers wrote down for a card, each with `text` and `date`."""
+    """Returns the predictions that readers wrote down for an experiment, each with `text` and `date`.
+
+    Raises MtkitError if their file is damaged.
+    """
     path = results / "predictions" / f"{card.name}.json"
     try:
         found = json.loads(path.read_bytes())
@@ -994,10 +1037,10 @@ def read_predictions(card: Card, results: Path) -> list[dict[str, str]]:
 
 
 def listing(cards: Sequence[Card], lab: Lab) -> list[dict[str, str]]:
-    """Returns a row for each card: name, claim, verdict, and for the first seed the state of its trainings.
+    """Returns a row for each experiment: name, claim, verdict, and for the first seed the state of its trainings.
 
-    "done" is how many trainings are finished, "minutes left" an estimate for the others on this machine, and "shared"
-    how many trainings are shared with other cards.
+    "done" is how many trainings are finished, such as "2 of 5", "minutes left" an estimate for the others on this
+    machine, and "shared" how many trainings are shared with others of `cards`.
     """
     uses: dict[str, set[str]] = {}
     for card in cards:
