@@ -268,7 +268,7 @@ def inform(text: str) -> None:
 def working(what: str) -> Iterator[None]:
     """Print a line before the block to say that work begins, and a line after the block to say how long the work took.
 
-    `what` names the work. This is for work without items to count; Meter counts items.
+    `what` names the work. Nothing is printed with --quiet. This is for work without items to count; Meter counts items.
     """
     begun = monotonic()
     inform(f"{what} …")

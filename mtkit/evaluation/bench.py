@@ -90,7 +90,7 @@ def machine_facts(device: torch.device) -> Record:
 
 
 def machine_text(record: Record) -> str:
-    """Returns two lines with the facts that `machine_facts` put into a record."""
+    """Returns two lines of text on versions and machine, from a record that has what `machine_facts` returns."""
     threads = f"{counted(record['threads'], 'thread')} on {counted(record['cores'], 'core')}"
     return (
         f"mtkit {record['mtkit']}, torch {record['torch']}, Python {record['python']}\n"
@@ -174,13 +174,16 @@ def variants(*values: Sequence[Any]) -> list[Variant]:
 
 
 def default_beam_sizes(model: Path) -> list[int | None]:
-    """Returns the beam sizes to measure if the user names none: 1 and 5, or `None` for a model that has no beams."""
+    """Returns the beam sizes to measure if the user names none: [1, 5], or [None] for a model that has no beams."""
     is_masked = isinstance(open_model(model).config.model, MaskedConfig)
     return [None] if is_masked else [1, 5]
 
 
 def load_arguments(model: Path, variant: Variant, overrides: Sequence[str]) -> Record:
-    """Returns the arguments with which `load` opens the model so that it translates as `variant` says."""
+    """Returns the arguments with which `load` opens the model so that it translates as `variant` says.
+
+    `overrides` are further settings, such as decoding.length_penalty=0.6.
+    """
     return {
         "path": str(model),
         "overrides": _all_settings(variant, overrides),
@@ -369,10 +372,10 @@ def _facts(model: Path, translator: Translator, source: Path, lines: Sequence[st
 def _in_order(
     wanted: Sequence[Variant], results: Mapping[Variant, Record], faults: Mapping[Variant, str]
 ) -> list[Record]:
-    """Returns one record for each variant of `wanted`, in this order.
+    """Returns one record for each variant of `wanted`, in the same order.
 
-    This is its record in `results`; for an impossible variant, which has none, it holds the fields of the variant and,
-    as `fault`, the reason from `faults`.
+    This is its record in `results`. An impossible variant has none; its record holds the fields of the variant and, as
+    `fault`, the reason from `faults`.
     """
     return [results.get(variant) or {**asdict(variant), "fault": faults[variant]} for variant in wanted]
 
@@ -902,7 +905,7 @@ def write_random_corpus(config: Config, directory: Path) -> None:
 
 @dataclass(frozen=True)
 class _Data:
-    """What a measured training reads."""
+    """What a measured training reads: settings, the folder of a binarized corpus, and the tokenizer that encoded it."""
 
     config: Config
     corpus: Path
@@ -969,7 +972,10 @@ class Sums:
     flops: float = 0.0
 
     def add(self, batch: Batch, flops: Callable[[int, int, int], float]) -> None:
-        """Add a batch; `flops` gives its operations, from its numbers of source tokens, target tokens and pairs."""
+        """Add a batch to the totals.
+
+        `flops` returns its floating-point operations, given its numbers of source tokens, target tokens and pairs.
+        """
         self.pairs += batch.num_pairs
         self.source_tokens += batch.source_tokens
         self.target_tokens += batch.target_tokens
@@ -1200,7 +1206,10 @@ def training_text(record: Record) -> str:
 
 
 def _operators_text(operators: Sequence[Record]) -> str:
-    """Returns a table of the operators that take most of an update's time, and of all matrix products together."""
+    """Returns a table of the operators that take most of an update's time, and of all matrix products together.
+
+    `operators` is that entry of the record of `bench_training`.
+    """
     total = sum(each["milliseconds"] for each in operators)
     products = [each for each in operators if each["name"] in PRODUCTS]
     table = [["operator", "ms an update", "share", "calls"]]

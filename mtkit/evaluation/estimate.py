@@ -226,7 +226,7 @@ def _sampled(config: Config, folder: Path) -> tuple[Config, int]:
 
 @dataclass(frozen=True)
 class _Measured:
-    """The results of measuring a few updates."""
+    """The results of measuring a few updates: time, peak memory, and sizes of the weights and the optimizer state."""
 
     speed: Speed
     validation_seconds: float  # 0 without validation text
@@ -239,8 +239,8 @@ class _Measured:
 def _measure(data: _Data, device: torch.device, validates: bool = True) -> _Measured:
     """Measures the time and memory of a few updates.
 
-    With `validates`, the memory is also that of updates with the largest batches and of a validation, which is timed.
-    Raises MtkitError if memory runs out.
+    With `validates`, also makes updates with the largest batches and times a validation; the peak memory then includes
+    theirs. Raises MtkitError if memory runs out.
     """
     config = data.config
     precision = pick_precision(config.training.precision, device, config.model.d_model)

@@ -160,8 +160,8 @@ def _score_systems(systems: Sequence[tuple[str, Translator]], data: TestData, sc
 def score_texts(hypothesis: Path, against: Path | None, data: TestData, scoring: Scoring) -> list[ScoredSet]:
     """Score the translations in the file `hypothesis`; compare them with those in the file `against`.
 
-    If `against` is `None`, only `hypothesis` is scored. Raises MtkitError if a file or a scoring option is wrong or
-    missing.
+    If `against` is `None`, only `hypothesis` is scored. The references are those that `data` names. Raises MtkitError
+    if a file or a scoring option is wrong or missing.
     """
     _require_seed(scoring, against)
     _require_tokenizers(scoring)

@@ -369,8 +369,9 @@ def _step(name: str, place: int, translator: Translator, one: Explained) -> Html
 def _distribution(translator: Translator, one: Explained, place: int) -> Html:
     """Returns a chart of the most probable tokens of a step, with a note on the other tokens.
 
-    The chosen token is always in the chart. The note gives the probability of the other tokens, and the target
-    probabilities that label smoothing set in training: that of each wrong token, and that of the right one.
+    `place` counts steps from 0. The chosen token is always in the chart. The note gives the probability of the other
+    tokens, and the target probabilities that label smoothing set in training: that of each wrong token, and that of the
+    right one.
     """
     probabilities = np.exp(one.log_probs[place])
     order = np.argsort(-probabilities, kind="stable")[:NUM_SHOWN].tolist()
@@ -407,7 +408,7 @@ def _looks(one: Explained, place: int) -> Html | None:
 
 
 def _beam(translator: Translator, one: Explained, place: int) -> Html:
-    """Returns a table of the candidates of a step; an arrow marks the prefix of the translation."""
+    """Returns a table of the candidates of step `place`, from 0; an arrow marks the prefix of the translation."""
     rows: list[list[Cell]] = []
     for candidate in one.beam[place]:
         is_on_way = candidate.tokens == tuple(one.tokens[: place + 1])

@@ -318,7 +318,7 @@ def _dashes(style: int) -> str | None:
 
 
 def _sample(style: int) -> Html:
-    """A short piece of a curve, for the legend."""
+    """Returns a short piece of a curve, for the legend; `style` is the number of its colour and dashes."""
     path = element("path", d="M0 6H28", class_=f"curve s{style % NUM_STYLES}", stroke_dasharray=_dashes(style))
     return element("svg", path, viewBox="0 0 28 12", width=28, height=12, aria_hidden="true")
 
@@ -337,7 +337,7 @@ class Bar:
 def bar_chart(title: str, groups: Sequence[tuple[str, Sequence[Bar]]]) -> Html:
     """Returns a chart of horizontal bars in groups, or "" if there are no bars.
 
-    Each group has a heading, unless that is "".
+    `groups` holds (heading, bars) for each group; a heading of "" is left out.
     """
     bars = [bar for _, group in groups for bar in group]
     if not bars:

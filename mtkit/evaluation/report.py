@@ -412,7 +412,7 @@ def _reference(one: TestSet, place: int) -> str:
 
 
 def _attention(systems: Sequence[Reported], one: TestSet) -> Iterator[Html]:
-    """Attention of the worst, a middling and the best sentence of each system."""
+    """Yields maps of attention for the worst, a middling and the best sentence of each system."""
     for system in systems:
         if not system.bundle.config.model.has_attention:
             yield note(f"{system.key} has no attention.")
@@ -522,7 +522,7 @@ def _settings(systems: Sequence[Reported]) -> Html:
 
 
 def _changed(system: Reported) -> dict[str, Any]:
-    """The settings that differ from their defaults, and the architecture."""
+    """The settings that differ from their defaults, and the architecture, by names such as "model.d_model"."""
     config = system.bundle.config
     changed = dict(settings_of(config.model_dump(mode="json", exclude_defaults=True)))
     return {"model.architecture": config.model.architecture, **changed}
