@@ -93,7 +93,7 @@ def recurrent(**settings: Any) -> TranslationModel:
 
 
 def sentences(*lengths: int, seed: int = 1) -> list[list[int]]:
-    """Returns random sentences of these lengths, as lists of token ids."""
+    """Returns random sentences of these lengths, as lists of token ids without special tokens."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(FIRST_WORD, VOCAB, (length,), generator=generator).tolist() for length in lengths]
 
@@ -209,10 +209,13 @@ def difference_of_steps(model: TranslationModel) -> float:
 def leaks() -> Figures:
     """How much of later words leaks into the outputs for earlier ones, for each entry of MASKS and for whole models.
 
-    A leak is the largest change of an output that should stay the same; "steps" is the largest difference between
-    features from incremental decoding and those from a full forward pass over each prefix.
-    "steps, no mask", the same in a model without the causal mask, should be 0, too. Such a model must compute the whole
-    prefix again at each step: with a cache of keys and values, earlier words could not see later ones.
+    A leak is the largest change of the outputs for earlier words when a word changes. The figures of whole models are
+    "decoder" and "encoder", and those with a part changed, such as "decoder, no mask".
+
+    "steps" is the largest difference between features from incremental decoding and those from a full forward pass over
+    each prefix. "steps, no mask", the same in a model without the causal mask, should be 0, too. Such a model must
+    compute the whole prefix again at each step: with a cache of keys and values, earlier words could not see later
+    ones.
     """
     found = {name: leak_of_attention(weigh) for name, weigh in MASKS.items()}
     found["decoder"] = leak_of_decoder(transformer())
@@ -718,7 +721,7 @@ def milliseconds() -> Figures:
 
 
 def time_of(layer: Callable[[Tensor], Tensor], x: Tensor) -> float:
-    """Returns how many milliseconds a forward and a backward pass take."""
+    """Returns how many milliseconds a forward and a backward pass of `layer` on `x` take."""
     start = time.perf_counter()
     layer(x).sum().backward()  # type: ignore[no-untyped-call]
     return 1000 * (time.perf_counter() - start)

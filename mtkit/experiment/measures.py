@@ -81,7 +81,10 @@ def _perplexity(sums: Sums) -> NDArray[np.float64]:
 
 
 def _calibration_error(sums: Sums) -> NDArray[np.float64]:
-    """Returns the mean distance between confidence and accuracy over bins of confidence (Guo et al. 2017), in %."""
+    """Returns the mean distance between confidence and accuracy over bins of confidence (Guo et al. 2017), in %.
+
+    `sums` (1 + B, K) has the columns of `_likelihood_rows`; the result is (1 + B,).
+    """
     counts, confidences, right = (sums[:, 6 + part * NUM_BINS : 6 + (part + 1) * NUM_BINS] for part in range(3))
     return np.asarray(100 * np.abs(confidences - right).sum(1) / np.maximum(counts.sum(1), 1))
 
@@ -443,7 +446,7 @@ def training(subject: Subject) -> Record:
 
 
 def speed(subject: Subject) -> Record:
-    """Returns the target tokens per second of each training event in the log."""
+    """Returns a record with a row for each training event in the log: its target tokens per second, and a 1."""
     events = read_log(subject.run)
     rates = [event["tokens_per_second"] for event in events if event["event"] == "train"]
     return {"sets": {"all": [[rate, 1.0] for rate in rates]} if rates else {}}
@@ -474,7 +477,10 @@ FORMAT = 2  # number of the records' format; if it changes, everything is measur
 
 
 def record_name(group: str, config: Config) -> str:
-    """Returns the name of the file, in a run's folder `measures`, with the record of a group for these settings."""
+    """Returns the name of the file, in a run's folder `measures`, with the record of a group for these settings.
+
+    It is the name of the group and a checksum, such as likelihood-0123456789.json.
+    """
     told: list[Any] = [FORMAT]
     if group in DECODED:
         told.append(config.decoding.model_dump(mode="json"))
@@ -743,8 +749,8 @@ def find(expression: Expression, lookup: Lookup, condition: str | None = None) -
     """Returns the finding on an expression: whether it holds, and by how much.
 
     If `lookup` raises MissingError for a measure, the error is caught, and its state becomes that of the finding. If
-    measures have different numbers of seeds, only the first seeds count, as many as all measures have; results of
-    boards have no seeds and do not matter here. The finding contains `condition`.
+    measures have different numbers of seeds, only the seeds that all of them have count; results of boards (checks
+    without training) have no seeds and do not matter here. The finding contains `condition`.
     """
     states: list[str] = []
     values: dict[Reference, Values] = {}

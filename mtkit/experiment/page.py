@@ -257,7 +257,7 @@ def _readers(card: Card, lab: Lab) -> Html | None:
 
 
 def _differences(card: Card, lab: Lab) -> Iterator[Html]:
-    """The settings in which variants and controls differ from the base, as YAML."""
+    """Yields the settings in which variants and controls differ from the base, and those of the base, as YAML."""
     if not card.variants:
         return
     yield element("h3", "What differs")
@@ -643,7 +643,7 @@ def _told(finding: Finding) -> str:
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault that a puzzle may have."""
+    """A fault that the run of a puzzle may have; readers are to find out which one it is."""
 
     changes: Changes  # settings that cause it
     told: str  # what it is and where it shows, for readers who found it

@@ -268,7 +268,10 @@ def load_folder(folder: Path) -> list[Card]:
 
 
 def card_named(name: str, folder: Path) -> Card:
-    """Returns the experiment that `name` names: a file, or the name or its short form in `folder`."""
+    """Returns the experiment that `name` names: a YAML file, or an experiment in `folder`, as 02-bottleneck or 02.
+
+    Raises ConfigError if there is no such experiment, or if there are several.
+    """
     path = Path(name)
     if path.suffix == ".yaml" and path.is_file():
         return load_folder(path)[0]
@@ -507,7 +510,7 @@ def _digest(told: Any) -> str:
 
 @cache
 def code_checksum() -> str:
-    """Returns a checksum of all code of mtkit; boards, which may check any part of it, are run again if it changes."""
+    """Returns a checksum of all code of mtkit; boards (checks without training) are run again if it changes."""
     package = Path(__file__).parents[1]
     found = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
