@@ -727,7 +727,7 @@ _ORDER = {FAILS: -1, NOISE: 0, HOLDS: 1}
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of a prediction or a condition of validity."""
+    """The result of testing a prediction or a condition of validity: whether it holds, and by how much."""
 
     text: str
     state: str  # one of HOLDS, NOISE, FAILS, NOT_RUN, NOT_HERE
@@ -789,7 +789,10 @@ def _found(node: ast.expr, lookup: Lookup) -> Finding:
 
 
 def _compared(left: Values, op: ast.cmpop, right: Values) -> Finding:
-    """Returns the finding on a comparison: true by more than noise, false by more than noise, or within noise."""
+    """Returns the finding on the comparison `left` `op` `right`, whose text is left empty.
+
+    The comparison is true by more than noise, false by more than noise, or within noise.
+    """
     with np.errstate(all="ignore"):
         margin = estimate(np.asarray(left - right))
     sides = estimate(left), estimate(right)

@@ -296,12 +296,18 @@ def chosen_cards(cards: list[Card], names: list[str], folder: Path) -> list[Card
 
 
 def overlay_path(base: Path) -> Path:
-    """Returns the file with the changes to a base for --data FOLDER: base-data.yaml for base.yaml."""
+    """Returns the path of the file that changes the settings in `base` for --data FOLDER: base-data.yaml for base.yaml.
+
+    There need not be such a file.
+    """
     return base.with_name(f"{base.stem}-data.yaml")
 
 
 def size_paths(base: Path) -> dict[Size, Path]:
-    """Returns, for each size, the file with its changes to a base, such as base-toy.yaml for base.yaml."""
+    """Returns, for each size, the path of the file that changes the settings in `base` for it, such as base-toy.yaml.
+
+    There need not be such files.
+    """
     return {size: base.with_name(f"{base.stem}-{size}.yaml") for size in SIZES}
 
 
