@@ -123,7 +123,7 @@ class Card:
     def groups(self) -> tuple[str, ...]:
         """The groups of measures that must be computed for each variant.
 
-        The measures of a group, such as "translations", are computed together, in one pass over the test text.
+        The measures of a group, such as "translations", are computed together, in one pass over the text or the log.
         """
         found = [MEASURES[name].group for name in self.measures]
         for name, how in map(split_measure, self.file.measure):
