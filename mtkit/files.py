@@ -337,9 +337,10 @@ def followed(path: Path) -> Path:
 def require_folder(path: Path, replaced: bool = True) -> None:
     """Raise CheckpointError if a folder cannot be written at `path`; called before any work is done.
 
-    A path that does not exist yet is accepted if the folders above it can be made; a link whose target is missing is
-    not, since the target may be on a disk that is not mounted. With `replaced=True`, a new folder will take the place
-    of `path` by renaming, so the parent of `path` must be writable too.
+    A path that does not exist yet is accepted if the folders above it can be made. A link whose target is missing is
+    refused, since the target may be on a disk that is not mounted, unless an interrupted rename explains it. With
+    `replaced=True`, a new folder will take the place of `path` by renaming, so the parent of `path` must be writable
+    too.
     """
     place = followed(path)
     link = f" (a link to {place})" if path.is_symlink() else ""

@@ -210,7 +210,10 @@ class Ids:
         self.replays = False
 
     def encode_source(self, lines: Sequence[str], num_threads: int = 1) -> list[list[int]]:
-        """Returns the ids of each line, as `Tokenizer.encode_source` does; with `replays`, the stored ids."""
+        """Returns the ids of each line, as `Tokenizer.encode_source` does.
+
+        If the attribute `replays` is true, the ids are looked up instead; the lines must have been encoded before.
+        """
         if not self.replays:
             self.sources.update(zip(lines, self.tokenizer.encode_source(lines, num_threads), strict=True))
         return [self.sources[line] for line in lines]

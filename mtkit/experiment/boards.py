@@ -62,7 +62,7 @@ def random_numbers(*shape: int, seed: int = 1) -> Tensor:
 
 @contextmanager
 def seeded() -> Iterator[None]:
-    """Context manager that seeds PyTorch's random numbers in the block, and restores the global random state after."""
+    """Context manager that seeds PyTorch's random numbers on the CPU in the block, and then restores their state."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(1)
         yield
@@ -233,13 +233,13 @@ def leaks() -> Figures:
 def connection() -> Figures:
     """How much the decoder's outputs depend on the source, and how large the encoder's gradient is.
 
-    - "states replaced, one vector", "states replaced, attention": the largest change of the features of a recurrent
-      model without and with attention when noise replaces the encoder's states for all source tokens, but not the final
-      states (`Memory.finals`), from which the decoder starts
-    - "gradient of the encoder": the norm of the gradients of the encoder's layers, in a Transformer with and without
-      cross-attention
-    - "least change": in the same two models, the smallest change of the features of a target token when one source word
-      changes
+    - "states replaced, one vector": the largest change of the features of a recurrent model without attention when
+      noise replaces the encoder's states of the source tokens; the final states, from which the decoder starts, stay
+    - "states replaced, attention": the same for a recurrent model with attention
+    - "gradient of the encoder, cross-attention" and "gradient of the encoder, no cross-attention": the norm of the
+      gradients of the encoder's layers, in a Transformer with and in one without cross-attention
+    - "least change, cross-attention" and "least change, no cross-attention": in the same two models, the smallest
+      change of the features of a target token when one source word changes
     """
     found: Figures = {}
     for name, attention in (("one vector", "none"), ("attention", "additive")):
@@ -1079,12 +1079,14 @@ def continuations() -> Figures:
 
 
 def alignments() -> Figures:
-    """Alignment error rates, in per cent, of guesses for the demo corpus that use no attention.
+    """How well simple rules, without attention, align the demo corpus, and how often its word order differs.
+
+    All but the last figure are alignment error rates in per cent:
 
     - "diagonal": links along the diagonal, from the lengths of the sentences alone; attention is useful only if it is
       better
     - "first word": a link from every target word to the first source word
-    - "gold": for comparison, the sure gold links
+    - "gold": the sure gold links themselves, for comparison
     - "sentences that are not monotone": the share, from 0 to 1, of sentences whose sure gold links cross
     """
     pairs = list(zip(*(read_lines(demo(f"test.{language}")) for language in ("fr", "en")), strict=True))

@@ -394,7 +394,7 @@ def _passed(finding: Finding) -> str:
 
 
 def _texts(card: Card) -> Iterator[Html]:
-    """Yields the texts in the experiment file: how it could be wrong, what is known, references and exercises."""
+    """Yields the texts in the file of a card: how its claim could be wrong, what is known, references and exercises."""
     file = card.file
     if file.wrong:
         yield joined(element("h3", "How this could be wrong"), element("p", file.wrong))
@@ -517,7 +517,7 @@ def _logged(training: Training, event: str, key: str) -> list[tuple[float, float
 
 
 def _lines_over_subsets(card: Card, lab: Lab, measure: str, how: str) -> tuple[Drawn, Html | None]:
-    """Returns the variants drawn, and a chart of a measure by subset of the test sentences.
+    """Returns how many seeds each variant in the chart has, and a chart of a measure by subset of the test sentences.
 
     `how` is a key of `Measure.by`, such as "length", which has the subsets "short", "medium" and "long". The chart has
     a line for each variant; it is `None` if there is nothing to draw.

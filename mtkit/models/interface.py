@@ -158,7 +158,7 @@ SLICE_ELEMENTS = 1 << 19  # log-probabilities computed at a time on a CPU: 2 MB 
 
 
 class Scratch:
-    """A float32 buffer on the CPU for all steps of a search; new memory would have to be mapped page by page."""
+    """A float32 buffer on the CPU that all steps of a search use, since mapping new memory at each step takes time."""
 
     def __init__(self) -> None:
         self.vector = torch.empty(0)

@@ -231,7 +231,10 @@ def _recorded_languages(path: Path) -> Languages | None:
 
 
 def _keys_of_texts(line: str) -> list[str]:
-    """Returns the keys of a JSON object, or of its object "translation", that have text; [] if `line` is no object."""
+    """Returns, in lower case, those keys of the JSON object in `line` whose values are strings.
+
+    If the object has a key "translation", the keys are those of the object there. Returns [] if there is no object.
+    """
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
@@ -673,10 +676,10 @@ def choose(num_pairs: int, minutes: float, speed_of: Callable[[Size, int], Speed
 def new(path: Path, files: Sequence[Path], languages: Languages | None, minutes: float, measure: Measure) -> str:
     """Writes the settings `path` and, beside them, a folder with training, validation and test text; returns a report.
 
-    `files` are files and folders with sentence pairs; if `languages` is `None`, the languages are taken from their
-    names and contents. The model is chosen so that its training fits into `minutes`; `measure` returns how fast a model
-    with given settings trains on this machine. Raises MtkitError if something would be overwritten, or if the files
-    hold too few pairs.
+    `files` are files and folders with sentence pairs; if `languages` is `None`, the languages are taken from the names
+    and contents of these files. The model is chosen so that its training fits into `minutes`; `measure` returns how
+    fast a model with given settings trains on this machine. Raises MtkitError if something would be overwritten, or if
+    the files hold too few pairs.
     """
     if path.suffix not in (".yaml", ".yml"):
         raise MtkitError(

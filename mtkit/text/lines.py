@@ -768,8 +768,8 @@ def is_named_csv(path: Path) -> bool:
 def csv_separator(lines: Sequence[str]) -> str | None:
     """The separator that splits each line into the same number of fields, at least two; `None` if none does.
 
-    Only the first FIRST_LINES of `lines` are split. If there are fewer than LEAST_ROWS different lines among these,
-    returns `None`.
+    Only the different lines among the first FIRST_LINES are split, up to the first that is not valid CSV with this
+    separator. If these are fewer than LEAST_ROWS, the separator does not count.
     """
     distinct = list(dict.fromkeys(lines[:FIRST_LINES]))  # repetitions always have equal numbers of commas
     for separator in SEPARATORS:

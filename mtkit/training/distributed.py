@@ -367,8 +367,8 @@ class Ranks:
     def check(self) -> None:
         """Raise MtkitError if another rank has failed or is lost.
 
-        If another rank shows the error message, its subclass EndedElsewhereError is raised. Any rank may call this
-        method at any time.
+        If another rank already shows the error message, EndedElsewhereError, a subclass without a message, is raised
+        instead, so that the message is shown only once. Any rank may call this method at any time.
         """
         if self._watch and self._watch.has_failed.is_set():
             raise MtkitError(self._watch.failure) if self._watch.failure else EndedElsewhereError

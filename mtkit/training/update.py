@@ -943,10 +943,10 @@ def _own_memory(name: str) -> int | None:
 
 
 def memory_at_hand(device: torch.device, num_processes: int = 1) -> int | None:
-    """Returns the memory of the device that this process uses or could still get, in bytes.
+    """Returns how much memory of the device this process can have: what it uses now plus what is free, in bytes.
 
-    On a CPU, `num_processes` processes share the free memory. Returns `None` if the system does not tell how much there
-    is.
+    On a CPU, the free memory is divided by `num_processes`. Returns `None` if the system does not tell how much there
+    is, and for devices that are neither a CPU nor a CUDA GPU.
     """
     if device.type == "cuda":
         torch.cuda.empty_cache()

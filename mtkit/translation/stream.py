@@ -470,8 +470,9 @@ def _each_pair(
 ) -> None:
     """Reads pairs, and calls `write` with the result for each pair, in order.
 
-    `results_of(pairs, tag, at_once)` computes the results; `at_once` is as in `Translator.score_lines`. `verbs` say
-    what is done, such as ("scored", "scoring"), for messages and the progress display.
+    `results_of(pairs, tag, at_once)` computes the results; `at_once()` says whether each result is wanted at once, so
+    that pairs are not gathered into larger batches. `verbs` say what is done, such as ("scored",
+    "scoring"), for messages and the progress display.
     """
     if tag is not None:
         translator.require_tag(tag)
