@@ -583,7 +583,7 @@ def explanation(key: str, config: Config | None = None) -> str:
     assert schema is not None
     name = ".".join(keys)
     if "properties" in schema:
-        return f"{name}: {schema['description']}\n\n" + "".join(_summary(name, schema))
+        return f"{name}: {schema['description']}\n\n" + "".join(_summary(keys, data))
     lines = [schema["description"], f"Takes {wanted(schema)}. Default: {_defaults(keys)}."]
     if reason := REASONS.get(name):
         lines.append(f"Why: {reason}")
@@ -595,13 +595,19 @@ def explanation(key: str, config: Config | None = None) -> str:
     return f"{name}\n{text}{''.join(_recipe_lines(name))}"
 
 
-def _summary(name: str, schema: Schema) -> list[str]:
-    """Returns a line for each setting of the section `name`: its name and the beginning of its description."""
+def _summary(keys: tuple[str, ...], data: Any) -> list[str]:
+    """Returns a line for each setting of the section at `keys`: its name and the beginning of its description.
+
+    `data` has the architecture, as in `setting_schema`.
+    """
+    section = setting_schema(keys, data)
+    assert section is not None
     rows = []
-    for key in schema["properties"]:
-        child = setting_schema((*name.split("."), key))
-        first = child["description"].partition(";")[0].partition(". ")[0].rstrip(".") if child else ""
-        rows.append(f"{name}.{key}: {first}\n")
+    for key in section["properties"]:
+        child = setting_schema((*keys, key), data)
+        assert child is not None
+        first = child["description"].partition(";")[0].partition(". ")[0].rstrip(".")
+        rows.append(f"{'.'.join((*keys, key))}: {first}\n")
     return rows
 
 

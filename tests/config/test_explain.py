@@ -7,7 +7,7 @@ import pytest
 from mtkit.config.data_and_model_settings import AnyModelConfig
 from mtkit.config.load import ARCHITECTURES, REASONS, differences, explanation, load_config, settings_by_name
 from mtkit.config.section import write_yaml
-from mtkit.config.settings import setting_names
+from mtkit.config.settings import setting_names, setting_schema
 from mtkit.errors import ConfigError
 
 
@@ -48,6 +48,20 @@ def test_every_setting_and_section_is_explained_with_its_default(architecture):
         if name in values and name not in ("model.architecture", "name"):
             assert write_yaml(values[name])[:20] in text.partition("Default: ")[2]
     assert set(REASONS) <= set(names) or architecture != "transformer"
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture"),
+    [("data.join", "transformer"), ("model", "transformer"), ("model.encoder", "mixed"), ("model.decoder", "mixed")],
+)
+def test_a_section_is_explained_with_the_beginning_of_each_description(name, architecture):
+    data = {"model": {"architecture": architecture}}
+    section = setting_schema(name.split("."), data)
+    rows = dict(line.split(": ", 1) for line in explanation(name).splitlines()[2:])
+    assert list(rows) == [f"{name}.{key}" for key in section["properties"]]
+    for setting, beginning in rows.items():
+        assert beginning
+        assert setting_schema(setting.split("."), data)["description"].startswith(beginning)
 
 
 def test_the_last_part_of_a_name_is_enough_and_what_is_unclear_is_told(tmp_path):
