@@ -595,6 +595,10 @@ def explanation(key: str, config: Config | None = None) -> str:
     return f"{name}\n{text}{''.join(_recipe_lines(name))}"
 
 
+# The end of a clause or sentence that does not stand in brackets; that of "et al. 2016" is none.
+_CLAUSE_END = re.compile(r"(;|(?<! al)\. )(?![^(]*\))")
+
+
 def _summary(keys: tuple[str, ...], data: Any) -> list[str]:
     """Returns a line for each setting of the section at `keys`: its name and the beginning of its description.
 
@@ -606,7 +610,7 @@ def _summary(keys: tuple[str, ...], data: Any) -> list[str]:
     for key in section["properties"]:
         child = setting_schema((*keys, key), data)
         assert child is not None
-        first = child["description"].partition(";")[0].partition(". ")[0].rstrip(".")
+        first = _CLAUSE_END.split(child["description"], maxsplit=1)[0].rstrip(".")
         rows.append(f"{'.'.join((*keys, key))}: {first}\n")
     return rows
 

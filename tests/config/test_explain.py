@@ -52,7 +52,12 @@ def test_every_setting_and_section_is_explained_with_its_default(architecture):
 
 @pytest.mark.parametrize(
     ("name", "architecture"),
-    [("data.join", "transformer"), ("model", "transformer"), ("model.encoder", "mixed"), ("model.decoder", "mixed")],
+    [
+        ("decoding", "transformer"),
+        ("model", "transformer"),
+        ("model.encoder", "mixed"),
+        ("model.decoder", "mixed"),
+    ],
 )
 def test_a_section_is_explained_with_the_beginning_of_each_description(name, architecture):
     data = {"model": {"architecture": architecture}}
@@ -61,6 +66,7 @@ def test_a_section_is_explained_with_the_beginning_of_each_description(name, arc
     assert list(rows) == [f"{name}.{key}" for key in section["properties"]]
     for setting, beginning in rows.items():
         assert beginning
+        assert beginning.count("(") == beginning.count(")")
         assert setting_schema(setting.split("."), data)["description"].startswith(beginning)
 
 
