@@ -1026,13 +1026,13 @@ def save_scores(bundle: Bundle, scores: list[dict[str, Any]], card: str) -> None
 
 
 def read_scores(bundle: Bundle) -> list[dict[str, Any]]:
-    """The scores in scores.json; an empty list if the file is missing or damaged.
+    """The scores in scores.json; an empty list if the file is missing, damaged or cannot be read.
 
-    Scores can be measured again, so a missing or damaged file raises no error.
+    Scores can be measured again, so none of these raises an error.
     """
     try:
         scores = json.loads(bytes(bundle.storage.view(SCORES)))
-    except (FileNotFoundError, ValueError, RecursionError):
+    except (OSError, ValueError, RecursionError):
         return []
     return scores if isinstance(scores, list) and all(map(_is_score, scores)) else []
 

@@ -275,6 +275,8 @@ def test_scores_that_cannot_be_read_are_none(bundle: Path) -> None:
         assert read_scores(opened) == []
     (bundle / "scores.json").unlink()
     assert read_scores(opened) == []
+    (bundle / "scores.json").mkdir()  # opening it is an OSError, as it is without permission
+    assert read_scores(opened) == []
 
 
 @pytest.mark.parametrize(
