@@ -36,6 +36,7 @@ from mtkit.preparation.prepare import read_validation
 from mtkit.preparation.sources import SetFiles, test_sets
 from mtkit.text.lines import fingerprint
 from mtkit.text.parallel import tagged
+from mtkit.text.vocabulary import split_tags
 from mtkit.translation.alignments import AlignmentSettings, Links, diagonal, read_gold
 from mtkit.translation.decode import batches_by_length
 from mtkit.translation.scores import bleu_of, bleu_statistics
@@ -210,6 +211,11 @@ class Subject:
         sources, references = read_validation(self.config.model_copy(update={"run_dir": self.run}))
         return sources, [references]
 
+    @property
+    def tag(self) -> str | None:
+        """The tag to put before each source of `test_lines`; `None` if there is none, or if the sources have theirs."""
+        return self.test_set.tag if self.test_set else None
+
     def done(self, _: int) -> None:
         """Call this after each batch; raises an error when the time is up."""
         self.check()
@@ -217,8 +223,8 @@ class Subject:
 
 def _translation_rows(subject: Subject, sources: Sequence[str], references: Sequence[Sequence[str]]) -> Record:
     """Translates `sources`; returns the statistics of each line ("rows"), and the translations ("texts")."""
-    tag = subject.test_set.tag if subject.test_set else None
-    lines = list(subject.translator.translate_lines([tagged(line, tag) for line in sources], done=subject.done))
+    given = [tagged(line, subject.tag) for line in sources]
+    lines = list(subject.translator.translate_lines(given, done=subject.done))
     texts, notes = [line.text for line in lines], [line.notes for line in lines]
     scores = [line.translations[0].score for line in lines]
     rows = np.zeros((len(sources), NUM_BLEU + 8))
@@ -367,19 +373,22 @@ NUM_SHUFFLED, NUM_SHUFFLES = 200, 3
 def shuffled(subject: Subject) -> Record:
     """Counts, for each sentence, how many shuffles of the source tokens leave the translation unchanged.
 
-    The sentences are the first NUM_SHUFFLED of the test set. The end mark stays last, and only shuffles that change the
-    order count. The columns are the number of unchanged translations, and the number of shuffles. The record of a
-    language model has no statistics.
+    The sentences are the first NUM_SHUFFLED of the test set. Tags stay first and the end mark last, and only shuffles
+    that change the order count. The columns are the number of unchanged translations, and the number of shuffles. The
+    record of a language model has no statistics.
     """
     if subject.config.task == "language_model":
         return {"sets": {}}
-    sources = subject.test_lines[0][:NUM_SHUFFLED]
+    sources = [tagged(line, subject.tag) for line in subject.test_lines[0][:NUM_SHUFFLED]]
     translator, generator = subject.translator, random.Random(1)
+    encode = translator.tokenizer.encode_source
     orders: list[list[int]] = []
-    for tokens in translator.tokenizer.encode_source(sources):
+    for line, tokens in zip(sources, encode(sources), strict=True):
+        num_tags = len(encode([split_tags(line, translator.tags)[0]])[0])
+        tags, rest = tokens[:num_tags], tokens[num_tags:]
         orders.append(tokens)
         for _ in range(NUM_SHUFFLES):
-            orders.append(generator.sample(tokens, len(tokens)))
+            orders.append([*tags, *generator.sample(rest, len(rest))])
     found: list[list[int]] = [[] for _ in orders]
     for chosen in batches_by_length([len(tokens) + 1 for tokens in orders], 4096):
         subject.check()
@@ -422,7 +431,7 @@ def alignments(subject: Subject) -> Record:
     for name, layer in [("all", None), *((f"layer {number}", number) for number in range(1, min(layers, 6) + 1))]:
         subject.check()
         subject.translator.align_with(AlignmentSettings(layer=layer))
-        sets[name] = rows(list(subject.translator.align_lines(pairs)))
+        sets[name] = rows(list(subject.translator.align_lines(pairs, subject.tag)))
     return {"sets": sets}
 
 
@@ -488,7 +497,7 @@ def record_name(group: str, config: Config) -> str:
         files = next(iter(test_sets(config).values()))
         gold = files.source.with_suffix(".align")
         paths = [files.source, *files.target, *([gold] if group == "alignments" and gold.exists() else [])]
-        told += [known_fingerprint(path) for path in paths]
+        told += [*map(known_fingerprint, paths), *([files.tag] if files.tag else [])]
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
     return f"{group.replace(' ', '-')}-{digest[:10]}.json"
 
