@@ -357,8 +357,7 @@ def _sentences(systems: Sequence[Reported], one: TestSet) -> Iterator[Html]:
     yield note("By sentence-level chrF; of equally good sentences, the longest.")
     for system in systems:
         own = scores[system.key]
-        order = _ranked(own, one.sources)
-        for what, chosen in (("worst", order[:NUM_SENTENCES]), ("best", order[::-1][:NUM_SENTENCES])):
+        for what, order in (("worst", _lowest_first(own, one.sources)), ("best", _highest_first(own, one.sources))):
             rows: list[list[Cell]] = [
                 [
                     place + 1,
@@ -367,16 +366,15 @@ def _sentences(systems: Sequence[Reported], one: TestSet) -> Iterator[Html]:
                     one.lines[system.key][place],
                     _reference(one, place),
                 ]
-                for place in chosen
+                for place in order[:NUM_SENTENCES]
             ]
             head = ("line", "chrF", "source", f"translation by {system.key}", "reference")
             yield table(head, rows, f"The {what} sentences of {system.key}", stacks=True)
     first = systems[0].key
     for system in systems[1:]:
         changes = [b - a for a, b in zip(scores[first], scores[system.key], strict=True)]
-        order = _ranked(changes, one.sources)
-        better = [place for place in order[::-1] if changes[place] > 0]
-        worse = [place for place in order if changes[place] < 0]
+        better = [place for place in _highest_first(changes, one.sources) if changes[place] > 0]
+        worse = [place for place in _lowest_first(changes, one.sources) if changes[place] < 0]
         for what, chosen in (("better", better[:NUM_SENTENCES]), ("worse", worse[:NUM_SENTENCES])):
             if not chosen:
                 continue
@@ -399,12 +397,17 @@ def _sentences(systems: Sequence[Reported], one: TestSet) -> Iterator[Html]:
             )
 
 
-def _ranked(scores: Sequence[float], sources: Sequence[str]) -> list[int]:
+def _lowest_first(scores: Sequence[float], sources: Sequence[str]) -> list[int]:
     """Returns the indices of the sentences, those with the lowest scores first.
 
-    Sentences with equal scores are in order of the length of their source, in characters, the longest last.
+    Of sentences with equal scores, those with the longest source, in characters, come first: they say most.
     """
-    return sorted(range(len(scores)), key=lambda place: (scores[place], len(sources[place])))
+    return sorted(range(len(scores)), key=lambda place: (scores[place], -len(sources[place])))
+
+
+def _highest_first(scores: Sequence[float], sources: Sequence[str]) -> list[int]:
+    """Returns the indices of the sentences, those with the highest scores first, and of equal ones the longest."""
+    return _lowest_first([-score for score in scores], sources)
 
 
 def _reference(one: TestSet, place: int) -> str:
@@ -418,17 +421,20 @@ def _attention(systems: Sequence[Reported], one: TestSet) -> Iterator[Html]:
             yield note(f"{system.key} has no attention.")
             continue
         lines = one.lines[system.key]
-        order = _ranked(sentence_scores(lines, one.references), one.sources)
-        order = [place for place in order if one.sources[place].strip() and lines[place].strip()]
+        own = sentence_scores(lines, one.references)
+        worst, best = (
+            [place for place in order(own, one.sources) if one.sources[place].strip() and lines[place].strip()]
+            for order in (_lowest_first, _highest_first)
+        )
         maps = []
-        for what, place in (("worst", 0), ("middling", len(order) // 2), ("best", len(order) - 1)):
-            if not order:
+        for what, places in (("worst", worst), ("middling", worst[len(worst) // 2 :]), ("best", best)):
+            if not places:
                 break
             try:
-                found = attention_of(system.translator, one.sources[order[place]], lines[order[place]])
+                found = attention_of(system.translator, one.sources[places[0]], lines[places[0]])
             except MtkitError:  # too long for the model, which translated it in parts
                 continue
-            title = f"{system.key}, line {order[place] + 1:,} ({what})"
+            title = f"{system.key}, line {places[0] + 1:,} ({what})"
             maps.append(weight_map(title, found.target, found.source, found.weights[-1].mean(0).tolist()))
         if maps:
             yield element("div", maps, class_="maps")

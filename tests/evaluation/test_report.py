@@ -14,6 +14,7 @@ from mtkit.config.settings import config_text
 from mtkit.errors import MtkitError
 from mtkit.evaluation.page import number
 from mtkit.evaluation.report import PANELS, Reported, report
+from mtkit.translation.scores import sentence_scores
 from tests.conftest import write_lines
 from tests.evaluation.reading import Reader
 
@@ -92,6 +93,18 @@ def test_sentences_are_ranked_and_shown_with_their_translations(run, alone):
     worst, best = (alone.tables[f"The {what} sentences of A"][1:] for what in ("worst", "best"))
     assert all(stored[int(row[0]) - 1] == row[3] for row in (*worst, *best))
     assert max(float(row[1]) for row in worst) <= min(float(row[1]) for row in best)
+
+
+def test_of_equally_good_sentences_the_longest_are_shown(run, alone, corpus_files):
+    sources, targets = corpus_files.lines("test")
+    stored = (run / "translations" / "toy.txt").read_text("utf-8").splitlines()
+    scores = sentence_scores(stored, [targets])
+    for what in ("worst", "best"):
+        shown = [int(row[0]) - 1 for row in alone.tables[f"The {what} sentences of A"][1:]]
+        others = set(range(len(sources))) - set(shown)
+        equal = [(place, other) for place in shown for other in others if scores[place] == scores[other]]
+        assert equal
+        assert all(len(sources[place]) >= len(sources[other]) for place, other in equal)
 
 
 def test_two_systems_are_compared_and_stale_translations_are_made_again(run, tmp_path):
