@@ -81,6 +81,12 @@ def _perplexity(sums: Sums) -> NDArray[np.float64]:
         return np.exp(_ratio(0, 1)(sums))
 
 
+def _alignment_error(sums: Sums) -> NDArray[np.float64]:
+    """Returns the alignment error rate, in %; as in `alignment_scores`, it is 0 if there are no links at all."""
+    right, links = sums[:, 0], sums[:, 1]
+    return np.asarray(100 * (links - right) / np.maximum(links, 1))
+
+
 def _calibration_error(sums: Sums) -> NDArray[np.float64]:
     """Returns the mean distance between confidence and accuracy over bins of confidence (Guo et al. 2017), in %.
 
@@ -132,9 +138,7 @@ MEASURES: dict[str, Measure] = {
     "order_invariance": Measure(
         "translations that stay the same when the source tokens are shuffled, %", "shuffled", _ratio(0, 1, 100)
     ),
-    "alignment_error": Measure(
-        "alignment error rate, %", "alignments", lambda sums: 100 - _ratio(0, 1, 100)(sums), {"layer": BY_LAYER}
-    ),
+    "alignment_error": Measure("alignment error rate, %", "alignments", _alignment_error, {"layer": BY_LAYER}),
     "parameters": Measure("numbers that are trained", "training", _ratio(0, 5), digits=0),
     "minutes": Measure("minutes of training", "training", _ratio(1, 5)),
     "updates": Measure("updates", "training", _ratio(2, 5), digits=0),

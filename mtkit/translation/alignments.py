@@ -330,14 +330,15 @@ def alignment_scores(found: Sequence[Links], gold: Sequence[Gold]) -> AlignmentS
 
     The links of all pairs are counted together (Och & Ney 2003). With links A, sure links S and possible links P, which
     include S, the error rate is 100 (1 - (|A and S| + |A and P|) / (|A| + |S|)), precision is 100 |A and P| / |A|, and
-    recall is 100 |A and S| / |S|. A fraction whose denominator is 0 counts as 0.
+    recall is 100 |A and S| / |S|. The paper does not define them where a denominator is 0. Here, precision and recall
+    are then 0, and so is the error rate, since nothing was linked wrongly and no sure link is missing.
     """
     num_found = sum(len(links) for links in found)
     num_sure = sum(len(each.sure) for each in gold)
     in_sure = sum(len(each.sure.intersection(links)) for links, each in zip(found, gold, strict=True))
     in_possible = sum(len(each.possible.intersection(links)) for links, each in zip(found, gold, strict=True))
     return AlignmentScores(
-        error_rate=100 * (1 - (in_sure + in_possible) / max(num_found + num_sure, 1)),
+        error_rate=100 * (num_found + num_sure - in_sure - in_possible) / max(num_found + num_sure, 1),
         precision=100 * in_possible / max(num_found, 1),
         recall=100 * in_sure / max(num_sure, 1),
     )

@@ -1,15 +1,16 @@
-"""Measures are taken of sources as the model is to read them: with the tag of the test set, if it has one."""
+"""Measures are taken of sources with the tag of their test set, and mean what they mean elsewhere."""
 
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mtkit.bundle.bundle import open_bundle
 from mtkit.config.data_and_model_settings import TestSetConfig as SetConfig  # pytest would collect the name Test…
 from mtkit.exchange.formats import extend
-from mtkit.experiment.measures import GROUPS, Subject, record_name
-from mtkit.translation.alignments import diagonal, pharaoh, shifted
+from mtkit.experiment.measures import GROUPS, MEASURES, Subject, record_name, values_of
+from mtkit.translation.alignments import Gold, alignment_scores, diagonal, pharaoh, shifted
 from tests.conftest import CorpusFiles, write_lines
 
 TAG = "<2xx>"
@@ -53,3 +54,11 @@ def test_the_tag_of_the_test_set_stands_before_each_source(
     assert record_name(group, tagged.config) != record_name(group, plain.config)
     if group == "shuffled":
         assert found[-1] == without[-1] == [0, 0]  # a single token besides the tag, which stays first
+
+
+def test_the_error_rate_of_no_links_at_all_is_0_as_it_is_in_alignment_scores() -> None:
+    rows = np.array([[0.0, 0.0], [0.0, 0.0], [3.0, 4.0]])  # the columns of the group alignments
+    measure = MEASURES["alignment_error"]
+    assert not values_of(measure, rows[:2]).any()
+    assert values_of(measure, rows)[0] == 25
+    assert alignment_scores([()], [Gold(frozenset(), frozenset())]).error_rate == 0

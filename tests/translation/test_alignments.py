@@ -13,6 +13,7 @@ from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.vocabulary import join_parts, split_line, word_of_each_piece
 from mtkit.translation.alignments import (
     AlignmentLines,
+    AlignmentScores,
     AlignmentSettings,
     Gold,
     alignment_scores,
@@ -86,6 +87,9 @@ def test_the_error_rate_is_that_of_och_and_ney() -> None:
     assert (scores.precision, scores.recall) == (pytest.approx(75), pytest.approx(200 / 3))
     perfect = alignment_scores([((0, 0), (1, 1), (2, 2)), ((0, 1),)], gold)  # a possible link costs nothing
     assert (perfect.error_rate, perfect.precision, perfect.recall) == (0, 100, 100)
+    nothing = parse_gold("", "gold:1", 4, 4)
+    assert alignment_scores([()], [nothing]) == AlignmentScores(error_rate=0, precision=0, recall=0)
+    assert alignment_scores([((0, 0),)], [nothing]).error_rate == alignment_scores([()], gold[1:]).error_rate == 100
 
 
 def test_the_diagonal_of_equal_lengths_links_equal_places() -> None:
