@@ -570,7 +570,7 @@ class _Cleaning:
     def _count_dropped(self, part: Part, rows: Sequence[Record], name: str, chosen: Chosen) -> None:
         places = np.flatnonzero(chosen).tolist()
         if places:
-            first = [rows[place] for place in places[:5]]
+            first = [rows[place] for place in places[:NUM_EXAMPLES]]
             examples = [Example(part.source, row.line, row.source, row.target) for row in first]
             self._cleaned.dropped.setdefault(name, Found()).add(examples, len(places))
 
