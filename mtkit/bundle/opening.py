@@ -150,7 +150,7 @@ class Progress:
     log_bytes: int = 0  # length of log.jsonl, which resuming truncates to this length
     changes: list[Change] = field(default_factory=list)  # changes of settings, ordered by step
     plan: dict[str, Any] | None = None  # the values that auto settings were resolved to
-    ending: dict[str, Any] | None = None  # the decay that --end-in began: the fields of Ending, in schedule.py
+    ending: dict[str, Any] | None = None  # the decay of --end-in: the fields of Ending in training/optimizers.py
     window: Window = field(default_factory=Window)  # the updates since the last line of the log
 
     @property
