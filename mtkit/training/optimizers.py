@@ -727,7 +727,8 @@ def expected_steps(progress: Progress, config: TrainingConfig) -> int:
     """
     if config.max_minutes is None:
         return settled(config.max_steps)
-    return min(settled(config.max_steps), round(progress.step * 60 * config.max_minutes / progress.seconds))
+    seconds = max(progress.seconds, 1e-9)  # a coarse clock may not have moved since training began
+    return min(settled(config.max_steps), round(progress.step * 60 * config.max_minutes / seconds))
 
 
 def divergence(progress: Progress, config: TrainingConfig, loss_scale: float) -> str:

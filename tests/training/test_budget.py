@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import mtkit.training.train
-from mtkit.bundle.opening import open_model, read_progress
+from mtkit.bundle.opening import Progress, open_model, read_progress
 from mtkit.config.load import load_config
 from mtkit.config.settings import Config
 from mtkit.config.training_settings import TrainingConfig, settled
@@ -21,6 +21,7 @@ from mtkit.training.optimizers import (
     Plan,
     advice,
     decay_start,
+    expected_steps,
     make_plan,
     reviewed_plan,
     reviews_due,
@@ -265,6 +266,14 @@ def pace_of(forecast: Forecast, seconds: float) -> None:
     """Show it five updates of so many seconds each."""
     for step in range(1, 6):
         forecast.see(step, step * seconds)
+
+
+def test_the_steps_that_the_minutes_allow_follow_from_the_speed_so_far():
+    config = settings(max_steps=1000, max_minutes=10.0)
+    assert expected_steps(Progress(step=5, seconds=10.0), config) == 300
+    assert expected_steps(Progress(step=5, seconds=1.0), config) == 1000
+    assert expected_steps(Progress(step=5, seconds=0.0), config) == 1000  # the clock has not moved
+    assert expected_steps(Progress(step=5, seconds=10.0), settings(max_steps=1000, max_minutes=None)) == 1000
 
 
 def test_how_far_the_minutes_reach_is_told_once(capsys):
