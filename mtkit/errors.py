@@ -37,7 +37,7 @@ class DivergedError(MtkitError):
 
 
 class StoppedError(MtkitError):
-    """The user stopped the command; the work done so far is saved.
+    """The user stopped the command, or its time is over; the work done so far is saved, if there was any to save.
 
     `code` is the exit code of the program.
     """

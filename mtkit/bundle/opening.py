@@ -974,8 +974,8 @@ def start_checksum(config: Config, noted: object = None) -> str | None:
 def noted_start(bundle: Bundle) -> str:
     """The text that training records about the weights that it starts from: a checksum of these weights.
 
-    For a checkpoint that mtkit chose from an unfinished run, the step and UNFINISHED, a phrase that says so, are
-    appended.
+    If mtkit chose a checkpoint of an unfinished run, the text goes on with the step of the checkpoint and the phrase in
+    UNFINISHED.
     """
     storage = bundle.storage
     if isinstance(storage, CheckpointStorage) and _was_chosen(storage):

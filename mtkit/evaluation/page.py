@@ -169,9 +169,9 @@ def table(
 ) -> Html:
     """Returns a table; the first cell of each row is its heading.
 
-    A table that is wider than the page is scrolled on its own, without the page. With `hidden_caption`, only screen
-    readers read the caption, for tables whose heading stands right above. With `stacks`, the cells of a row stand below
-    one another on narrow screens, for tables of sentences.
+    A table that is wider than the page is scrolled on its own, without the page. With `hidden_caption`, the caption
+    is not shown, only read by screen readers; this suits tables right below a heading. With `stacks`, which suits
+    tables of sentences, the cells of a row stand below one another on narrow screens.
     """
     cells = [list(row) for row in rows]
     align = ["number" if all(_is_number(row[place]) for row in cells) else None for place in range(len(head))]

@@ -520,7 +520,10 @@ def smoothing() -> Figures:
 
 
 def smoothed_loss() -> Figures:
-    """The loss of a token by the probability of its label, for three amounts of smoothing and 8,000 words."""
+    """Returns the loss as a function of the probability of the correct token, for a vocabulary of 8,000 tokens.
+
+    A key is such as "smoothing 0.1, 0.95": the amount of label smoothing and the probability.
+    """
     probabilities = (0.05, *(n / 10 for n in range(1, 10)), 0.95, 0.98, 0.99, 0.999)
     return {
         f"smoothing {mass}, {probability}": loss_at(math.log(probability / (1 - probability)), 8000, mass)[0]

@@ -354,7 +354,8 @@ def _read_pairs(config: Config, pairs: Iterable[Pair]) -> Iterable[Pair]:
 def _noted_validation(config: Config) -> str | None:
     """Returns the checksum of the validation text that the run was trained with.
 
-    Returns "" if the run recorded no checksum, and `None` if its training has not begun.
+    Returns "" if the run recorded no checksum, and `None` if its training has not begun or left nothing that can be
+    read.
     """
     if not any((config.run_path / name).exists() for name in ("checkpoints", "trained.json")):
         return None

@@ -487,7 +487,8 @@ def _process(command: Sequence[str], messages: Path) -> Iterator[subprocess.Pope
 def _require_success(code: int, messages: Path) -> None:
     """Raise MtkitError if `code`, the exit code of a training process, is not 0.
 
-    The error repeats the error messages of the process, which are in the file `messages`.
+    The error repeats the error messages of the process, which are in the file `messages`; if there are none, it gives
+    the exit code and the last line of the file.
     """
     if code:
         lines = messages.read_text(encoding="utf-8", errors="replace").splitlines()
