@@ -68,7 +68,7 @@ def agreement_text(here: Translator, path: Path, name: str, directory: Path, lin
     exported, format_ = portable(open_model(path), here), FORMATS[name]
     texts = format_.texts(directory, exported)
     agreement = None if texts is None else compare(here, exported, text, texts, format_.observe, directory)
-    return "its library is not here" if agreement is None else next(agreement.told())
+    return "its library is not here" if agreement is None else next(agreement.report())
 
 
 def timed(what: str, work: Callable[[], Any]) -> Any:
