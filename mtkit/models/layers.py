@@ -387,7 +387,7 @@ def _is_faster_unfused(query: Tensor, rate: float) -> bool:
     hypothesis takes 11 microseconds instead of 29.
     """
     is_step = not torch.is_grad_enabled() and query.shape[2] <= 8
-    return rate > 0 or query.dtype == torch.bfloat16 or (is_step and len(query) > FEW_SENTENCES)
+    return rate > 0 or query.dtype == torch.bfloat16 or (is_step and query.shape[0] > FEW_SENTENCES)
 
 
 def _attend_unfused(

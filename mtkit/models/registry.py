@@ -444,6 +444,17 @@ def speed_up(model: TranslationModel, precision: str) -> None:
             parent.project_by(replacement)
 
 
+def shorten_lookups(model: nn.Module) -> None:
+    """Stores the parameters and submodules of each module as plain attributes, too, which Python finds at once.
+
+    Otherwise, each access goes through `nn.Module.__getattr__`, which took a twentieth to a tenth of the time of a step
+    for one sentence. Call this only when the model is complete and on its device. A parameter or submodule may still be
+    assigned anew; buffers are not stored, since moving a model replaces them.
+    """
+    for module in model.modules():
+        vars(module).update(module.named_parameters(recurse=False), **dict(module.named_children()))
+
+
 # Packed weights.
 
 

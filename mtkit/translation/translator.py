@@ -40,6 +40,7 @@ from mtkit.models.registry import (
     pick_run_precision,
     precision_of,
     run_dtype,
+    shorten_lookups,
     speed_up,
     use_one_thread_after_fork,
 )
@@ -1215,6 +1216,7 @@ def _open(bundle: Bundle, overrides: Sequence[str], precision: str) -> tuple[Tra
     model.output.untrained = bundle.untrained
     model = model.to(device, run_dtype(precision, device)).eval()
     speed_up(model, precision)
+    shorten_lookups(model)
     return model, tokenizer, config
 
 

@@ -26,6 +26,7 @@ from mtkit.models.registry import (
     pick_run_precision,
     precision_of,
     run_dtype,
+    shorten_lookups,
     speed_up,
     usable_kernels,
 )
@@ -338,3 +339,19 @@ def test_auto_on_a_gpu_is_bf16_and_int8_is_refused(monkeypatch: pytest.MonkeyPat
         pick_run_precision("int8", torch.device("cuda"), 512)
     for name in DTYPES:
         assert pick_run_precision(name, torch.device("cuda"), 512) == name
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("name", MODELS)
+def test_short_lookups_change_no_logits_and_find_what_is_assigned_later(name: str, precision: str) -> None:
+    source, target = sentences(5, 3), sentences(4, 6, seed=2)
+    model = model_of(name, precision)
+    wanted = logits_of(model, source, target)
+    shorten_lookups(model)
+    assert torch.equal(logits_of(model, source, target), wanted)
+    places = [(module, key) for module in model.modules() for key, _ in module.named_parameters(recurse=False)]
+    assert places
+    assert all(key in vars(module) for module, key in places)
+    for module, key in places:
+        setattr(module, key, nn.Parameter(getattr(module, key).detach() + 1))
+    assert not torch.allclose(logits_of(model, source, target), wanted)
