@@ -432,8 +432,8 @@ def _evaluation_inputs(
         name: [fingerprint_of(files.source), *map(fingerprint_of, files.target), *([files.tag] if files.tag else [])]
         for name, files in sets.items()
     }
-    # Earlier versions had no shortlists.
-    newer = {"shortlist"} if config.decoding.shortlist is None else set()
+    # Earlier versions had neither shortlists nor refill, which changes no translation.
+    newer = {"refill", "shortlist"} if config.decoding.shortlist is None else {"refill"}
     return json.dumps(
         {
             "weights": weights,

@@ -252,12 +252,12 @@ def decoding_text(decoding: DecodingConfig) -> str:
 
     It begins with the beam size and the length penalty; for mask-predict, with the numbers of iterations and length
     candidates; for sampling, with "samples". Other settings follow if they are not the defaults, but never
-    batch_tokens, which only limits memory, nor max_length_ratio and max_length_extra.
+    batch_tokens and refill, on which translations do not depend, nor max_length_ratio and max_length_extra.
     """
     search = f"beam {decoding.beam_size}, length penalty {decoding.length_penalty:g} ({decoding.length_penalty_form})"
     if decoding.method == "mask_predict":
         search = f"mask-predict, iterations {decoding.iterations}, length candidates {decoding.length_candidates}"
-    shown = {"method", "beam_size", "length_penalty", "length_penalty_form", "batch_tokens"}
+    shown = {"method", "beam_size", "length_penalty", "length_penalty_form", "batch_tokens", "refill"}
     shown |= {"iterations", "length_candidates"}
     shown |= {"max_length_ratio", "max_length_extra"}  # few translations are that long
     others = decoding.model_dump(mode="json", exclude_defaults=True, exclude=shown)

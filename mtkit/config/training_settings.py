@@ -459,7 +459,7 @@ NOT_MASKED = [
     *("beam_size", "length_penalty", "length_penalty_form", "stopping", "search_steps", "min_length"),
     "no_repeat_ngram",
     *("coverage_penalty", "diversity_groups", "diversity_strength", "temperature", "top_k", "top_p"),
-    *("mbr_samples", "mbr_utility", "shortlist", "language_model_weight"),
+    *("mbr_samples", "mbr_utility", "shortlist", "language_model_weight", "refill"),
 ]
 
 
@@ -581,6 +581,11 @@ class DecodingConfig(CarriedSection):
         ge=1,
         description="Largest size of a batch: sentences x longest source, in tokens, x beam size or samples; "
         "sentences x beam size or samples x vocabulary is at most 2,048 times as much.",
+    )
+    refill: Switch = Field(
+        "auto",
+        description="Whether waiting sentences take the places of those that are finished (continuous batching): on, "
+        "off, or auto: on a GPU. This changes speed and memory, not the translations.",
     )
 
     def check(self) -> None:

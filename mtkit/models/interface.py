@@ -36,6 +36,31 @@ class SearchState(Protocol):
     def keep(self, sentences: Tensor) -> Self:
         """Returns a state with only the rows listed in `sentences`, (R',) int64, in the order of the list."""
 
+    def refill(self, places: Tensor, fresh: Self) -> Self:
+        """Returns a state whose rows `places`, (R',) int64, are those of `fresh`; other rows stay as they are.
+
+        `fresh` is a state before the first step, with R' sentences of one hypothesis each. In the result, all W
+        hypotheses of such a row are before their first step. Not every state can be refilled; see `can_refill` of
+        `mtkit/translation/decode.py`.
+        """
+
+
+def put(old: Tensor, places: Tensor, new: Tensor, dim: int | None = None) -> Tensor:
+    """Returns `old`, (R, …), with its rows `places`, (R',) int64, replaced by the rows of `new`, (R', …).
+
+    Dimensions in which `new` has size 1 are expanded to the size of `old`. If `dim` is given, the two may differ in the
+    size of this dimension; the smaller one is then padded with zeros (False) at the end.
+    """
+    if dim is not None:
+        missing = new.shape[dim] - old.shape[dim]
+        old, new = _padded(old, dim, missing), _padded(new, dim, -missing)
+    return old.index_copy(0, places, new.to(old.dtype).expand(-1, *old.shape[1:]))
+
+
+def _padded(x: Tensor, dim: int, missing: int) -> Tensor:
+    """Returns `x` with `missing` zeros appended to dimension `dim`; if `missing` is not positive, `x` itself."""
+    return x if missing <= 0 else torch.cat([x, x.new_zeros(*x.shape[:dim], missing, *x.shape[dim + 1 :])], dim)
+
 
 class State(SearchState, Protocol):
     """Everything that a model needs to decode the next tokens of R sentences with W hypotheses each."""
@@ -375,7 +400,7 @@ def next_rows(ids: Tensor, state: State) -> Rows:
 
 @dataclass(frozen=True)
 class EnsembleState:
-    """The decoding states of all members of an ensemble; `branch` and `keep` apply to the states of all members."""
+    """The decoding states of all members of an ensemble; each method applies to the states of all members."""
 
     states: list[State]
 
@@ -401,6 +426,11 @@ class EnsembleState:
     def keep(self, sentences: Tensor) -> Self:
         """Returns a state with only the rows listed in `sentences`, (R',) int64, in the order of the list."""
         return type(self)([state.keep(sentences) for state in self.states])
+
+    def refill(self, places: Tensor, fresh: Self) -> Self:
+        """Returns a state whose rows `places`, (R',) int64, are those of `fresh`, as in SearchState."""
+        pairs = zip(self.states, fresh.states, strict=True)
+        return type(self)([state.refill(places, new) for state, new in pairs])
 
 
 class Ensemble:

@@ -469,6 +469,12 @@ class Cache:
             self.keys = self.keys.index_select(0, sentences)
             self.values = self.values.index_select(0, sentences)
 
+    def clear(self, places: Tensor) -> None:
+        """Sets all keys and values of the rows `places`, (R',) int64, to zero."""
+        if self.keys is not None and self.values is not None:
+            self.keys.index_fill_(0, places, 0.0)
+            self.values.index_fill_(0, places, 0.0)
+
 
 def _grow(old: Tensor, length: int, capacity: int) -> Tensor:
     """Returns a tensor with room for `capacity` tokens, which starts with the first `length` tokens of `old`."""

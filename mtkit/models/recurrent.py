@@ -24,6 +24,7 @@ from mtkit.models.interface import (
     NoEncoder,
     Output,
     TranslationModel,
+    put,
     tied_embeddings,
 )
 from mtkit.models.layers import LayerList, dropout
@@ -316,6 +317,24 @@ class RecurrentState:
             source_mask=self.source_mask[sentences],
             positions=self.positions[sentences],
             last_mask=chosen(self.last_mask),
+        )
+
+    def refill(self, places: Tensor, fresh: Self) -> Self:
+        """Returns a state whose rows `places`, (R',) int64, are those of `fresh`, as in SearchState."""
+
+        def both(values: Tensor | None, new: Tensor | None, dim: int | None = None) -> Tensor | None:
+            return None if values is None or new is None else put(values, places, new, dim)
+
+        source_states = both(self.source_states, fresh.source_states, dim=1)
+        return replace(
+            self,
+            layers=[put(layer, places, new) for layer, new in zip(self.layers, fresh.layers, strict=True)],
+            features=put(self.features, places, fresh.features),
+            context=both(self.context, fresh.context),
+            keys=source_states if self.keys is self.source_states else both(self.keys, fresh.keys, dim=1),
+            source_states=source_states,
+            source_mask=put(self.source_mask, places, fresh.source_mask, dim=1),
+            positions=put(self.positions, places, fresh.positions),
         )
 
     def advance(self, target: Rows) -> Self:

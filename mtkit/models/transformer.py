@@ -30,6 +30,7 @@ from mtkit.models.interface import (
     NoEncoder,
     Output,
     TranslationModel,
+    put,
     tied_embeddings,
 )
 from mtkit.models.layers import (
@@ -394,18 +395,19 @@ class TransformerState:
         ancestors = self.ancestors
         if ancestors is not None:
             ancestors = ancestors.gather(1, parents[:, :, None].expand(-1, -1, ancestors.shape[2]))
-        return replace(self, num_hypotheses=parents.shape[1], ancestors=ancestors)._without_unused()
+        after = replace(self, num_hypotheses=parents.shape[1], ancestors=ancestors)
+        return after._without_unused() if parents.device.type == "cpu" else after  # which waits for other devices
 
     def _without_unused(self) -> Self:
         """Returns a state with unused tokens removed from its caches if that saves much; otherwise, returns `self`.
 
         A cached token is unused if it no longer belongs to any hypothesis. Most hypotheses of a beam share all but
         their last tokens, so most cached tokens are soon unused. Since removing them copies the caches, they are only
-        removed when the number N of cached tokens has about doubled; and only on a CPU, since the CPU would have to
-        wait for other devices. N is the same for all rows, so a row may keep some of its unused tokens.
+        removed when the number N of cached tokens has about doubled. N is the same for all rows, so a row may keep some
+        of its unused tokens.
         """
         ancestors = self.ancestors
-        if ancestors is None or ancestors.device.type != "cpu" or ancestors.shape[2] < 2 * self.num_used + FEW_TOKENS:
+        if ancestors is None or ancestors.shape[2] < 2 * self.num_used + FEW_TOKENS:
             return self
         used = ancestors.any(1)  # (R, N)
         num_used = max(int(used.sum(1).max()), 1)
@@ -432,6 +434,37 @@ class TransformerState:
             positions=self.positions[sentences],
             ancestors=None if self.ancestors is None else self.ancestors[sentences],
         )
+
+    def refill(self, places: Tensor, fresh: Self) -> Self:
+        """Returns a state whose rows `places`, (R',) int64, are those of `fresh`, as in SearchState.
+
+        The caches keep their length: no token in them belongs to the hypotheses of the new sentences.
+        """
+        for cache in self.caches:
+            cache.clear(places)  # a hidden NaN would still make the weighted sum of the values NaN
+        source = Rows(
+            ids=put(self.source.ids, places, fresh.source.ids, dim=1),
+            segments=put(self.source.segments, places, fresh.source.segments, dim=1),
+            positions=put(self.source.positions, places, fresh.source.positions, dim=1),
+        )
+        memory: list[tuple[Tensor, Tensor] | None] = []
+        dtype = None
+        for old, new in zip(self.memory, fresh.memory, strict=True):
+            if old is None or new is None:
+                memory.append(None)
+            else:
+                memory.append((put(old[0], places, new[0], dim=2), put(old[1], places, new[1], dim=2)))
+                dtype = compute_dtype(old[0])
+        positions = put(self.positions, places, fresh.positions)
+        return replace(
+            self,
+            memory=memory,
+            source=source,
+            source_mask=None if dtype is None else padding_mask(source, dtype),
+            positions=positions,
+            ancestors=self._all_ancestors().index_fill(0, places, False),
+            length=int(positions.max()),
+        )._without_unused()
 
     def advance(self, target: Rows) -> tuple[Self, Tensor | None]:
         """Returns a state that includes the tokens in `target`, and the attention mask of these tokens.
@@ -513,6 +546,10 @@ class PrefixState:
         tokens = None if self.tokens is None else self.tokens[sentences]
         return replace(self, fresh=self.fresh.keep(sentences), tokens=tokens)
 
+    def refill(self, places: Tensor, fresh: Self) -> Self:
+        """Raises NotImplementedError, since all rows must have the same number of tokens."""
+        raise NotImplementedError
+
     def advance(self, target: Rows) -> tuple[Self, Rows]:
         """Returns a state that includes the tokens in `target`, and rows of all tokens so far.
 
@@ -556,6 +593,11 @@ class TransformerDecoder(nn.Module):
         """The target embedding."""
         return self.embedded.embedding
 
+    @property
+    def sees_later(self) -> bool:
+        """Whether tokens attend to later tokens, so that a search cannot use a cache."""
+        return any(name in self.ablate for name in SEES_LATER)
+
     def start(self, memory: Memory, source: Rows, watch: bool = False) -> TransformerState | PrefixState:
         """Returns the state before the first token; with `watch=True`, this and all later states record attention."""
         layers, unused = drawn_layers(self.layers, self.layer_dropout, self.training)
@@ -571,8 +613,7 @@ class TransformerDecoder(nn.Module):
             caches=[Cache() for _ in layers],
             watch=watch,
         )
-        sees_later = any(name in self.ablate for name in SEES_LATER)
-        return PrefixState(state, shifted="shift" not in self.ablate) if sees_later else state
+        return PrefixState(state, shifted="shift" not in self.ablate) if self.sees_later else state
 
     def forward(
         self, target: Rows, state: TransformerState | PrefixState

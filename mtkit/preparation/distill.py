@@ -36,8 +36,8 @@ FORMAT = 1  # of RECORD
 OURS = re.compile(r"corpus-\d+\.(source|target)|student\.yaml")  # names of files, besides RECORD
 
 # The settings of decoding that may differ between calls: translations depend on them only by rounding, and users whose
-# memory does not suffice must be able to change them.
-FREE = {"batch_tokens"}
+# memory does not suffice, or whose machine changes, must be able to change them.
+FREE = {"batch_tokens", "refill"}
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,10 @@ from mtkit.config.training_settings import DecodingConfig
 from mtkit.data.batches import NO_LABEL, Batch, Ragged, Rows, padded_batch, ragged, source_rows
 from mtkit.errors import MtkitError
 from mtkit.models.interface import Ensemble, Scratch, State, TranslationModel, log_probs_from, next_rows
-from mtkit.models.transformer import MaskedModel
+from mtkit.models.transformer import MaskedModel, TransformerDecoder
 from mtkit.translation.search import (
     LENGTH_PENALTIES,
+    NO_TOKEN,
     NOT_A_NUMBER,
     STOPPING,
     BeamStep,
@@ -34,6 +35,7 @@ from mtkit.translation.search import (
     Step,
     TokenHistory,
     UniformNumbers,
+    Waiting,
     beam_search,
     begin_with,
     constrained,
@@ -85,6 +87,12 @@ class FusedState:
         """Returns a state with only the rows listed in `sentences`, (R',) int64, in the order of the list."""
         return type(self)(self.state.keep(sentences), self.of_language_model.keep(sentences))
 
+    def refill(self, places: Tensor, fresh: Self) -> Self:
+        """Returns a state whose rows `places`, (R',) int64, are those of `fresh`, as in SearchState."""
+        return type(self)(
+            self.state.refill(places, fresh.state), self.of_language_model.refill(places, fresh.of_language_model)
+        )
+
 
 def fused(step: Step[State], fusion: Fusion) -> Step[FusedState]:
     """Returns a step function that adds the weighted log-probabilities of the language model to the results of `step`.
@@ -103,6 +111,19 @@ def fused(step: Step[State], fusion: Fusion) -> Step[FusedState]:
     return fused_step
 
 
+def can_refill(model: Model, decoding: DecodingConfig, fusion: Fusion | None = None) -> bool:
+    """Whether waiting sentences can take the places of finished ones in a search with these models and settings.
+
+    They cannot in a search that is not token by token, with shortlists, in an exact search, and if the decoder of a
+    model has no cache, since its tokens attend to later ones.
+    """
+    if decoding.method == "mask_predict" or decoding.shortlist is not None or decoding.stopping == "optimal":
+        return False
+    models = [*(model.members if isinstance(model, Ensemble) else [model])]
+    models += [fusion.language_model] if fusion else []
+    return not any(isinstance(each.decoder, TransformerDecoder) and each.decoder.sees_later for each in models)
+
+
 @torch.inference_mode()
 def decode(
     model: Model,
@@ -114,8 +135,14 @@ def decode(
     fusion: Fusion | None = None,
     watch: Callable[[BeamStep], None] | None = None,
     shortlist: Shortlist | None = None,
+    rooms: Sequence[int] | None = None,
+    left: Callable[[list[int]], object] | None = None,
 ) -> list[list[Hypothesis]]:
     """Translate sentences, each a sequence of source tokens, as one batch.
+
+    If `rooms` is given, `rooms[n]` is the largest number of rows of a batch that has sentence n. Sentences that have no
+    room wait, in order, until others are finished; `can_refill` must then be true. `left`, if given, is called from
+    time to time with the indices of sentences that have left the batch.
 
     Returns, for each sentence, a list of at least one hypothesis. Sampling returns `num_best` hypotheses, in the order
     drawn. Beam search returns the best hypotheses, best first: only one if `num_best` is 1, otherwise up to `2 *
@@ -161,37 +188,51 @@ def decode(
     if any(prefixes):
         constraints = [begin_with(_padded(prefixes).to(model.device), constraints)]
 
-    source = source_rows(sources, model.boundaries.source_end).to(model.device)
     step: Step[Any] = partial(next_log_probs, model, forbidden, scratch=Scratch())
-    state: Any = model.encode(source, watch=decoding.coverage_penalty > 0)
     if lists is not None:
-        step, state = listed_step(model, lists, forbidden), ListedState.begin(state, lists, model.device)
+        step = listed_step(model, lists, forbidden)
     if fusion and fusion.weight:
         assert lists is None, "callers refuse it"
-        nothing = source_rows(ragged([[]] * len(sentences)), model.boundaries.source_end).to(model.device)
-        step, state = fused(step, fusion), FusedState(state, fusion.language_model.encode(nothing))
+        step = fused(step, fusion)
     extra_score: Callable[[Any], Tensor] | None = None
     if constraints:
-        step, state = constrained(step, constraints), TokenHistory.empty(state, len(sentences), model.device)
+        step = constrained(step, constraints)
     if decoding.coverage_penalty:
 
         def attention(after: Any) -> Tensor:
             return last_attention(after.state if constraints else after, wanted_by="coverage_penalty")
 
-        dtype = torch.promote_types(model.dtype, torch.float32)
-        step, state = covering(step, attention), Coverage.empty(state, source.mask, dtype)
+        step = covering(step, attention)
         extra_score = partial(coverage_penalty, strength=decoding.coverage_penalty)
 
+    def begin(chosen: range) -> Any:
+        """Returns the state before the first step of consecutive sentences."""
+        source = source_rows(ragged(sentences[chosen.start : chosen.stop]), model.boundaries.source_end)
+        source = source.to(model.device)
+        state: Any = model.encode(source, watch=decoding.coverage_penalty > 0)
+        if lists is not None:
+            state = ListedState.begin(state, lists, model.device)
+        if fusion and fusion.weight:
+            nothing = source_rows(ragged([[]] * len(chosen)), model.boundaries.source_end).to(model.device)
+            state = FusedState(state, fusion.language_model.encode(nothing))
+        if constraints:
+            state = TokenHistory.empty(state, torch.tensor(chosen, device=model.device))
+        if decoding.coverage_penalty:
+            state = Coverage.empty(state, source.mask, torch.promote_types(model.dtype, torch.float32))
+        return state
+
+    waiting = Waiting([len(sentences)] * len(sentences) if rooms is None else rooms, begin, left)
+    state = begin(waiting.next(0))
     if decoding.draws:
         draw = Draw(decoding.temperature, decoding.top_k, decoding.top_p)
         uniform = UniformNumbers(decoding.seed, [list(each) for each in inputs], num_best)
-        found = sample_search(step, state, start, max_lengths, end, num_best, draw, uniform)
+        found = sample_search(step, state, start, max_lengths, end, num_best, draw, uniform, waiting)
         return found if lists is None else lists.restored(found)
     penalty = partial(LENGTH_PENALTIES[decoding.length_penalty_form], exponent=decoding.length_penalty)
     num_spare = num_best if num_best > 1 else 0
     is_greedy = decoding.beam_size == 1 and num_best == 1
     if is_greedy and watch is None:
-        found = _penalized(greedy_search(step, state, start, max_lengths, end), penalty)
+        found = _penalized(greedy_search(step, state, start, max_lengths, end, waiting), penalty)
     else:
         found = beam_search(
             step,
@@ -208,6 +249,7 @@ def decode(
             extra_score=extra_score,
             groups=Groups(decoding.diversity_groups, decoding.diversity_strength),
             watch=watch,
+            waiting=waiting,
         )
     if lists is not None:
         return lists.restored(found)
@@ -363,9 +405,9 @@ def last_attention(state: State, wanted_by: str) -> Tensor:
 
 
 def _padded(prefixes: Sequence[Sequence[int]]) -> Tensor:
-    """Returns the prefixes as one tensor (N, P), padded with -1."""
+    """Returns the prefixes as one tensor (N, P), padded with NO_TOKEN."""
     longest = max(map(len, prefixes))
-    return torch.tensor([[*prefix, *[-1] * (longest - len(prefix))] for prefix in prefixes])
+    return torch.tensor([[*prefix, *[NO_TOKEN] * (longest - len(prefix))] for prefix in prefixes])
 
 
 # Minimum Bayes risk decoding: choosing among samples.

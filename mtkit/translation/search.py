@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mtkit.models.interface import SearchState
+from mtkit.models.interface import SearchState, put
 
 AnyState = TypeVar("AnyState", bound=SearchState)
 
@@ -30,6 +30,57 @@ Step = Callable[[Tensor, AnyState], tuple[Tensor, AnyState]]
 # Finished sentences are removed from the batch once at most this fraction of its rows is unfinished. Removing them
 # after each step would be slower, since removing copies the caches.
 COMPACT_AT = 0.75
+
+# While sentences wait, they take the places of finished ones once at most this fraction of the rows is unfinished. This
+# copies no caches, but very few sentences would be slow to encode.
+REFILL_AT = 0.9
+
+
+class Waiting(Generic[AnyState]):
+    """Sentences that wait until others leave the batch of a search, and then take their places in order.
+
+    `rooms[n]`, at least 1, is the largest number of rows of a batch that has sentence n of all N sentences. `begin`
+    returns the state before the first step of the given sentences, with one hypothesis each. `left`, if given, is
+    called from time to time with sentences that have left the batch, before others take their places.
+    """
+
+    def __init__(
+        self,
+        rooms: Sequence[int],
+        begin: Callable[[range], AnyState],
+        left: Callable[[list[int]], object] | None = None,
+    ) -> None:
+        self.sentences = range(len(rooms))  # that wait
+        self.rooms = rooms
+        self.begin = begin
+        self.left = left
+
+    def __len__(self) -> int:
+        return len(self.sentences)
+
+    def next(self, num_rows: int) -> range:
+        """Returns the next sentences, as many as have room in a batch of `num_rows` rows; they no longer wait."""
+        count = 0
+        while count < len(self) and num_rows + count < self.rooms[self.sentences[count]]:
+            count += 1
+        found, self.sentences = self.sentences[:count], self.sentences[count:]
+        return found
+
+    def take(self, rows: Tensor, unfinished: Tensor) -> tuple[Tensor, Tensor, AnyState] | None:
+        """Gives free places to the next sentences; returns the places, the sentences, both (R',), and their state.
+
+        Returns `None` if there is no room. `rows` (R,) holds the sentence of each row. `unfinished` (R,), on the CPU,
+        is False for rows whose places are free, and becomes True for those given away.
+        """
+        free = (~unfinished).nonzero()[:, 0]
+        if self.left is not None:
+            self.left(rows.cpu()[free].tolist())
+        found = self.next(len(rows) - len(free))
+        if not found:
+            return None
+        places = free[: len(found)]
+        unfinished[places] = True
+        return places.to(rows.device), torch.tensor(found, device=rows.device), self.begin(found)
 
 
 @dataclass(frozen=True)
@@ -58,19 +109,23 @@ NOT_A_NUMBER = Hypothesis([], float("nan"), float("-inf"))  # the model's log-pr
 # Constraints forbid tokens by setting their log-probabilities to -inf.
 
 
+NO_TOKEN = -1  # stands where there is no token
+
+
 @dataclass(frozen=True)
 class TokenHistory(Generic[AnyState]):
     """A decoding state, with the tokens of each hypothesis so far and the sentence that each row belongs to."""
 
     state: AnyState
-    tokens: Tensor  # (R, W, 1 + T), the start token first; (R, 1, 0) before the first step
-    sentences: Tensor  # (R,) the sentence of each row, as an index into the original batch
+    tokens: Tensor  # (R, W, T) without the start token, NO_TOKEN before the first; (R, 1, 0) before the first step
+    sentences: Tensor  # (R,) the sentence of each row, as an index into all N sentences
+    has_begun: Tensor  # (R,) False before the first step of the row, which reads the start token
 
     @classmethod
-    def empty(cls, state: AnyState, num_sentences: int, device: torch.device) -> Self:
-        """Returns the history before the first step, with one hypothesis for each sentence."""
-        tokens = torch.zeros(num_sentences, 1, 0, dtype=torch.int64, device=device)
-        return cls(state, tokens, torch.arange(num_sentences, device=device))
+    def empty(cls, state: AnyState, sentences: Tensor) -> Self:
+        """Returns the history before the first step of the given sentences (R,), with one hypothesis for each."""
+        tokens = sentences.new_zeros(len(sentences), 1, 0)
+        return cls(state, tokens, sentences, torch.zeros_like(sentences, dtype=torch.bool))
 
     def branch(self, parents: Tensor) -> Self:
         """Returns the history in which hypothesis w of row r continues hypothesis `parents[r, w]` of that row.
@@ -78,16 +133,33 @@ class TokenHistory(Generic[AnyState]):
         `parents` is (R, W').
         """
         tokens = self.tokens.gather(1, parents[:, :, None].expand(-1, -1, self.tokens.shape[2]))
-        return type(self)(self.state.branch(parents), tokens, self.sentences)
+        return type(self)(self.state.branch(parents), tokens, self.sentences, self.has_begun)
 
     def keep(self, sentences: Tensor) -> Self:
         """Returns the history of only those rows whose indices are in `sentences` (R',), in that order."""
-        return type(self)(self.state.keep(sentences), self.tokens[sentences], self.sentences[sentences])
+        parts = (self.tokens[sentences], self.sentences[sentences], self.has_begun[sentences])
+        return type(self)(self.state.keep(sentences), *parts)
+
+    def refill(self, places: Tensor, fresh: Self) -> Self:
+        """Returns the history whose rows `places` (R',) are those of `fresh`, as in SearchState."""
+        tokens = self.tokens.index_fill(0, places, NO_TOKEN)
+        longest = int(_lengths(tokens).max())
+        return type(self)(
+            self.state.refill(places, fresh.state),
+            tokens[:, :, tokens.shape[2] - longest :],
+            put(self.sentences, places, fresh.sentences),
+            put(self.has_begun, places, fresh.has_begun),
+        )
 
 
-# A constraint takes log-probabilities (R, W, V), the tokens so far without the start token (R, W, T), and the sentence
-# of each row (R,) as an index into the original batch. It returns the log-probabilities (R, W, V) with -inf for the
-# tokens that it forbids.
+def _lengths(tokens: Tensor) -> Tensor:
+    """Returns the number of tokens (R,) of the hypotheses of each row; `tokens` is (R, W, T), as in TokenHistory."""
+    return (tokens[:, 0] != NO_TOKEN).sum(1)
+
+
+# A constraint takes log-probabilities (R, W, V), the tokens so far (R, W, T) as in TokenHistory, and the sentence of
+# each row (R,) as an index into all N sentences. It returns the log-probabilities (R, W, V) with -inf for the tokens
+# that it forbids.
 Constraint = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -96,10 +168,11 @@ def constrained(step: Step[AnyState], constraints: Sequence[Constraint]) -> Step
 
     def constrained_step(ids: Tensor, history: TokenHistory[AnyState]) -> tuple[Tensor, TokenHistory[AnyState]]:
         log_probs, state = step(ids, history.state)
-        history = TokenHistory(state, torch.cat([history.tokens, ids[:, :, None]], dim=2), history.sentences)
+        read = torch.where(history.has_begun[:, None], ids, NO_TOKEN)
+        tokens = torch.cat([history.tokens, read[:, :, None]], dim=2)
         for constraint in constraints:
-            log_probs = constraint(log_probs, history.tokens[:, :, 1:], history.sentences)
-        return log_probs, history
+            log_probs = constraint(log_probs, tokens, history.sentences)
+        return log_probs, TokenHistory(state, tokens, history.sentences, torch.ones_like(history.has_begun))
 
     return constrained_step
 
@@ -120,7 +193,7 @@ def min_length(minimum: Tensor, end: int) -> Constraint:
     """
 
     def forbid_end(log_probs: Tensor, tokens: Tensor, sentences: Tensor) -> Tensor:
-        too_short = tokens.shape[2] < minimum[sentences]  # (R,)
+        too_short = _lengths(tokens) < minimum[sentences]  # (R,)
         log_probs = log_probs.clone()
         log_probs[:, :, end] = log_probs[:, :, end].masked_fill(too_short[:, None], -torch.inf)
         return log_probs
@@ -140,10 +213,11 @@ def no_repeat_ngram(size: int) -> Constraint:
             return log_probs
         ngrams = tokens.unfold(2, size, 1)  # (R, W, T - size + 1, size)
         last = tokens[:, :, None, length - size + 1 :]  # (R, W, 1, size - 1): the start of the next n-gram
-        matches = (ngrams[:, :, :, :-1] == last).all(3)
         following = ngrams[:, :, :, -1]
+        matches = (ngrams[:, :, :, :-1] == last).all(3) & (following != NO_TOKEN)
         limits = torch.zeros_like(following, dtype=log_probs.dtype)  # no log-probability is above 0
-        return log_probs.scatter_reduce(2, following, limits.masked_fill(matches, -torch.inf), "amin")  # (R, W, V)
+        limits = limits.masked_fill(matches, -torch.inf)
+        return log_probs.scatter_reduce(2, following.clamp(min=0), limits, "amin")  # (R, W, V)
 
     return forbid_repetition
 
@@ -151,19 +225,20 @@ def no_repeat_ngram(size: int) -> Constraint:
 def begin_with(prefixes: Tensor, constraints: Sequence[Constraint]) -> Constraint:
     """Returns a constraint that forces each hypothesis to begin with the prefix for its sentence.
 
-    `prefixes` is (N, P), padded with -1. `constraints` are applied only to the tokens after the prefix.
+    `prefixes` is (N, P), padded with NO_TOKEN. `constraints` are applied only to the tokens after the prefix.
     """
+    prefixes = F.pad(prefixes, (0, 1), value=NO_TOKEN)
 
     def force_prefix(log_probs: Tensor, tokens: Tensor, sentences: Tensor) -> Tensor:
         free = log_probs
         for constraint in constraints:
             free = constraint(free, tokens, sentences)
-        length = tokens.shape[2]
-        if length >= prefixes.shape[1]:
+        places = _lengths(tokens).clamp(max=prefixes.shape[1] - 1)
+        forced = prefixes[sentences, places][:, None, None]  # (R, 1, 1)
+        if not (forced != NO_TOKEN).any():
             return free
-        forced = prefixes[sentences, length][:, None, None]  # (R, 1, 1)
         others = torch.arange(log_probs.shape[2], device=log_probs.device) != forced
-        return torch.where(forced < 0, free, log_probs.masked_fill(others, -torch.inf))
+        return torch.where(forced == NO_TOKEN, free, log_probs.masked_fill(others, -torch.inf))
 
     return force_prefix
 
@@ -229,6 +304,14 @@ class Coverage(Generic[AnyState]):
         """Returns the coverage of only those rows whose indices are in `sentences` (R',), in that order."""
         return type(self)(self.state.keep(sentences), self.sums[sentences], self.source_mask[sentences])
 
+    def refill(self, places: Tensor, fresh: Self) -> Self:
+        """Returns the coverage whose rows `places` (R',) are those of `fresh`, as in SearchState."""
+        return type(self)(
+            self.state.refill(places, fresh.state),
+            put(self.sums, places, fresh.sums, dim=2),
+            put(self.source_mask, places, fresh.source_mask, dim=1),
+        )
+
 
 def covering(step: Step[AnyState], attention: Callable[[AnyState], Tensor]) -> Step[Coverage[AnyState]]:
     """Returns a step function that calls `step` and also sums up the attention to each source token.
@@ -256,24 +339,30 @@ def coverage_penalty(coverage: Coverage[AnyState], strength: float) -> Tensor:
 # Greedy search and sampling, in which each hypothesis is extended independently of the others.
 
 # A function that chooses the next tokens (R, W), given the log-probabilities (R, 1 or W, V), the sentence of each row
-# (R,) as an index into the original batch, and the number of tokens so far.
-Choose = Callable[[Tensor, Tensor, int], Tensor]
+# (R,) as an index into all N sentences, and the number of tokens of its hypotheses so far (R,).
+Choose = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def greedy_search(
-    step: Step[AnyState], state: AnyState, start: Tensor, max_lengths: Tensor, end: int
+    step: Step[AnyState],
+    state: AnyState,
+    start: Tensor,
+    max_lengths: Tensor,
+    end: int,
+    waiting: Waiting[AnyState] | None = None,
 ) -> list[Hypothesis]:
     """Returns one hypothesis for each sentence, in order, built by taking the most probable token at each step.
 
     Of equally probable tokens, the one with the lowest id is taken. `start` (N,) holds the start tokens. `max_lengths`
     (N,) holds the maximum length of the hypothesis for each sentence, in tokens without the end mark. `end` is the id
-    of the end mark. The score of a hypothesis is its log-probability.
+    of the end mark. `state` is that of all sentences that are not `waiting`. The score of a hypothesis is its
+    log-probability.
     """
 
-    def likeliest(log_probs: Tensor, sentences: Tensor, length: int) -> Tensor:
+    def likeliest(log_probs: Tensor, sentences: Tensor, lengths: Tensor) -> Tensor:
         return _argmax(log_probs)
 
-    return [hypothesis for [hypothesis] in _extend(step, state, start, max_lengths, end, 1, likeliest)]
+    return [hypothesis for [hypothesis] in _extend(step, state, start, max_lengths, end, 1, likeliest, waiting)]
 
 
 def sample_search(
@@ -284,21 +373,21 @@ def sample_search(
     end: int,
     num_samples: int,
     draw: Callable[[Tensor, Tensor], Tensor],
-    uniform: Callable[[Tensor, int], Tensor],
+    uniform: Callable[[Tensor, Tensor], Tensor],
+    waiting: Waiting[AnyState] | None = None,
 ) -> list[list[Hypothesis]]:
     """Returns `num_samples` sampled hypotheses for each sentence, in the order of the samples.
 
     `draw` chooses the tokens; it takes the same arguments as `Draw.__call__`. `uniform` returns the random numbers for
-    `draw`; it takes the same arguments as `UniformNumbers.__call__`. `start` (N,) holds the start tokens. `max_lengths`
-    (N,) holds the maximum length of hypotheses for each sentence, in tokens without the end mark. `end` is the id of
-    the end mark. The score of a hypothesis is its log-probability under the model, regardless of the temperature and
-    the truncation that `draw` applies.
+    `draw`; it takes the same arguments as `UniformNumbers.__call__`. The score of a hypothesis is its log-probability
+    under the model, regardless of the temperature and the truncation that `draw` applies. The other arguments are as in
+    `greedy_search`.
     """
 
-    def drawn(log_probs: Tensor, sentences: Tensor, length: int) -> Tensor:
-        return draw(log_probs, uniform(sentences, length).to(log_probs.device, log_probs.dtype))
+    def drawn(log_probs: Tensor, sentences: Tensor, lengths: Tensor) -> Tensor:
+        return draw(log_probs, uniform(sentences, lengths).to(log_probs.device, log_probs.dtype))
 
-    return _extend(step, state, start, max_lengths, end, num_samples, drawn)
+    return _extend(step, state, start, max_lengths, end, num_samples, drawn, waiting)
 
 
 def _extend(
@@ -309,6 +398,7 @@ def _extend(
     end: int,
     num_hypotheses: int,
     choose: Choose,
+    waiting: Waiting[AnyState] | None = None,
 ) -> list[list[Hypothesis]]:
     """Returns `num_hypotheses` hypotheses for each sentence; `choose` chooses their tokens, one at each step.
 
@@ -319,36 +409,47 @@ def _extend(
     if not len(start):
         return []
     device, shape = start.device, (len(start), num_hypotheses)
-    all_tokens = torch.full((*shape, int(max_lengths.max()) + 1), end, device=device)  # (N, W, T)
+    longest = int(max_lengths.max())
+    all_tokens = torch.full((*shape, longest + 1), end, device=device)  # (N, W, T)
     all_log_probs = torch.zeros(shape, device=device)  # (N, W)
 
-    rows = torch.arange(len(start), device=device)  # (R,) the sentence of each row
-    ids = start[:, None]  # (R, 1) now, (R, W) from the first step on
-    totals = all_log_probs  # (R, W) log-probabilities so far
-    done = torch.zeros(shape, dtype=torch.bool, device=device)  # (R, W)
-    length = 0  # of the hypotheses, in tokens
+    rows = torch.arange(len(start) - (len(waiting) if waiting else 0), device=device)  # (R,) the sentence of each row
+    lengths = torch.zeros_like(rows)  # of the hypotheses, in tokens
+    ids = start[rows, None]  # (R, 1) now, (R, W) from the first step on
+    totals = all_log_probs[rows]  # (R, W) log-probabilities so far
+    done = torch.zeros_like(totals, dtype=torch.bool)  # (R, W)
     new: list[Tensor] = []  # (R, W) the last tokens, which are not yet in all_tokens
     while len(rows):
         log_probs, state = step(ids, state)
-        ids = torch.where(done | (max_lengths <= length)[:, None], end, choose(log_probs, rows, length))
+        full = max_lengths[rows] <= lengths
+        ids = torch.where(done | full[:, None], end, choose(log_probs, rows, lengths))
         gains = log_probs.expand(-1, num_hypotheses, -1).gather(2, ids[:, :, None])[:, :, 0]
         totals = torch.where(done, totals, totals + gains)
         new.append(ids)
-        length += 1
+        lengths = lengths + 1
 
         done = done | (ids == end) | ~(totals > -torch.inf)
         unfinished = (~done).any(1).cpu()  # waits for the device, once per step
         num_unfinished = int(unfinished.sum())
-        if length == 1 and num_hypotheses > 1 and num_unfinished:
+        if log_probs.shape[1] < num_hypotheses and (num_unfinished or waiting):  # the first step
             state = state.branch(torch.zeros_like(ids))
-        if num_unfinished <= COMPACT_AT * len(rows):
-            all_tokens[rows, :, length - len(new) : length] = torch.stack(new, dim=2)
-            new = []
-            all_log_probs = all_log_probs.to(totals).index_copy(0, rows, totals)
+        if num_unfinished > (REFILL_AT if waiting else COMPACT_AT) * len(rows):
+            continue
+
+        # After the end mark of the longest hypothesis, only end marks follow.
+        columns = (lengths[:, None] - torch.arange(len(new), 0, -1, device=device)).clamp(max=longest)
+        all_tokens[rows[:, None], :, columns] = torch.stack(new, dim=1)
+        new = []
+        all_log_probs = all_log_probs.to(totals).index_copy(0, rows, totals)
+        if waiting and (given := waiting.take(rows, unfinished)):
+            places, taken, fresh = given
+            state = state.refill(places, fresh)
+            rows, ids = put(rows, places, taken), put(ids, places, start[taken, None])
+            lengths, totals, done = (x.index_fill(0, places, 0) for x in (lengths, totals, done))
+        if not unfinished.all():
             kept = unfinished.nonzero()[:, 0].to(device)
-            rows, ids, totals, done = rows[kept], ids[kept], totals[kept], done[kept]
-            max_lengths = max_lengths[kept]
-            state = state.keep(kept) if num_unfinished else state
+            rows, lengths, ids, totals, done = rows[kept], lengths[kept], ids[kept], totals[kept], done[kept]
+            state = state.keep(kept) if len(kept) else state
 
     return [
         [_hypothesis(tokens, total, end) for tokens, total in zip(all_of_one, totals_of_one, strict=True)]
@@ -511,12 +612,14 @@ class UniformNumbers:
         samples = np.arange(1, num_samples + 1, dtype=np.uint64)
         self.streams = _mixed(keys[:, None] + samples * GOLDEN)  # (N, W)
 
-    def __call__(self, sentences: Tensor, step: int) -> Tensor:
-        """Returns the numbers (R, W) for a step, float64 on the CPU.
+    def __call__(self, sentences: Tensor, steps: Tensor) -> Tensor:
+        """Returns the numbers (R, W) for a step of each row, float64 on the CPU.
 
-        `sentences` (R,) holds, for each row, the index of the sentence in the batch.
+        `sentences` (R,) holds, for each row, the index of the sentence, and `steps` (R,) the number of the step, from
+        0.
         """
-        numbers = _mixed(self.streams[sentences.cpu().numpy()] + np.full(1, step + 1, dtype=np.uint64) * GOLDEN)
+        numbers = (steps.cpu().numpy() + 1).astype(np.uint64)[:, None]
+        numbers = _mixed(self.streams[sentences.cpu().numpy()] + numbers * GOLDEN)
         return torch.from_numpy((numbers >> np.uint64(11)) * 2.0**-53)
 
 
@@ -837,11 +940,13 @@ def beam_search(
     extra_score: Callable[[AnyState], Tensor] | None = None,
     groups: Groups = ONE_GROUP,
     watch: Callable[[BeamStep], None] | None = None,
+    waiting: Waiting[AnyState] | None = None,
 ) -> list[list[Hypothesis]]:
     """Returns for each sentence, in order, its best hypotheses, best first: at least 1, at most `num_best + num_spare`.
 
     `start` (N,) holds the start tokens. `max_lengths` (N,) holds the maximum length of hypotheses for each sentence, in
-    tokens without the end mark. `end` is the id of the end mark.
+    tokens without the end mark. `end` is the id of the end mark. `state` is that of all sentences that are not
+    `waiting`.
 
     The score of a hypothesis is its log-probability divided by `length_penalty(length)`, where the length includes the
     end mark. If `extra_score` is given, `extra_score(state)` is added to the scores of the hypotheses that get the end
@@ -864,31 +969,31 @@ def beam_search(
     # penalties[n] is the penalty for n tokens and the end mark.
     penalties = length_penalty(torch.arange(1, longest + 2, dtype=torch.float64))
     none = torch.full((len(start), num_best + num_spare), -torch.inf, device=device)
-    results = finished = _Finished(none, none, torch.zeros_like(none, dtype=torch.int64))
+    results = _Finished(none, none, torch.zeros_like(none, dtype=torch.int64))
     tree = _Tree(device)
     has_nan = torch.zeros(len(start), dtype=torch.bool, device=device)  # (N,) sentences with log-probabilities of NaN
 
-    rows = torch.arange(len(start), device=device)  # (R,) the sentence of each row
-    num_ended = torch.zeros_like(rows)
-    ids = start[:, None]  # (R, 1) now, (R, W) from the first step on
+    rows = torch.arange(len(start) - (len(waiting) if waiting else 0), device=device)  # (R,) the sentence of each row
+    lengths = torch.zeros_like(rows)  # of the hypotheses, in tokens
+    finished, num_ended = results.keep(rows), torch.zeros_like(rows)
+    ids = start[rows, None]  # (R, 1) now, (R, W) from the first step on
     totals = torch.zeros_like(ids, dtype=torch.float32)  # (R, W) log-probabilities so far; -inf: not alive
     nodes = torch.zeros_like(ids)  # (R, W) nodes of the tree
-    length = 0  # of the hypotheses, in tokens
     while len(rows):
         log_probs, state = step(ids, state)
         penalties = penalties.to(log_probs.dtype).to(device)
-        full = max_lengths <= length
+        full = max_lengths[rows] <= lengths
         ended, alive = continue_beam(log_probs, totals, full, end, beam_size, groups)  # (R, W)
 
         # Hypotheses that end.
-        scores = ended.log_probs / penalties[length]
+        scores = ended.log_probs / penalties[lengths][:, None]
         if extra_score is not None:
             scores = scores + extra_score(state).gather(1, ended.parents)
         finished = finished.merge(_Finished(scores, ended.log_probs, nodes.gather(1, ended.parents)))
         num_ended = num_ended + (ended.log_probs > -torch.inf).sum(1)
         if watch is not None:
             watch(BeamStep(rows, log_probs, totals, full, ended, scores, alive))
-        length += 1
+        lengths = (lengths + 1).clamp(max=longest)
 
         # Hypotheses that stay alive.
         totals, ids = alive.log_probs, alive.tokens
@@ -897,21 +1002,32 @@ def beam_search(
 
         # Sentences that are done. The bound on later scores relies on two facts: log-probabilities never increase, and
         # of all later lengths, the next or the maximum one has the largest penalty.
-        largest_penalty = torch.maximum(penalties[min(length, longest)], penalties[max_lengths])  # (R,)
+        largest_penalty = torch.maximum(penalties[lengths], penalties[max_lengths[rows]])  # (R,)
         best_possible = totals.amax(1) / largest_penalty
         done = stopping(SearchProgress(finished.scores[:, num_best - 1], best_possible, num_ended), beam_size)
         totals = totals.masked_fill(done[:, None], -torch.inf)
         unfinished = (~done).cpu()  # waits for the device, once per step
         num_unfinished = int(unfinished.sum())
-        if not num_unfinished:
-            results = results.store(rows, finished)
-            break
-        state = state.branch(alive.parents)
-        if num_unfinished <= COMPACT_AT * len(rows):
-            results = results.store(rows, finished)
+        if num_unfinished or waiting:
+            state = state.branch(alive.parents)
+        if num_unfinished > (REFILL_AT if waiting else COMPACT_AT) * len(rows):
+            continue
+
+        results = results.store(rows, finished)
+        if waiting and (given := waiting.take(rows, unfinished)):
+            places, taken, fresh = given
+            state = state.refill(places, fresh)
+            rows, ids = put(rows, places, taken), put(ids, places, start[taken, None])
+            lengths, num_ended, nodes = (x.index_fill(0, places, 0) for x in (lengths, num_ended, nodes))
+            # In each group of the beam, one hypothesis is alive.
+            totals = totals.index_fill(0, places, -torch.inf)
+            totals[places[:, None], torch.arange(0, beam_size, beam_size // groups.number, device=device)] = 0.0
+            finished = finished.store(places, results.keep(taken))
+        if not unfinished.all():
             kept = unfinished.nonzero()[:, 0].to(device)
-            rows, num_ended, ids, totals, nodes = rows[kept], num_ended[kept], ids[kept], totals[kept], nodes[kept]
-            max_lengths, finished, state = max_lengths[kept], finished.keep(kept), state.keep(kept)
+            rows, lengths, num_ended, finished = rows[kept], lengths[kept], num_ended[kept], finished.keep(kept)
+            ids, totals, nodes = ids[kept], totals[kept], nodes[kept]
+            state = state.keep(kept) if len(kept) else state
 
     return _to_lists(results, tree, has_nan.tolist())
 

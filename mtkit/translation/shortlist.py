@@ -236,6 +236,10 @@ class ListedState:
             group_rows = tuple(np.bincount(groups, minlength=len(self.group_rows)).tolist())
         return type(self)(self.state.keep(sentences), *parts, group_rows)
 
+    def refill(self, places: Tensor, fresh: Self) -> Self:
+        """Raises NotImplementedError, since the lists of the sentences in a batch are grouped before the search."""
+        raise NotImplementedError
+
 
 def listed_step(model: Model, lists: Lists, forbidden: Sequence[int]) -> Step[ListedState]:
     """Returns the step function of a search with lists, which maps places (R, W) to log-probabilities (R, W, L).

@@ -7,7 +7,8 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import repeat, zip_longest
+from functools import partial
+from itertools import chain, repeat, zip_longest
 from pathlib import Path
 from typing import Protocol
 
@@ -63,6 +64,7 @@ from mtkit.translation.decode import (
     Model,
     ScoredTranslation,
     batches_by_length,
+    can_refill,
     decode,
     elect,
     likeliest_next,
@@ -81,6 +83,11 @@ WINDOW_CHARACTERS = 1_000_000
 # The maximum number of log-probabilities in a search step (sentences x beam x vocabulary), as a multiple of
 # decoding.batch_tokens.
 STEP_ELEMENTS = 2048
+
+# If waiting sentences take the places of finished ones, a search is for up to this many batches. More would save
+# little, since rows are left empty only at the end of a search, and would need memory for the tokens of more sentences.
+MOST_JOINED = 16
+
 MOST_ALIGNED = 4096  # source tokens in a batch that is aligned, since the weights of all heads are in memory at once
 LONGEST_SHOWN = 40  # messages quote at most this many characters of a prefix
 
@@ -489,27 +496,56 @@ class Translator:
         num_best: int = 1,
         prefixes: Sequence[Sequence[int]] = (),
         watch: Callable[[BeamStep], None] | None = None,
+        rooms: Sequence[int] | None = None,
+        left: Callable[[list[int]], object] | None = None,
     ) -> list[list[Hypothesis]]:
         """Return the hypotheses that `decode` finds for one batch of sentences with this translator's settings.
 
         `watch`, if given, is called after each step of beam search; only searches with PyTorch can be watched.
+        `rooms` and `left`, which are as in `decode`, are also for PyTorch only.
         """
         decoding, forbidden = self.config.decoding, self._forbidden
         if self.engine is None:
             return decode(
-                self.model, decoding, sentences, num_best, prefixes, forbidden, self.fusion, watch, self.shortlist
+                self.model,
+                decoding,
+                sentences,
+                num_best,
+                prefixes,
+                forbidden,
+                self.fusion,
+                watch,
+                self.shortlist,
+                rooms,
+                left,
             )
         assert watch is None
+        assert rooms is None
         [found] = self.engine.decode(decoding, [(sentences, prefixes)], num_best, forbidden)
         return found
 
-    def _searched(self, batches: Iterable[Batch], num_best: int) -> Iterator[list[list[Hypothesis]]]:
-        """Yields for each batch, in order, the hypotheses that a search with this translator's settings finds."""
+    @property
+    def _refills(self) -> bool:
+        """Whether waiting sentences take the places of finished ones: whether they should and can."""
+        wanted = {"on": True, "off": False, "auto": self.model.device.type != "cpu"}[self.config.decoding.refill]
+        return wanted and self.engine is None and can_refill(self.model, self.config.decoding, self.fusion)
+
+    def _searched(
+        self, batches: Iterable[Batch], num_best: int, left: Callable[[int, list[int]], None]
+    ) -> Iterator[list[list[Hypothesis]]]:
+        """Yields for each batch, in order, the hypotheses that a search with this translator's settings finds.
+
+        From time to time, `left` is called with the number of a batch, and the indices of its sentences that are done.
+        """
         if self.engine is not None:
             yield from self.engine.decode(self.config.decoding, batches, num_best, self._forbidden)
             return
-        for sentences, prefixes in batches:
-            yield self.search(sentences, num_best, prefixes)
+        for number, (sentences, prefixes) in enumerate(batches):
+            rooms = None
+            if self._refills:
+                lengths = [len(sentence) for sentence in (sentences if self.model.reads_source else prefixes)]
+                rooms = [self._room(length, num_best) for length in lengths]
+            yield self.search(sentences, num_best, prefixes, rooms=rooms, left=partial(left, number))
 
     # Translating: lines to parts, parts to batches, and hypotheses back to lines.
 
@@ -555,17 +591,27 @@ class Translator:
         order.sort(key=lambda p: -parts[p].length)  # longest first, so that later batches need no more memory
         found = [[BLANK]] * len(parts)
         num_wanted = self.config.decoding.mbr_samples or num_best
-        parts_left = Counter(parts[p].line for p in order)
+        unfinished, parts_left = set(order), Counter(parts[p].line for p in order)
         done(num_lines - len(parts_left))
         batches = list(self._batches(order, parts, num_wanted))
+        if self._refills:  # shortest first, so that the number of rows only falls during a search
+            batches = [list(chain(*batches[n : n + MOST_JOINED]))[::-1] for n in range(0, len(batches), MOST_JOINED)]
+
+        def left(number: int, places: Iterable[int]) -> None:
+            """Tells `done` how many lines these parts of a batch complete, leaving out those it was told of before."""
+            finished = unfinished.intersection(batches[number][place] for place in places)
+            unfinished.difference_update(finished)
+            lines = [parts[p].line for p in finished]
+            parts_left.subtract(lines)
+            done(sum(parts_left[line] == 0 for line in set(lines)))
+
         rows = (([parts[p].tokens for p in chosen], [parts[p].prefix for p in chosen]) for chosen in batches)
-        for chosen, searched in zip(batches, self._searched(rows, num_wanted), strict=True):
+        for (number, chosen), searched in zip(enumerate(batches), self._searched(rows, num_wanted, left), strict=True):
             for p, hypotheses in zip(chosen, searched, strict=True):
                 if self._utility is not None:
                     hypotheses = [hypothesis for hypothesis in hypotheses if hypothesis.found] or hypotheses[:1]
                 found[p] = hypotheses
-            parts_left.subtract(parts[p].line for p in chosen)
-            done(sum(parts_left[line] == 0 for line in {parts[p].line for p in chosen}))
+            left(number, range(len(chosen)))
         return self._joined(num_lines, parts, found, num_best)
 
     def _parts(self, lines: Sequence[str], prefixes: Sequence[str]) -> Iterator[_Part]:
@@ -647,21 +693,28 @@ class Translator:
     def _source_tokens(self, text: str) -> list[int]:
         return self.tokenizer.encode_source([text])[0]
 
-    def _batches(self, order: list[int], parts: list[_Part], num_wanted: int) -> Iterator[list[int]]:
-        """Divides `order`, the indices of parts from the longest to the shortest, into batches of consecutive items.
+    def _room(self, length: int, num_wanted: int) -> int:
+        """Returns the largest number of rows of a batch whose longest part has `length` tokens.
 
-        The number of parts in a batch, times the length of the longest part, times the beam size or number of samples,
-        is at most `decoding.batch_tokens`. With short lines, the log-probabilities of a step need most of the memory,
-        so the number of log-probabilities is limited too.
+        Rows, times length, times the beam size or number of samples, is at most `decoding.batch_tokens`. With short
+        lines, the log-probabilities of a step need most of the memory, so the number of log-probabilities is limited
+        too.
         """
         decoding = self.config.decoding
         width = num_wanted if decoding.draws else decoding.num_hypotheses
         most_in_step = decoding.batch_tokens * STEP_ELEMENTS // (width * self.model.elements_per_token)
+        return max(1, min(most_in_step, decoding.batch_tokens // ((length + 1) * width)))
+
+    def _batches(self, order: list[int], parts: list[_Part], num_wanted: int) -> Iterator[list[int]]:
+        """Divides `order`, the indices of parts from the longest to the shortest, into batches of consecutive items.
+
+        A batch has as many parts as its longest part allows; see `_room`.
+        """
         batch: list[int] = []
         most = 0
         for p in order:
             if not batch:
-                most = max(1, min(most_in_step, decoding.batch_tokens // ((parts[p].length + 1) * width)))
+                most = self._room(parts[p].length, num_wanted)
             batch.append(p)
             if len(batch) == most:
                 yield batch

@@ -329,9 +329,9 @@ def test_a_symbol_is_no_tag(run: Path, capfd: pytest.CaptureFixture[str], monkey
     searched: list[list[int]] = []
 
     class Watched(Translator):
-        def search(self, sentences, num_best=1, prefixes=()):
+        def search(self, sentences, num_best=1, prefixes=(), **options):
             searched.extend(sentences)
-            return translator.search(sentences, num_best, prefixes)
+            return translator.search(sentences, num_best, prefixes, **options)
 
     watched = Watched(translator.model, translator.tokenizer, translator.config)
     with pytest.warns(UserWarning, match="looks like a tag"):

@@ -75,7 +75,7 @@ def test_a_wide_beam_finds_the_best_that_the_constraints_allow(
         constraints.append(no_repeat_ngram(size))
     if with_prefixes:
         constraints = [begin_with(padded(PREFIXES), constraints)]
-    step, history = constrained(network.step, constraints), TokenHistory.empty(network.start(6), 6, torch.device("cpu"))
+    step, history = constrained(network.step, constraints), TokenHistory.empty(network.start(6), torch.arange(6))
     found = beam_search(step, history, starts(6), MAX_LENGTHS, END, 128, penalty, 5)
     for sentence in range(6):
         prefix = PREFIXES[sentence] if with_prefixes else []
@@ -93,7 +93,7 @@ def test_greedy_search_and_samples_keep_to_the_constraints_too() -> None:
     constraints = [begin_with(padded(prefixes), [min_length(torch.full((20,), least), END), no_repeat_ngram(size)])]
 
     def under_constraints(search: object) -> list[Hypothesis]:
-        history = TokenHistory.empty(network.start(20), 20, torch.device("cpu"))
+        history = TokenHistory.empty(network.start(20), torch.arange(20))
         return search(constrained(network.step, constraints), history, starts(20), max_lengths, END)  # type: ignore
 
     uniform = UniformNumbers(1, [[n] for n in range(20)], 3)

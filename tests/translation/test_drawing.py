@@ -71,7 +71,7 @@ def test_no_random_number_draws_what_is_forbidden(draw: Draw, dtype: torch.dtype
 
 def test_random_numbers_are_even_and_no_two_streams_are_alike() -> None:
     uniform = UniformNumbers(1, [[n] for n in range(100)], 20)
-    steps = torch.stack([uniform(torch.arange(100), step) for step in range(50)])  # (50, 100, 20)
+    steps = torch.stack([uniform(torch.arange(100), torch.full((100,), step)) for step in range(50)])  # (50, 100, 20)
     assert 0 <= float(steps.min()) < 1e-3 < 1 - 1e-3 < float(steps.max()) < 1
     tenths = torch.histc(steps, bins=10, min=0, max=1) / steps.numel()
     torch.testing.assert_close(tenths, torch.full_like(tenths, 0.1), atol=0.005, rtol=0)
@@ -79,7 +79,8 @@ def test_random_numbers_are_even_and_no_two_streams_are_alike() -> None:
     for dim in range(3):  # neighbours in no direction go together
         before, after = steps.narrow(dim, 0, steps.shape[dim] - 1), steps.narrow(dim, 1, steps.shape[dim] - 1)
         assert abs(float(torch.corrcoef(torch.stack([before.flatten(), after.flatten()]))[0, 1])) < 0.02
-    assert not torch.equal(uniform(torch.arange(3), 0), UniformNumbers(2, [[0], [1], [2]], 20)(torch.arange(3), 0))
+    first = (torch.arange(3), torch.zeros(3, dtype=torch.int64))
+    assert not torch.equal(uniform(*first), UniformNumbers(2, [[0], [1], [2]], 20)(*first))
 
 
 def sampled(network: Network, chosen: list[int], num_samples: int = 4, seed: int = 1) -> list[list[Hypothesis]]:

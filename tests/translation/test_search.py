@@ -40,6 +40,10 @@ class Memory:
     def keep(self, sentences: Tensor) -> "Memory":
         return Memory(self.hidden[sentences], self.end_bias[sentences])
 
+    def refill(self, places: Tensor, fresh: "Memory") -> "Memory":
+        hidden = self.hidden.index_copy(0, places, fresh.hidden.expand(-1, self.hidden.shape[1], -1))
+        return Memory(hidden, self.end_bias.index_copy(0, places, fresh.end_bias))
+
 
 class Network:
     """Elman's network with random weights; sentences differ in its first state and in how much they want to end."""

@@ -148,9 +148,9 @@ def test_a_long_line_carries_its_tag_on_every_part(translator: Translator, by_op
     tokenizer = translator.tokenizer
 
     class Watched(Translator):
-        def search(self, sentences, num_best=1, prefixes=()):  # type: ignore[no-untyped-def]
+        def search(self, sentences, num_best=1, prefixes=(), **options):  # type: ignore[no-untyped-def]
             seen.extend(sentences)
-            return search(sentences, num_best, prefixes)
+            return search(sentences, num_best, prefixes, **options)
 
     watched = Watched(translator.model, tokenizer, translator.config)
     for tag in (FORWARD, BACKWARD):

@@ -133,9 +133,13 @@ class Recorder(Translator):
     """Keeps what goes into the search and what comes out."""
 
     def search(
-        self, sentences: Sequence[Sequence[int]], num_best: int = 1, prefixes: Sequence[Sequence[int]] = ()
+        self,
+        sentences: Sequence[Sequence[int]],
+        num_best: int = 1,
+        prefixes: Sequence[Sequence[int]] = (),
+        **options: object,
     ) -> list[list[Hypothesis]]:
-        found = super().search(sentences, num_best, prefixes)
+        found = super().search(sentences, num_best, prefixes, **options)
         self.seen = [*getattr(self, "seen", []), *map(list, sentences)]
         self.said = [*getattr(self, "said", []), *found]
         return found
