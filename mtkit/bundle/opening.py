@@ -798,7 +798,10 @@ def carried_over(config: Config) -> Config:
 
 
 def _carried_over(config: Config) -> Config:
-    """Does what `carried_over` does, without the check of tags; training.start_from must be set."""
+    """Returns the settings with those taken over from the model in `training.start_from`, which must be set.
+
+    This is what `carried_over` returns, before it checks the tags.
+    """
     assert config.training.start_from is not None
     try:
         bundle = open_model(config.training.start_from)

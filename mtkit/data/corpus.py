@@ -500,9 +500,9 @@ class CorpusWriter:
     ) -> Manifest:
         """Finishes the corpus and puts it in the place of `directory`; returns the manifest of the corpus.
 
-        `corpora` holds the number of pairs that were added from each corpus of `data.train`; `links_file`, with
-        `keeps_links`, is the text file that the word alignments come from. All arguments are stored in the manifest;
-        `Manifest` explains the others.
+        `corpora` holds the number of pairs that were added from each corpus of `data.train`. `links_file` is the text
+        file that the word alignments come from, if the writer keeps them. These and the other arguments are stored in
+        the manifest; see the fields of `Manifest` for what they mean.
         """
         assert sum(corpora) == self.num_pairs
         manifest = Manifest(

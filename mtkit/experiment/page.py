@@ -257,7 +257,10 @@ def _readers(card: Card, lab: Lab) -> Html | None:
 
 
 def _differences(card: Card, lab: Lab) -> Iterator[Html]:
-    """Yields the settings in which variants and controls differ from the base, and those of the base, as YAML."""
+    """Yields, as YAML, what each variant and control changes, and then the settings of the base that they start from.
+
+    Yields nothing if there are no variants; the base is left out if nothing has been run at the size chosen.
+    """
     if not card.variants:
         return
     yield element("h3", "What differs")

@@ -436,9 +436,10 @@ class TransformerState:
         )
 
     def refill(self, places: Tensor, fresh: Self) -> Self:
-        """Returns a state whose rows `places`, (R',) int64, are those of `fresh`, as in SearchState.
+        """Returns a state whose rows `places`, (R',) int64, are those of `fresh`; other rows stay as they are.
 
-        The caches keep their length: no token in them belongs to the hypotheses of the new sentences.
+        `fresh` is a state before its first step. Nothing is removed from the caches, which are modified in place: the
+        mask `ancestors` hides what they hold in these rows from the hypotheses of the new sentences.
         """
         for cache in self.caches:
             cache.clear(places)  # a hidden NaN would still make the weighted sum of the values NaN

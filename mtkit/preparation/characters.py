@@ -799,7 +799,7 @@ APART = 1.3  # nats for each sequence of three letters by which the median line 
 
 @dataclass(frozen=True)
 class Languages:
-    """Letter models of the source language, the target language and, if some lines are in one, a third language."""
+    """Letter models of the source language, the target language and, if some lines are in neither, a third language."""
 
     source: LetterModel
     target: LetterModel

@@ -82,7 +82,7 @@ ROWS = 100  # of a table, from which its columns of sentences are recognised
 
 @dataclass
 class Damage:
-    """What is wrong with the files of parallel text (of a `Part`), rather than with single pairs."""
+    """What is wrong with the files of a `Part` of the text as a whole, rather than with single pairs."""
 
     not_utf8: list[tuple[Path, int]] = field(default_factory=list)  # the first such lines: (file, line number)
     num_not_utf8: int = 0

@@ -402,7 +402,7 @@ def split_pairs(inputs: Sequence[Input], languages: Languages | None, folder: Pa
 
     Each text has two files, one for each side. Pairs of which a side is blank are left out, and so are repeated pairs
     and the header of a table. Which pairs are held out depends on the text and the seed alone. Raises DataError if the
-    pairs are too few, or too similar to each other.
+    pairs are too few or too similar to each other, or if source and target are the same in all of them.
     """
     read = _Reading(inputs, languages)
     kept = np.flatnonzero(read.is_kept)

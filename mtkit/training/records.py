@@ -768,7 +768,7 @@ def with_changes(chain: Sequence[Change], step: int, pairs: int, differences: Se
 def earlier_budgets(progress: Progress, settings: TrainingConfig) -> list[EarlierBudget]:
     """Returns the earlier values of `batch_tokens` and `batching`, oldest first; `settings` has the current values.
 
-    Each item also has the number of pairs that the run had trained on when other values replaced these.
+    The field `until` of an item is the number of pairs that the run had trained on when its values were replaced.
     """
     values = {"training.batch_tokens": settled(settings.batch_tokens), "training.batching": settings.batching}
     budgets = []
