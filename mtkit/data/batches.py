@@ -42,7 +42,7 @@ WINDOW = 2048  # blocks whose pairs are shuffled, sorted and divided into batche
 
 @dataclass(frozen=True)
 class PlannedBatch:
-    """The pairs of a batch, as indices into the corpus, and the row of the batch that each pair is in."""
+    """The pairs of a batch, as indices into the corpus, and for each pair, the number of its row in the batch."""
 
     pairs: NDArray[np.int64]  # (P,)
     rows: NDArray[np.int64]  # (P,) from 0, in ascending order
@@ -128,9 +128,9 @@ def _sorted_rows(source: Lengths, target: Lengths, batching: Batching) -> tuple[
     Both results are in the new order. `source` and `target` are the lengths of the rows. The rows are divided into
     groups whose longer sides have similar lengths, and the groups are sorted by this length. Within a group, the rows
     are sorted by the source length minus the target length, in ascending order in one group and in descending order in
-    the next, so that neighbours are similar on both sides, even if they are in different groups. If `batching` is
-    "packed" or "by exact length", the longer sides in a group are equal. If it is "by length", they are equal too, and
-    the rows of a group are sorted by the source length.
+    the next, so that neighbours are similar on both sides, even if they are in different groups. If `batching` is not
+    "bucketed", the rows of a group have longer sides of the same length. If `batching` is "by length", the rows of a
+    group are sorted by the source length alone.
     """
     longest = np.maximum(source, target)
     groups = _groups(longest) if batching == "bucketed" else longest
@@ -157,8 +157,8 @@ def packed_rows(source_lengths: Lengths, target_lengths: Lengths, batch_tokens: 
 
     The pairs are dealt out in rounds, the largest first, as in the heuristic "longest processing time first" (Graham
     1969): in each round, every row gets one pair, and the row with the fewest tokens gets the largest pair. Among
-    rows of similar size, those that lack source tokens get the pairs with most source tokens. A row has
-    about ROW_TOKENS tokens on its longer side, or four pairs of average length if these have more, and never more than
+    rows of similar size, those that lack source tokens get the pairs with most source tokens. On its longer side, a row
+    has about ROW_TOKENS tokens, or about as many as four pairs of average length if that is more, but never more than
     `batch_tokens`.
     """
     sizes = np.asarray(source_lengths, dtype=np.int64) + target_lengths
@@ -186,9 +186,9 @@ def packed_rows(source_lengths: Lengths, target_lengths: Lengths, batch_tokens: 
 def _without_long_rows(
     rows: NDArray[np.int64], source_lengths: Lengths, target_lengths: Lengths, batch_tokens: int
 ) -> NDArray[np.int64]:
-    """Gives each pair of a row that is longer than `batch_tokens` a row of its own; returns the new row of each pair.
+    """Splits each row longer than `batch_tokens` into rows of one pair; returns the new row number of each pair.
 
-    `rows` is the row of each pair so far. The new rows are numbered from 0 without gaps.
+    `rows` holds the old row number of each pair. The new rows are numbered from 0 without gaps.
     """
     is_long = np.maximum(_sums(rows, source_lengths), _sums(rows, target_lengths)) > batch_tokens
     alone = is_long[rows]
@@ -202,8 +202,8 @@ def _batch_ends(
     """Divides sorted rows into batches of at most `batch_tokens` tokens; returns the end of each batch, exclusive.
 
     The size of a batch is its number of rows times the length of its longest row; the first batch has a random size.
-    `longest` holds the longer sides of the rows; `is_exact` means that they are in ascending order, and that the ends
-    must be those of earlier versions of mtkit, which made some batches a row smaller than necessary.
+    `longest` holds the length of the longer side of each row. With `is_exact`, these lengths must be in ascending
+    order, and batches end where they did in earlier versions of mtkit, which made some batches a row too small.
     """
     ends: list[int] = []
     start, num_rows = 0, len(longest)
@@ -230,14 +230,14 @@ def _batch_ends(
 class EarlierBudget:
     """Values of `batch_tokens` and `batching` that a run used earlier."""
 
-    until: int  # the number of pairs that the run had trained on when other values replaced these
+    until: int  # the number of pairs that the run had trained on when other values replaced the two below
     batch_tokens: int
     batching: Batching = "bucketed"
 
 
 @dataclass(frozen=True)
 class Budgets:
-    """The values of `batch_tokens` and `batching` in the course of a run: the earlier ones in order, then the current.
+    """The values of `batch_tokens` and `batching` in the course of a run: the earlier values, and the current values.
 
     Each batch is made with the values that the run had when it trained on this batch.
     """
@@ -247,9 +247,9 @@ class Budgets:
     batching: Batching = "bucketed"
 
     def after(self, consumed: int) -> tuple[int, Batching, int | None]:
-        """Returns `batch_tokens` and `batching` after `consumed` pairs, and the number of pairs at which these change.
+        """Returns `batch_tokens` and `batching` after `consumed` pairs, and after how many pairs they next change.
 
-        Pairs are counted from the start of training. If the two values do not change any more, the number is `None`.
+        Pairs are counted from the start of training. If the two values do not change any more, the last item is `None`.
         """
         for budget in self.earlier:
             if consumed < budget.until:
@@ -272,11 +272,11 @@ def batches_from(
 ) -> Iterator[tuple[int, PlannedBatch]]:
     """Yields (epoch, pairs with their rows) for each batch after the first `consumed` pairs of the run; never ends.
 
-    Epochs count from 0. Lengths are in tokens, with the end mark. Without `mixture`, each pair occurs once per epoch.
-    An epoch is divided at random into windows, and the pairs of a window are divided into batches together. `earlier`
-    lists the values of `batch_tokens` and `batching` that the run used before. If they changed within a window, the
-    rest of that window is divided into new batches. If the data or settings have changed during the run, so that no
-    batch ends after exactly `consumed` pairs, raises ValueError.
+    Epochs count from 0. Lengths are in tokens, with the end mark. `mixture` says how often each corpus is repeated in
+    an epoch; without it, each pair occurs once. An epoch is divided at random into windows, and the pairs of a window
+    are divided into batches together. `earlier` lists the values of `batch_tokens` and `batching` that the run used
+    before. If such a value changed within a window, the rest of that window is divided into new batches. If the data or
+    settings have changed during the run, so that no batch ends after exactly `consumed` pairs, raises ValueError.
     """
     budgets = Budgets(tuple(earlier), batch_tokens, batching)
     epochs_done = 0 if mixture else consumed // len(source_lengths)
@@ -321,7 +321,7 @@ def _batches_of_window(
 
     `begin` is the number of pairs from the start of training to the window; `seeds` determines the random order. If
     `batch_tokens` or `batching` changed within the window (see `Budgets`), the pairs after the change are divided into
-    new batches. Raises ValueError if they changed in the middle of a batch.
+    new batches. Raises ValueError if the change was in the middle of a batch.
     """
     for times_changed in itertools.count():
         batch_tokens, batching, until = budgets.after(begin)
@@ -340,7 +340,7 @@ def _batches_of_window(
 
 
 def _skip_consumed(consumed: int, begin: int, batches: Iterator[PlannedBatch]) -> Iterator[PlannedBatch]:
-    """Skips the batches of the first `consumed` pairs and yields the others.
+    """Skips the batches of the first `consumed` pairs and yields the remaining batches.
 
     `begin` is the number of pairs before the first of the given batches. Raises ValueError if `consumed` is in the
     middle of a batch.
@@ -644,7 +644,7 @@ def aligned_tokens(corpus: Corpus, chosen: PlannedBatch) -> AlignedTokens:
 
 @dataclass(frozen=True)
 class Share:
-    """The share of one of several processes in the batches: of every `count` batches, number `rank`, from 0."""
+    """Which batches one of `count` processes trains on: of every `count` batches, the one with index `rank`, from 0."""
 
     rank: int
     count: int
@@ -656,11 +656,11 @@ ORDER = 3  # how new runs sort pairs into buckets; see `batching_of`
 
 
 def batching_of(setting: str, order: int) -> Batching:
-    """Returns how batches are made, for the setting `batching` and the `order` of a run.
+    """Returns how a run makes batches, such as "packed" or "bucketed"; `setting` is the setting `batching`.
 
-    `order` (`Progress.order`) says how pairs are sorted into buckets. It is ORDER in new runs. Earlier versions of
-    mtkit sorted pairs in other ways, which have lower numbers; a run keeps the way in which it began. `auto` means
-    bucketed, since packed rows were no faster where they were measured (configs/README.md).
+    `order` (`Progress.order`) is the number of the way in which the run sorts pairs into buckets: ORDER in new runs, a
+    lower number in runs begun by earlier versions of mtkit. The setting "auto" means "bucketed", since packed rows were
+    no faster where they were measured (configs/README.md).
     """
     if setting == "packed":
         return "packed"
@@ -702,12 +702,13 @@ def micro_batches(
 ) -> Stream:
     """Yields (epoch, parts of the batch) for each batch after the first `consumed` pairs of the run; never ends.
 
-    Of these batches, only those of `share` are made and yielded. `order` is that of the run (`Progress.order`). Even if
-    segmentations are sampled, pairs are assigned to batches by their lengths in the corpus. So a batch may be larger
-    than `batch_tokens` once segmentations have been sampled. Such a batch is divided into several parts, all for the
-    same update of the model; any other batch has one part. Sampled segmentations depend only on the text, the seed and
-    the number of pairs before the batch. `earlier` lists the values of `batch_tokens` and `batching` that the run used
-    before. Raises ValueError if no batch ends after exactly `consumed` pairs.
+    If several processes train together, only the batches in `share`, those of this process, are made and yielded.
+    `order` (`Progress.order`) says how the run sorts pairs into buckets. Even if segmentations are sampled, pairs are
+    assigned to batches by their lengths in the corpus. So a batch may be larger than `batch_tokens` once segmentations
+    have been sampled. Such a batch is divided into several parts, all for the same update of the model; any other batch
+    has one part. Sampled segmentations depend only on the text, the seed and the number of pairs before the batch.
+    `earlier` lists the values of `batch_tokens` and `batching` that the run used before. Raises ValueError if no batch
+    ends after exactly `consumed` pairs.
     """
     lengths = (corpus.source_lengths + 1, corpus.target_lengths + 1)
     batching = batching_of(config.batching, order)
@@ -806,7 +807,7 @@ def prefetched(items: Iterator[T], most: int) -> Iterator[Iterator[T]]:
 
 
 def _results(items: Iterator[T], most: int, executor: ThreadPoolExecutor) -> Iterator[T]:
-    """Yields the items; the executor computes up to `most` of them in advance."""
+    """Yields the items; a thread of `executor` computes up to `most` items in advance."""
     waiting = deque(executor.submit(_list_of_next, items) for _ in range(most))
     while found := waiting.popleft().result():
         waiting.append(executor.submit(_list_of_next, items))
@@ -876,10 +877,11 @@ class Feed:
     ) -> Iterator[Stream]:
         """Context manager that gives the endless stream of batches after the first `pairs` pairs of the run.
 
-        Of these, only the batches of `share` are given; see `micro_batches` for the items of the stream. Batches are
-        prefetched, and on a GPU, the next batch is copied there in advance. `earlier` lists the values of
-        `batch_tokens` and `batching` that the run used before, and `order` is `Progress.order`. Raises CheckpointError
-        if no batch ends after exactly `pairs` pairs; the message names `step`.
+        An item of the stream is (epoch, parts of the batch). If several processes train together, only the batches in
+        `share`, those of this process, are given. Batches are made in advance; for training on a GPU, the next batch is
+        also copied to the GPU in advance. `earlier` lists the values of `batch_tokens` and `batching` that the run used
+        before. `order` (`Progress.order`) says how the run sorts pairs into buckets. Raises CheckpointError if no batch
+        ends after exactly `pairs` pairs; the message names `step`.
         """
         stream = micro_batches(
             self.corpus,

@@ -399,7 +399,7 @@ class _SideText:
 
     @staticmethod
     def open(directory: Path, side: str, stored: StoredText | None) -> "_SideText | None":
-        """Maps the text of one side, "source" or "target", into memory; returns `None` if `stored` is `None`."""
+        """Maps the text of one side, "source" or "target", into memory; returns `None` if no text is stored."""
         if stored is None:
             return None
         return _SideText(
@@ -477,9 +477,9 @@ class CorpusWriter:
     ) -> None:
         """Appends pairs, as token ids without end marks.
 
-        With `keeps_text`, the normalised text of the pairs is required too; with `keeps_links`, the links of each pair
-        are required: the indices of a source token and of a target token. Text or links that the corpus does not keep
-        are ignored.
+        If the writer was created with keeps_text=True, the normalised text of the pairs is required too. If it was
+        created with keeps_links=True, `links` must hold the word alignment of each pair; a link is (index of a source
+        token, index of a target token). Text or links that the corpus does not keep are ignored.
         """
         assert len(source) == len(target)
         if self._links:
@@ -498,11 +498,12 @@ class CorpusWriter:
         unknown: Mapping[str, float] = MappingProxyType({}),
         links_file: RawFile | None = None,
     ) -> Manifest:
-        """Finishes the corpus and puts it in the place of `directory`; returns the manifest of the corpus.
+        """Finishes the corpus and moves it to the directory of the writer; returns the manifest of the corpus.
 
-        `corpora` holds the number of pairs that were added from each corpus of `data.train`. `links_file` is the text
-        file that the word alignments come from, if the writer keeps them. These and the other arguments are stored in
-        the manifest; see the fields of `Manifest` for what they mean.
+        All arguments are stored in the manifest. `drops` is the number of pairs left out, by reason; `raw_files` are
+        the text files that the pairs come from; `settings` decide which pairs are left out and how pairs are encoded.
+        `corpora` is the number of pairs added from each corpus of `data.train`. `unknown` is the fraction of unknown
+        tokens, by the name of the text. `links_file` is the text file of the word alignments, if the corpus has any.
         """
         assert sum(corpora) == self.num_pairs
         manifest = Manifest(
@@ -536,7 +537,7 @@ class CorpusWriter:
 
 
 class _SideWriter:
-    """Writes the tokens and offsets of one side and, with `keeps_text`, also its text."""
+    """Writes the files of one side: the tokens, the offsets and, if the corpus keeps text, the text."""
 
     def __init__(self, directory: Path, side: str, vocab_size: int, keeps_text: bool) -> None:
         self._vocab_size = vocab_size
@@ -549,7 +550,7 @@ class _SideWriter:
         self._longest = 0
 
     def add(self, rows: Sequence[Sequence[int]] | Encoded, lines: Sequence[str]) -> None:
-        """Appends sentences: their token ids and, with `keeps_text`, their text in `lines`."""
+        """Appends sentences: the token ids in `rows` and, if the corpus keeps text, the text in `lines`."""
         if self._text:
             assert len(lines) == len(rows)
             self._text.add(lines)
@@ -751,7 +752,10 @@ def length_limit(
 
 
 def _limit(sources: NDArray[np.int64], targets: NDArray[np.int64]) -> tuple[float, int]:
-    """Returns the ratio and the extra tokens of the limit for pairs with these lengths; see `length_limit`."""
+    """Returns the ratio and the extra tokens that limit the length of targets to ratio x source length + extra.
+
+    `sources` and `targets` are lengths of pairs. The fraction of pairs with a target over the limit is below EXCESS.
+    """
     longer = max(int(np.ceil(EXCESS * len(sources))) - 1, 0)  # the number of pairs that may have a longer target
     spare = int(np.ceil(SPARE_TOKENS * min(1.0, 1 / (EXCESS * len(sources)))))
     found = []

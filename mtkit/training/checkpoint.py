@@ -90,8 +90,8 @@ def clear_leftovers(checkpoints: Path) -> None:
 def save_checkpoint(checkpoints: Path, state: TrainState, identity: dict[str, Any]) -> None:
     """Write the checkpoint of the current step. Raises CheckpointError if a file cannot be written.
 
-    `identity` holds settings and checksums (see `identity_of`). When a run resumes from the checkpoint, the run's
-    settings and checksums are compared with these.
+    `identity` holds the settings of the run and the checksums of its data (see `identity_of`). When the run resumes
+    from the checkpoint, the settings and checksums of that time are compared with `identity`.
     """
     path = step_directory(checkpoints, state.progress.step)
     weights = {name: parameter.detach() for name, parameter in state.model.named_parameters()}
@@ -115,7 +115,7 @@ def save_checkpoint(checkpoints: Path, state: TrainState, identity: dict[str, An
 def _as_json(progress: Progress) -> dict[str, Any]:
     """Returns `progress` as a dict for JSON.
 
-    Empty fields are left out if earlier versions of mtkit do not know them.
+    A field that earlier versions of mtkit do not know is left out if it is empty.
     """
     recent = ("changes", "plan", "ending")
     return {name: value for name, value in asdict(progress).items() if value or name not in recent}
@@ -202,7 +202,7 @@ class FreshStart:
         _write_marker(self.run, "aside")
 
     def put_aside(self, *names: str) -> None:
-        """Set aside the old tokenizer or data before they are made again; `names` are items of `PREPARED`."""
+        """Set aside the old tokenizer or data before they are made again; `names` are like "data/train"."""
         for name in names:
             put_aside(self.run / name)
 
@@ -316,7 +316,8 @@ def check_data(run: Path) -> Report:
 def check_results(run: Path, device: str | None = None) -> Report:
     """Returns a report on the files that training wrote: the checkpoints and the model.
 
-    The model is checked in the same way as by `mtkit check`, on `device`, by default the device in its settings.
+    The model is checked in the same way as by `mtkit check`, on `device`. The default is the device in the settings of
+    the model.
     """
     checkpoints = _part(run / "checkpoints", _checkpoints)
     model = _part(run / "model", lambda path: check(path, device))
@@ -392,9 +393,9 @@ def _checkpoint(checkpoints: Path, step: int) -> Report:
 
 
 def _faults(path: Path, checksum: str) -> Iterator[str]:
-    """Yields a message if a file of a checkpoint is missing, unreadable or damaged.
+    """Yields a message if `path`, a file of a checkpoint, is missing, unreadable or damaged.
 
-    A file is damaged if its checksum is not `checksum`. The state of the optimizer may be missing in all checkpoints
+    The file is damaged if its checksum is not `checksum`. The state of the optimizer may be missing in all checkpoints
     but the newest, since training deletes old states.
     """
     remedy = f"delete {path.parent} to go on from another checkpoint, or copy it again"
@@ -440,8 +441,8 @@ def train_and_kill(command: Sequence[str], run: Path, kill: Kill, messages: Path
     """Start a process that starts or resumes a training run; kill the process at the moment that `kill` describes.
 
     Returns the state of training when the process was killed, or `None` if training ended before that moment. The
-    process is killed by SIGKILL, or by its equivalent on Windows. Its stderr is written to the file `messages`. Raises
-    MtkitError if training fails.
+    process is killed by SIGKILL, or by the equivalent on Windows. The stderr of the process is written to the file
+    `messages`. Raises MtkitError if training fails.
     """
     began, ended = _began_at(run), True
     with _process(command, messages) as process:
@@ -487,8 +488,8 @@ def _process(command: Sequence[str], messages: Path) -> Iterator[subprocess.Pope
 def _require_success(code: int, messages: Path) -> None:
     """Raise MtkitError if `code`, the exit code of a training process, is not 0.
 
-    The error repeats the error messages of the process, which are in the file `messages`; if there are none, it gives
-    the exit code and the last line of the file.
+    MtkitError repeats the error messages of the process, which are in the file `messages`. If the file has no error
+    message, MtkitError gives the exit code and the last line of the file.
     """
     if code:
         lines = messages.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -645,7 +646,7 @@ def verify_resuming(config: Config) -> Report:
 
 
 def _train_with_kills(config: Config, data: Path | None, run: Path) -> list[Killed]:
-    """Train to the end, with one kill between checkpoints and, if possible, one while a checkpoint is written.
+    """Train to the end, but kill training once between checkpoints and, if possible, once while one is written.
 
     Returns the state of training at each kill; an empty list if training ended before the first kill. `data` is the run
     directory whose tokenizer and data are used; if `data` is `None`, a new tokenizer and new data are made.
@@ -682,7 +683,7 @@ def _command(config: Config, data: Path | None, run: Path) -> list[str]:
 def _compared(folder: Path, steps: int, kills: list[Killed]) -> Report:
     """Compare the runs "killed" and "whole" in a folder; returns a report, which has a fault if the runs differ.
 
-    The report also tells the number of updates (`steps`) and at which of them the run "killed" was killed (`kills`).
+    The report also tells `steps`, the number of updates, and `kills`, the updates at which the run "killed" was killed.
     """
     facts = json.loads((folder / "whole" / "run.json").read_text(encoding="utf-8"))
     moments = [f"at step {kill.step}{' while it wrote a checkpoint' if kill.while_saving else ''}" for kill in kills]
@@ -706,11 +707,11 @@ def _compared(folder: Path, steps: int, kills: list[Killed]) -> Report:
 
 
 def _with_data(config: Config) -> tuple[Config, bool]:
-    """Returns the settings to train with, and whether training uses the tokenizer and data of the run.
+    """Returns the settings to train with, and whether training uses the tokenizer and data of the verified run.
 
-    The tokenizer and data are used if they were made with the settings in `config`. In that case, the model that
-    `training.start_from` names is not needed: if that model no longer exists, the setting is reset to `None`, and
-    training starts from random weights.
+    The run's tokenizer and data are used if they exist and were made with the settings in `config`. In that case, the
+    model that `training.start_from` names is not needed: if that model no longer exists, the setting is reset to
+    `None`, and training starts from random weights.
     """
     if not is_prepared(config):
         inform(

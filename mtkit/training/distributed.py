@@ -93,7 +93,7 @@ class Place:
 def started(device: str, devices: int | None, arguments: Sequence[str]) -> Iterator["Ranks"]:
     """Context manager that connects the ranks of a training run, gives them as a `Ranks`, and ends them together.
 
-    If torchrun has started this process, it joins the other processes of torchrun. Otherwise, if `devices` is more than
+    If torchrun has started this process, this process joins the others of torchrun. Otherwise, if `devices` is above
     1, this process becomes rank 0 and starts the other ranks on this machine, by the command `mtkit` with `arguments`.
     `device` is the setting `device`. If the block raises an exception in any rank, all ranks end, and the rank that
     failed first shows the error. Raises MtkitError if there are not enough devices, or if `devices` is not the number
@@ -120,7 +120,7 @@ def started(device: str, devices: int | None, arguments: Sequence[str]) -> Itera
 def _launched(device: str, devices: int, arguments: Sequence[str]) -> Iterator["Ranks"]:
     """Context manager that starts `devices` - 1 further ranks on this machine; this process becomes rank 0.
 
-    Each of them is a process of the command `mtkit` with `arguments`. `device` is the setting `device`.
+    Each further rank is a process of the command `mtkit` with `arguments`. `device` is the setting `device`.
     """
     _require_devices(device, devices)
     if sys.platform == "linux":
@@ -155,7 +155,7 @@ def _launched(device: str, devices: int, arguments: Sequence[str]) -> Iterator["
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]], patience: float) -> None:
-    """Wait up to `patience` seconds until the processes have ended, then kill those that have not."""
+    """Wait up to `patience` seconds until the processes have ended, then kill the processes that still run."""
     until = time.monotonic() + patience
     for process in processes:
         with suppress(subprocess.TimeoutExpired):
@@ -288,7 +288,8 @@ class Watch(threading.Thread):
         """Record in the store that this rank is alive, and check the other ranks; returns an error message or `None`.
 
         Returns the message that this rank must show, "" if another rank shows its error, or `None` if no rank has
-        failed. `looks` is the number of looks so far, including this one; it is also this rank's sign of life.
+        failed. `looks` is the number of calls of this method so far, including this call. The number is stored as a
+        sign of life of this rank.
         """
         place, store = self._place, self._store
         store.set(f"alive/{place.rank}", str(looks))
@@ -312,9 +313,9 @@ class Watch(threading.Thread):
         return None
 
     def _claimed(self, failure: str) -> str:
-        """Record in the store that this rank reports a failure; returns `failure` if it is the first to do so, else "".
+        """Record in the store that this rank reports a failure; returns the message that this rank must show.
 
-        `failure` is the error message.
+        This is `failure`, the error message, if this rank is the first to report a failure, else "".
         """
         return failure if claim(self._store, self._place) else ""
 
@@ -367,8 +368,8 @@ class Ranks:
     def check(self) -> None:
         """Raise MtkitError if another rank has failed or is lost.
 
-        If another rank already shows the error message, EndedElsewhereError, a subclass without a message, is raised
-        instead, so that the message is shown only once. Any rank may call this method at any time.
+        If another rank already shows the error message, raises the subclass EndedElsewhereError, which has no message,
+        so that the message is shown only once. Any rank may call this method at any time.
         """
         if self._watch and self._watch.has_failed.is_set():
             raise MtkitError(self._watch.failure) if self._watch.failure else EndedElsewhereError
@@ -440,7 +441,7 @@ class Ranks:
         """End the exchange between the ranks: afterwards, rank 0 continues alone, and the other ranks may end.
 
         The method returns only when all ranks have called it. Rank 0, whose process may host the store, then also waits
-        until the others no longer need the store, for LEAVE_SECONDS at most. A second call does nothing.
+        until the other ranks no longer need the store, for LEAVE_SECONDS at most. A second call does nothing.
         """
         if self._watch is None or self._store is None or self._watch.is_over:
             return
@@ -499,9 +500,9 @@ class Ranks:
     def agree(self, asked: Stop, stop: Stop, seconds: float) -> float:
         """Give all ranks the training time of rank 0, and the signals that any rank has received; returns the time.
 
-        The time is in seconds; only the `seconds` of rank 0 count. `asked` records the signals that this rank has
-        received. The signals of all ranks are added to `stop`, so that all ranks act on the same signals. In rank 0,
-        `asked` and `stop` are the same object.
+        `seconds` is the training time that this rank has measured; all ranks return that of rank 0. `asked` records the
+        signals that this rank has received. The signals of all ranks are added to `stop`, so that all ranks act on the
+        same signals. In rank 0, `asked` and `stop` are the same object.
         """
         if not self.are_many:
             return seconds
@@ -522,11 +523,11 @@ BUCKET_BYTES = 25 << 20  # size of the gradients that are sent together, as in P
 
 
 class GradientSum:
-    """Sums the gradients of a model over the ranks while the backward pass computes further ones.
+    """Sums the gradients of a model over the ranks while the backward pass computes further gradients.
 
-    The gradients are divided into buckets, those of the last parameters first, since the backward pass computes them
-    first. A bucket is sent as soon as all of its gradients are computed and the buckets before it are sent. So all
-    ranks send the buckets in the same order, and the sums do not depend on how long anything takes.
+    The gradients are divided into buckets. The first bucket has the gradients of the last parameters, which the
+    backward pass computes first. A bucket is sent as soon as all of its gradients are computed and all earlier buckets
+    are sent. So all ranks send the buckets in the same order, and the sums do not depend on how long anything takes.
     """
 
     def __init__(self, model: nn.Module, ranks: Ranks) -> None:
@@ -584,10 +585,10 @@ class GradientSum:
         self._sent.append((flat, work))
 
     def finish(self, sums: Tensor, mean: float) -> tuple[Tensor, float]:
-        """Replace the gradients by their sums over the ranks; returns the sum of `sums` and the mean of `mean`.
+        """Replace the gradients by their sums over the ranks; also sums `sums` and averages `mean` over the ranks.
 
-        The vector `sums` is summed over the ranks in fp64, and the number `mean` is averaged over the ranks. Buckets
-        that were not sent before are sent first. A parameter that has no gradient in any rank has none afterwards.
+        Returns the sum of the vectors `sums`, in fp64, and the mean of the numbers `mean`. Buckets that were not sent
+        during the backward pass are sent first. A parameter without a gradient in any rank stays without one.
         """
         self._is_last = self._is_again = False
         while len(self._sent) < len(self._buckets):
@@ -613,7 +614,7 @@ def _ends(bucket: Sequence[nn.Parameter]) -> list[int]:
 
 
 def _buckets(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Yields the parameters in buckets of one dtype and about BUCKET_BYTES, the last parameters first."""
+    """Yields the parameters in buckets, the last first; a bucket has one dtype and about BUCKET_BYTES bytes."""
     bucket: list[nn.Parameter] = []
     size = 0
     for parameter in reversed(list(parameters)):

@@ -110,9 +110,9 @@ def train(
     `validation` holds the source sentences and the references. Training resumes from the newest checkpoint if there is
     one; `change=True` (--change) allows settings that differ from those of the checkpoint. `after_save` is called after
     each checkpoint. If `end_in` (--end-in) is given, the learning rate decays over the `end_in` updates after the
-    newest checkpoint, and the run then ends. After Ctrl-C, SIGTERM or SIGHUP, and at `deadline`, a time by
-    time.monotonic(), saves the state, then raises StoppedError. All `ranks` call this function; only rank 0 writes
-    files.
+    newest checkpoint, and the run then ends. After Ctrl-C, SIGTERM or SIGHUP, or when time.monotonic() reaches
+    `deadline`, the state is saved and StoppedError is raised. `ranks` are the processes that train together: each of
+    them calls this function, but only rank 0 writes files.
     """
     run = config.run_path
     if ranks.is_first:
@@ -179,13 +179,13 @@ class Trainer:
 
     @property
     def settings(self) -> TrainingConfig:
-        """The training settings; numbers replace "auto" as soon as the numbers are known."""
+        """The training settings; as soon as the number for an "auto" is known, the number stands in its place."""
         return self.config.training
 
     def _settle(self, training: TrainingConfig) -> None:
         """Use `training`, which has numbers in place of "auto", as the training settings from now on.
 
-        Only its `batch_tokens` may still be "auto"; if the number is already known, it replaces "auto" here.
+        Only `training.batch_tokens` may still be "auto"; if the batch size is already known, it replaces this "auto".
         """
         if training.batch_tokens == "auto" and self.batch_tokens is not None:
             training = training.model_copy(update={"batch_tokens": self.batch_tokens})
@@ -224,8 +224,8 @@ class Trainer:
     def _resume(self, change: bool, end_in: int | None) -> None:
         """Load the newest checkpoint, or begin a new run if there is none.
 
-        Raises CheckpointError if the checkpoint is damaged; if a setting or the data has changed that must not change,
-        or that may change only with `change=True`; or if `end_in` is given but the run cannot end in so many updates.
+        Raises CheckpointError in three cases: the checkpoint is damaged; the settings or the data have changed in a way
+        that is not allowed, or is allowed only with `change=True`; or the run cannot end in `end_in` updates.
         """
         steps = checkpoint_steps(self.checkpoints)
         if not steps:
@@ -355,11 +355,12 @@ class Trainer:
             self._find_best_again(is_logged)
 
     def _find_best_again(self, is_logged: bool) -> None:
-        """Choose the best checkpoint again, after a change of a setting in `MEASURES`, on which scores depend.
+        """Choose the best checkpoint again, after a change of a setting on which validation scores depend (`MEASURES`).
 
-        Scores from before the change cannot be compared with later scores. With `is_logged=True`, the best of all
-        checkpoints is chosen by the logged scores of the kind that `select_by` now names. Otherwise, or if the log
-        lacks these scores, the best checkpoint so far stays the best one, and its score is measured again.
+        Scores from before the change cannot be compared with later scores. With `is_logged=True`, the best checkpoint
+        is chosen by scores in the log, of the kind that `select_by` now names (BLEU, for example). If the log lacks
+        such scores, or with `is_logged=False`, the best checkpoint stays the best one, and its score is
+        measured again.
         """
         progress, steps = self.state.progress, checkpoint_steps(self.checkpoints)
         best = best_logged(self.run_path / "log.jsonl", progress, self.settings, steps) if is_logged else None
@@ -456,9 +457,9 @@ class Trainer:
         self.ranks.share(self.model)
 
     def _find_batch_tokens(self, stop: Stop) -> None:
-        """Find the largest batch that fits into memory; its size replaces "auto" in the settings.
+        """Find the largest batch that fits into memory; its size replaces "auto" in `training.batch_tokens`.
 
-        The time that this takes counts as training time.
+        The time that the search takes counts as training time.
         """
         begun, progress = time.monotonic(), self.state.progress
         found = find_batch_tokens(self.model, self.feed, progress.precision, stop, self.ranks)
@@ -494,8 +495,9 @@ class Trainer:
     def _review_plan(self, pace: "MeanSeconds") -> bool:
         """Review the plan (`max_steps` "auto") if a review is due; returns whether a review was due.
 
-        Numbers of the plan that do not fit `pace`, the present speed, are replaced. New numbers are recorded like a
-        change of settings, so that the run resumes with them if it is stopped.
+        A plan has the numbers that replace "auto" in the settings. `pace` is the present time of an update; numbers
+        that do not fit it are replaced. New numbers are recorded like a change of settings, so that the run resumes
+        with the new numbers if it is stopped.
         """
         progress = self.state.progress
         if progress.plan is None or progress.ending or not pace.is_known:
@@ -525,7 +527,11 @@ class Trainer:
         return True
 
     def _facts(self) -> tuple[Config, Corpus, TranslationModel, Progress, str | None, int, int]:
-        """Returns the arguments of `write_facts`."""
+        """Returns what is to be recorded about the run: the arguments of `write_facts`.
+
+        The last three items are the checksum of the weights that training started from (`None` if they were random),
+        the number of ranks, and `training.batch_tokens`.
+        """
         progress, tokens = self.state.progress, settled(self.settings.batch_tokens)
         return self.given, self.corpus, self.model, progress, self.started_from, self.ranks.count, tokens
 
@@ -705,7 +711,7 @@ class Trainer:
     def _save(self) -> None:
         """Write a checkpoint, delete checkpoints that are no longer needed, and call `after_save`.
 
-        Only rank 0 does this; in all other ranks, the state only counts as saved.
+        Only rank 0 does this; all other ranks only note that the state is saved.
         """
         if not self.ranks.is_first:
             self.is_saved = True
@@ -896,7 +902,7 @@ def _shape(batch: Batch | None) -> str:
 
 
 class MeanSeconds:
-    """The mean time of something that is timed again and again."""
+    """Times repeated work, such as the updates of training, and computes the mean time."""
 
     def __init__(self) -> None:
         self._times, self._seconds = 0, 0.0
@@ -936,9 +942,9 @@ def measure_pace(
     stop: Stop,
     ranks: Ranks = ALONE,
 ) -> Pace:
-    """Measures the seconds of an update and estimates those of a validation; all ranks return the times of rank 0.
+    """Measures how long an update takes, and estimates how long a validation takes, in seconds.
 
-    `model` and `progress` stay unchanged.
+    All ranks return the times of rank 0. `model` and `progress` stay unchanged.
     """
     update = _update_seconds(model, feed, progress, stop, ranks)
     seconds = validation.expected_seconds(model, tokenizer, stop) / ranks.count  # the ranks share a validation
