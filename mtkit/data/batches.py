@@ -273,10 +273,11 @@ def batches_from(
     """Yields (epoch, pairs with their rows) for each batch after the first `consumed` pairs of the run; never ends.
 
     Epochs count from 0. Lengths are in tokens, with the end mark. `mixture` says how often each corpus is repeated in
-    an epoch; without it, each pair occurs once. An epoch is divided at random into windows, and the pairs of a window
-    are divided into batches together. `earlier` lists the values of `batch_tokens` and `batching` that the run used
-    before. If such a value changed within a window, the rest of that window is divided into new batches. If the data or
-    settings have changed during the run, so that no batch ends after exactly `consumed` pairs, raises ValueError.
+    an epoch; without `mixture`, each pair occurs once. An epoch is divided at random into windows, and the pairs of a
+    window are divided into batches together. `earlier` lists the values of `batch_tokens` and `batching` that the run
+    used before. If such a value changed within a window, the rest of that window is divided into new batches. If the
+    data or settings have changed during the run, so that no batch ends after exactly `consumed` pairs, raises
+    ValueError.
     """
     budgets = Budgets(tuple(earlier), batch_tokens, batching)
     epochs_done = 0 if mixture else consumed // len(source_lengths)
@@ -590,7 +591,8 @@ class Layout:
 def source_rows(source: Ragged, end: int = END, rows: NDArray[np.int64] | None = None) -> Rows:
     """Returns rows (R, S) of source sentences with their end marks; S is the length of the longest row.
 
-    A row holds one sentence, or several if `rows` is given: the row of each sentence, from 0, in ascending order.
+    `rows`, if given, is the row number of each sentence, from 0, in ascending order; a row may then hold several
+    sentences. Without `rows`, each row holds one sentence.
     """
     layout = Layout(source.lengths + 1, np.arange(len(source.lengths)) if rows is None else rows)
     return layout.rows_of(_marked(source, end, first=False))
@@ -604,11 +606,11 @@ def padded_batch(
 ) -> Batch:
     """Returns a batch: source (R, S), target (R, T) and labels (R, T).
 
-    A row holds one pair, or several if `rows` is given: the row of each pair, from 0, in ascending order. For a
-    target of the tokens t1, …, tn, the decoder reads start, t1, …, tn and should predict t1, …, tn, end. So with
-    one pair in a row, T is 1 more than the length of the longest target. If the model does not shift its input, the
-    decoder reads what it should predict. `boundaries` holds the start and end tokens that the model uses, and says
-    whether it shifts its input.
+    `rows`, if given, is the row number of each pair, from 0, in ascending order; a row may then hold several pairs.
+    Without `rows`, each row holds one pair, and T is 1 more than the length of the longest target. `boundaries` holds
+    the start and end tokens of the model, and says whether the model shifts the target. If so, for a target of the
+    tokens t1, …, tn, the decoder reads start, t1, …, tn and should predict t1, …, tn, end. If not, the decoder reads
+    the same tokens that it should predict.
     """
     layout = Layout(target.lengths + 1, np.arange(len(target.lengths)) if rows is None else rows)
     labels = _marked(target, boundaries.target_end, first=False)
@@ -751,8 +753,8 @@ def _sampled_parts(
 ) -> tuple[Batch, ...]:
     """Samples a segmentation of each pair; returns the batch as parts of at most `batch_tokens` tokens.
 
-    A pair keeps the segmentation of the corpus if the sampled one is longer than `sampling.max_length`. The samples are
-    seeded with the seed of the run and `consumed`, the number of pairs before the batch.
+    A pair keeps the segmentation of the corpus if the sampled segmentation is longer than `sampling.max_length`. The
+    samples are seeded with the seed of the run and `consumed`, the number of pairs before the batch.
     """
     # Below 2^31, since SentencePiece interprets the seed 2^32 - 1 as a request for a random seed.
     seeds = np.random.SeedSequence([config.seed, consumed]).generate_state(2) >> 1

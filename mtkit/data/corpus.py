@@ -48,7 +48,7 @@ class FileWriter:
     """Writes a file, and meanwhile computes the checksums of its pieces."""
 
     def __init__(self, path: Path) -> None:
-        """Creates the file, or truncates an existing one."""
+        """Creates the file, or truncates an existing file."""
         self._stream = path.open("wb")
         self._size = 0
         self._sha256: list[str] = []
@@ -457,7 +457,7 @@ class CorpusWriter:
         """Creates a temporary directory, which `commit` will put in the place of `directory`.
 
         With `keeps_text`, the corpus stores the text of the pairs in addition to the token ids; with `keeps_links`, it
-        stores their word alignments.
+        also stores the word alignments of the pairs.
         """
         self._directory = directory
         self._tokenizer_hash = tokenizer_hash
@@ -477,9 +477,9 @@ class CorpusWriter:
     ) -> None:
         """Appends pairs, as token ids without end marks.
 
-        If the writer was created with keeps_text=True, the normalised text of the pairs is required too. If it was
-        created with keeps_links=True, `links` must hold the word alignment of each pair; a link is (index of a source
-        token, index of a target token). Text or links that the corpus does not keep are ignored.
+        If the writer was created with keeps_text=True, the normalised text of the pairs is required too. If the writer
+        was created with keeps_links=True, `links` must hold the word alignment of each pair; a link is (index of a
+        source token, index of a target token). Text or links that the corpus does not keep are ignored.
         """
         assert len(source) == len(target)
         if self._links:
@@ -651,7 +651,7 @@ class Verification:
             self._end = self._reader.submit(corpus.verify, self._stopped.is_set)
 
     def check(self) -> None:
-        """Raises DataError if damage has been found so far."""
+        """Raises DataError if the verification has already found the corpus to be damaged."""
         if self._reader and self._end.done():
             self._end.result()
 
@@ -724,7 +724,7 @@ def length_limit(
     """Returns "ratio" and "extra", which limit the length of translations to ratio x source length + extra.
 
     Lengths are in tokens without end marks. The fraction of the pairs whose target is longer than the limit is below
-    `EXCESS`. Of several limits for which this holds, the one with the smallest mean over the pairs is taken. The ratio
+    `EXCESS`. Of all limits that fulfil this, the limit with the smallest mean over the pairs is chosen. The ratio
     is at least 1.2 times the mean ratio, which leaves room for sentences longer than those of the corpus.
 
     `corpora` holds the number of pairs from each corpus, in order; if it is empty, all pairs count as one corpus. Each
@@ -816,7 +816,7 @@ def _read_checked(path: Path, manifest: dict[str, Any]) -> list[str]:
 
 
 def validation_checksum(manifest: Mapping[str, Any]) -> str:
-    """Returns a checksum of both sides of the validation text, computed from the checksums in its manifest."""
+    """Returns a checksum of both sides of the validation text, computed from the checksums in `manifest`."""
     return checksum([manifest.get(f"{side}.txt") for side in ("source", "target")])
 
 

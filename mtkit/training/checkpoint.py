@@ -148,10 +148,10 @@ def delete_old(checkpoints: Path, scheduled: list[int], best_step: int, average:
     """Delete checkpoints that are no longer needed, and the optimizer state of all but the newest `keep` checkpoints.
 
     Three kinds of checkpoints are needed: the newest `keep` checkpoints from which training can resume; the best
-    checkpoint, with the checkpoints to be averaged with it, `average` in all; and the last `average` checkpoints in
-    `scheduled`, since a later best checkpoint may be averaged with them. `scheduled` has the steps of the checkpoints
-    that were due, in ascending order (a stopped run also writes a checkpoint when none is due). Call this function
-    after the newest checkpoint is written.
+    checkpoint and the checkpoints to be averaged with it, together `average` checkpoints; and the last `average`
+    checkpoints in `scheduled`, since a later best checkpoint may be averaged with them. `scheduled` has the steps of
+    the checkpoints that were due, in ascending order (a stopped run also writes a checkpoint when none is due). Call
+    this function after the newest checkpoint is written.
     """
     steps = checkpoint_steps(checkpoints)
     newest = set(checkpoint_steps(checkpoints, resumable=True)[-keep:])
@@ -288,7 +288,7 @@ def _write_marker(run: Path, state: str) -> None:
 
 
 def _state(marker: Path) -> str:
-    """Returns "begun" or "aside", read from the file `marker`: how far the old run has been set aside.
+    """Returns "aside" if the old run is set aside completely, else "begun"; reads this from the file `marker`.
 
     If the file is damaged, returns "begun", so that the old run is brought back.
     """
@@ -646,7 +646,7 @@ def verify_resuming(config: Config) -> Report:
 
 
 def _train_with_kills(config: Config, data: Path | None, run: Path) -> list[Killed]:
-    """Train to the end, but kill training once between checkpoints and, if possible, once while one is written.
+    """Train to the end, killed once between checkpoints and, if possible, once while writing a checkpoint.
 
     Returns the state of training at each kill; an empty list if training ended before the first kill. `data` is the run
     directory whose tokenizer and data are used; if `data` is `None`, a new tokenizer and new data are made.

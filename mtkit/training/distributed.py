@@ -93,8 +93,8 @@ class Place:
 def started(device: str, devices: int | None, arguments: Sequence[str]) -> Iterator["Ranks"]:
     """Context manager that connects the ranks of a training run, gives them as a `Ranks`, and ends them together.
 
-    If torchrun has started this process, this process joins the others of torchrun. Otherwise, if `devices` is above
-    1, this process becomes rank 0 and starts the other ranks on this machine, by the command `mtkit` with `arguments`.
+    If torchrun has started this process, the ranks are the processes that torchrun has started. Otherwise, if `devices`
+    is above 1, this process becomes rank 0 and starts further ranks on this machine, as `mtkit` with `arguments`.
     `device` is the setting `device`. If the block raises an exception in any rank, all ranks end, and the rank that
     failed first shows the error. Raises MtkitError if there are not enough devices, or if `devices` is not the number
     of processes that torchrun has started.
@@ -480,12 +480,12 @@ class Ranks:
         return [json.loads(bytes(part.tolist())) for part in parts]
 
     def of_first(self, value: T) -> T:
-        """Returns the `value` of rank 0 in all ranks; the value is sent as JSON."""
+        """Returns, in every rank, the `value` that rank 0 has passed; the value is sent as JSON."""
         found: T = self.gather(value if self.is_first else None)[0]
         return found
 
     def share(self, model: nn.Module) -> None:
-        """Copy the weights of rank 0 to the models of all other ranks."""
+        """Copy the weights of `model` in rank 0 to `model` in all other ranks."""
         if self.are_many:
             with self.talking():
                 for parameter in model.parameters():
@@ -500,9 +500,9 @@ class Ranks:
     def agree(self, asked: Stop, stop: Stop, seconds: float) -> float:
         """Give all ranks the training time of rank 0, and the signals that any rank has received; returns the time.
 
-        `seconds` is the training time that this rank has measured; all ranks return that of rank 0. `asked` records the
-        signals that this rank has received. The signals of all ranks are added to `stop`, so that all ranks act on the
-        same signals. In rank 0, `asked` and `stop` are the same object.
+        `seconds` is the training time that this rank has measured; all ranks return the time of rank 0. `asked` records
+        the signals that this rank has received. The signals of all ranks are added to `stop`, so that all ranks act on
+        the same signals. In rank 0, `asked` and `stop` are the same object.
         """
         if not self.are_many:
             return seconds
@@ -555,7 +555,7 @@ class GradientSum:
     def begin_again(self) -> None:
         """Prepare for computing the gradients of this update again, since memory ran out in a forward or backward pass.
 
-        Buckets that were already sent were complete, and stay as they are; `finish` sends the other buckets. So the
+        Buckets that were already sent were complete, and are not sent again; `finish` sends the other buckets. So the
         other ranks, which wait in `finish`, get all buckets in the usual order.
         """
         self._is_last, self._is_again = False, True
@@ -614,7 +614,7 @@ def _ends(bucket: Sequence[nn.Parameter]) -> list[int]:
 
 
 def _buckets(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Yields the parameters in buckets, the last first; a bucket has one dtype and about BUCKET_BYTES bytes."""
+    """Yields the parameters, from the last on, in buckets of about BUCKET_BYTES bytes with a single dtype each."""
     bucket: list[nn.Parameter] = []
     size = 0
     for parameter in reversed(list(parameters)):

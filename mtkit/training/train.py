@@ -179,7 +179,7 @@ class Trainer:
 
     @property
     def settings(self) -> TrainingConfig:
-        """The training settings; as soon as the number for an "auto" is known, the number stands in its place."""
+        """The training settings; a number replaces each "auto" as soon as this number is known."""
         return self.config.training
 
     def _settle(self, training: TrainingConfig) -> None:
@@ -269,7 +269,7 @@ class Trainer:
         """Returns the plan stored in `progress`, scaled if `max_minutes` has changed since the run began.
 
         A plan has the numbers that replace "auto" in the settings. Raises CheckpointError if the run began with numbers
-        instead of "auto", so that there is no plan; the message names `step`, that of the checkpoint.
+        instead of "auto", so that there is no plan; the message names `step`, the step of the checkpoint.
         """
         if progress.plan is None:
             raise CheckpointError(
@@ -285,7 +285,7 @@ class Trainer:
         """Returns the decay of the learning rate (--end-in) that is stored in `progress`; `None` if no decay had begun.
 
         If a decay had begun, it becomes part of the settings. Raises CheckpointError if the settings no longer allow
-        the decay, or if `end_in` asks for another decay.
+        the decay, or if `end_in` asks for a different decay.
         """
         if progress.ending is None:
             return None
@@ -359,8 +359,7 @@ class Trainer:
 
         Scores from before the change cannot be compared with later scores. With `is_logged=True`, the best checkpoint
         is chosen by scores in the log, of the kind that `select_by` now names (BLEU, for example). If the log lacks
-        such scores, or with `is_logged=False`, the best checkpoint stays the best one, and its score is
-        measured again.
+        such scores, or with `is_logged=False`, the best checkpoint so far is kept, and its score is measured again.
         """
         progress, steps = self.state.progress, checkpoint_steps(self.checkpoints)
         best = best_logged(self.run_path / "log.jsonl", progress, self.settings, steps) if is_logged else None
@@ -495,9 +494,9 @@ class Trainer:
     def _review_plan(self, pace: "MeanSeconds") -> bool:
         """Review the plan (`max_steps` "auto") if a review is due; returns whether a review was due.
 
-        A plan has the numbers that replace "auto" in the settings. `pace` is the present time of an update; numbers
-        that do not fit it are replaced. New numbers are recorded like a change of settings, so that the run resumes
-        with the new numbers if it is stopped.
+        A plan has the numbers that replace "auto" in the settings. `pace` is the present time of an update; numbers of
+        the plan that do not fit this time are replaced. New numbers are recorded like a change of settings, so that the
+        run resumes with the new numbers if it is stopped.
         """
         progress = self.state.progress
         if progress.plan is None or progress.ending or not pace.is_known:
