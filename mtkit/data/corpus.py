@@ -724,7 +724,7 @@ def length_limit(
     """Returns "ratio" and "extra", which limit the length of translations to ratio x source length + extra.
 
     Lengths are in tokens without end marks. The fraction of the pairs whose target is longer than the limit is below
-    `EXCESS`. Of all limits that fulfil this, the limit with the smallest mean over the pairs is chosen. The ratio
+    `EXCESS`. Of several limits that fulfil this, the limit with the smallest mean over the pairs is chosen. The ratio
     is at least 1.2 times the mean ratio, which leaves room for sentences longer than those of the corpus.
 
     `corpora` holds the number of pairs from each corpus, in order; if it is empty, all pairs count as one corpus. Each

@@ -646,7 +646,7 @@ def verify_resuming(config: Config) -> Report:
 
 
 def _train_with_kills(config: Config, data: Path | None, run: Path) -> list[Killed]:
-    """Train to the end, killed once between checkpoints and, if possible, once while writing a checkpoint.
+    """Train to the end, with a kill between checkpoints and, if possible, a kill while a checkpoint is written.
 
     Returns the state of training at each kill; an empty list if training ended before the first kill. `data` is the run
     directory whose tokenizer and data are used; if `data` is `None`, a new tokenizer and new data are made.
