@@ -367,7 +367,7 @@ class _Begun:
 
 
 class _Lengths:
-    """Caches the maximum lengths of translations and the length penalties, by numbers of tokens."""
+    """Computes maximum lengths of translations and length penalties, and caches them; lengths are in tokens."""
 
     def __init__(self, model: Model, decoding: DecodingConfig) -> None:
         self.decoding = decoding
@@ -376,7 +376,10 @@ class _Lengths:
         self._divisors: dict[int, float] = {}
 
     def limit(self, source_length: int, prefix_length: int) -> int:
-        """Returns the maximum length of a translation, without the end mark."""
+        """Returns the maximum length of a translation, without the end mark.
+
+        The source has `source_length` tokens, and the prefix of the translation has `prefix_length`.
+        """
         key = source_length, prefix_length
         if key not in self._limits:
             sources, prefixes = ragged([[0] * source_length]), [[0] * prefix_length]
@@ -398,8 +401,8 @@ class CTranslate2Engine:
     With settings for which `fault_of` returns `None`, finds the same translations as `mtkit.translation.decode.decode`,
     up to rounding. Sentences that CTranslate2 would search in another way are left to that function:
 
-    - with a beam, sentences that have a prefix, and those for which a hypothesis reaches the maximum length: mtkit then
-      ends all hypotheses, CTranslate2 none
+    - with a beam, sentences that have a prefix, and sentences for which a hypothesis reaches the maximum length: mtkit
+      then ends all hypotheses of the sentence, while CTranslate2 ends none of them
     - with greedy search, all sentences if several hypotheses are asked for, and translations whose log-probability is
       not finite
     - sentences and translations that may become longer than the model's tables of positions
@@ -436,7 +439,8 @@ class CTranslate2Engine:
     ) -> Iterator[list[list[Hypothesis]]]:
         """Yields the hypotheses of each batch, as the function `mtkit.translation.decode.decode` returns them.
 
-        The batches keep their order. While the results of a batch are awaited, CTranslate2 has up to AHEAD later ones.
+        The batches keep their order. While the results of one batch are awaited, CTranslate2 already works on later
+        batches, at most AHEAD of them.
         """
         begun: deque[_Begun] = deque()
         for sentences, prefixes in batches:
@@ -530,8 +534,8 @@ class CTranslate2Engine:
 
         - The search did not end the translation within its maximum length.
         - The sentence has a prefix, whose tokens the search does not score.
-        - min_length, no_repeat_ngram or a ban on <unk> forbade tokens, whose probability the search gives to the other
-          tokens.
+        - min_length, no_repeat_ngram or a ban on <unk> forbade some tokens. In the scores of the search, the
+          probability of forbidden tokens is spread over all other tokens.
         """
         bans = self._replaces_unknown and self._unknown in forbidden
         all_differ = bool(decoding.min_length or decoding.no_repeat_ngram or bans)
@@ -632,7 +636,7 @@ QUANTIZATIONS: dict[str, tuple[str, str | None]] = {
 def check_ctranslate2(config: Config) -> None:
     """Raises CheckpointError if CTranslate2 does not support the model.
 
-    It supports only Transformers that translate, and not all of their settings.
+    CTranslate2 supports only Transformers that translate, and only some of the settings that mtkit has for them.
     """
     model = config.model
     if config.task != "translation":
@@ -913,8 +917,8 @@ def library() -> Any:
 
     If the processor has no VNNI instructions, sets CT2_USE_MKL to make CTranslate2 compute with MKL, unless the
     environment sets this variable. On AMD processors, CTranslate2 would otherwise use oneDNN, whose 8-bit products are
-    added in pairs in 16 bits, which may overflow: log-probabilities of CTranslate2 4.8.5 were 0.8 nats off, and 0.03
-    with MKL.
+    added in pairs in 16 bits, which may overflow: log-probabilities of CTranslate2 4.8.5 were 0.8 nats off with oneDNN,
+    and 0.03 nats off with MKL.
     """
     if not torch.cpu._is_vnni_supported():
         os.environ.setdefault("CT2_USE_MKL", "1")  # read when the library is imported
@@ -936,9 +940,10 @@ def observe_with_ctranslate2(
 ) -> Observed | None:
     """Translates `sources` with CTranslate2 by greedy search, and scores `targets` as translations of `sources`.
 
-    Returns `None` if CTranslate2 is not installed. Each source and each target is a list of pieces. The exported model
-    is in `directory`. The search obeys min_length and no_repeat_ngram of `decoding`, and never generates the pieces in
-    `silent`.
+    Returns the translations and the log-probabilities of the targets, or `None` if CTranslate2 is not installed. Each
+    source and each target is a list of pieces, and each target belongs to the source at the same index. The exported
+    model is in `directory`. The search obeys min_length and no_repeat_ngram of `decoding`, and never generates the
+    pieces in `silent`.
     """
     ctranslate2 = library()
     if ctranslate2 is None:

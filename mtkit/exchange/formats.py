@@ -712,7 +712,7 @@ def extend(path: Path, output: Path, pieces: Sequence[str], tags: Sequence[str])
 
 
 def _spellings(old: Tokenizer, new: Tokenizer, of_source: bool) -> list[list[int]]:
-    """Returns, for each piece that only the new tokenizer has, the ids as which the old tokenizer encodes it.
+    """Returns, for each piece that only `new` has, the ids of the old pieces into which `old` splits its text.
 
     If `of_source` is true, the source vocabularies of the tokenizers are compared, else their target vocabularies.
     """

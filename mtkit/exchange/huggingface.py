@@ -530,9 +530,9 @@ def write_marian_tokenizer(model: PortableModel, directory: Path) -> None:
 
     If the model has `misread_tags`, the files of `write_m2m100_tokenizer` are written instead.
 
-    Raises ConfigError if a model with misread tags has no shared vocabulary, which the latter files need; if the
-    special tokens of source and target differ; and for a tokenizer of words, since a MarianTokenizer would encode
-    several unknown words in a row as a single <unk>.
+    Raises ConfigError if a model with misread tags has no shared vocabulary, which the files of
+    `write_m2m100_tokenizer` need; if the special tokens of source and target differ; and for a tokenizer of words,
+    since a MarianTokenizer would encode several unknown words in a row as a single <unk>.
     """
     _require_no_words(model)
     shared = model.source.pieces == model.target.pieces
@@ -705,8 +705,9 @@ def _added_tokens(directory: Path, settings: Mapping[str, Any], pieces: Sequence
     """Returns the tokens that were added to the tokenizer, in the order of their ids; mtkit uses these tokens as tags.
 
     Hugging Face transformers finds an added token anywhere in a line; mtkit finds a tag only at the start of a line.
-    Raises CheckpointError if a token whose id is greater than all ids of `pieces` is not written like a tag, such as
-    <2eo>, and if the ids of added tokens contradict those of `pieces` or have gaps.
+    `pieces` are the pieces of the vocabulary, whose indices are their ids. Raises CheckpointError if a token with an id
+    beyond the end of `pieces` is not written like a tag (<2eo> is an example of a tag), and if the ids of added tokens
+    contradict the ids in `pieces` or have gaps.
     """
     path = directory / ADDED_TOKENS
     added: dict[str, Any] = _read(path) if path.exists() else {}
@@ -1024,7 +1025,9 @@ def _json_entries(text: str, path: Path) -> list[tuple[str, int]]:
 
 
 def _yaml_entries(text: str, path: Path) -> list[tuple[str, int]]:
-    """Returns (piece, id) for lines `piece: id`, or `? piece` and `: id`; raises CheckpointError for other lines.
+    """Returns (piece, id) for each line `piece: id`, and for each two lines `? piece` and `: id`.
+
+    Raises CheckpointError for other lines.
 
     A piece is always text, even where YAML would read another type: `no`, `1.0` or `~`.
     """

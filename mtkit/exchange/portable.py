@@ -364,8 +364,9 @@ def observe_with_transformers(
 ) -> Observed | None:
     """Translates `sources` with Hugging Face transformers by greedy search, and scores `targets` as translations.
 
-    Returns `None` if Hugging Face transformers is not installed. Each source and each target is a list of pieces. Each
-    target is scored as a translation of the source at the same index.
+    Returns the translations and the log-probabilities of the targets, or `None` if Hugging Face transformers is not
+    installed. Each source and each target is a list of pieces. Each target is scored as a translation of the source at
+    the same index.
 
     The pieces in `silent` are never generated. The constraints in generation_config.json, such as no_repeat_ngram_size,
     apply.
@@ -562,8 +563,8 @@ def _shown(value: Any) -> str:
 def write_configs(model: PortableModel, directory: Path, own: dict[str, Any]) -> None:
     """Writes config.json and generation_config.json to `directory`.
 
-    `own` holds the entries of config.json that only models of this architecture have; the others are the same for all
-    architectures.
+    `own` holds the entries of config.json that are specific to the model's architecture, Marian or M2M100. All other
+    entries are the same for both architectures.
     """
     config, special = model.config, model.target.special
     transformer = config.model
@@ -949,9 +950,9 @@ class TheirConfig:
         return [id_] in _rows(words) or id_ in _row(suppressed)
 
     def _check_generation(self) -> None:
-        """Raises CheckpointError if the checkpoint forces a first token, or if two of its files disagree.
+        """Raises CheckpointError if the checkpoint forces a first token, or if its files contradict each other.
 
-        They disagree if config.json and generation_config.json give a special token different ids.
+        A contradiction is that config.json and generation_config.json give a special token different ids.
         """
         if (forced := self.generation_value("forced_bos_token_id")) is not None:
             raise CheckpointError(f"{self.path}: forced_bos_token_id is {forced!r}; mtkit forces no first token")

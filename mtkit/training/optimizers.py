@@ -85,8 +85,8 @@ class MovingAverage(AveragedWeights):
     def update(self, step: int) -> None:
         """Update the average from the weights that the model has after update number `step`.
 
-        The decay is the smaller of `decay` and (1 + `step`) / (10 + `step`), so that the first weights are soon
-        forgotten, as in TensorFlow's ExponentialMovingAverage and in Marian.
+        The decay is the smaller of the attribute `decay` and (1 + `step`) / (10 + `step`), so that the first weights
+        are soon forgotten, as in TensorFlow's ExponentialMovingAverage and in Marian.
         """
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self.tensors, list(self._parameters.values()), 1 - decay)
@@ -168,8 +168,9 @@ class Muon(Adam):
         """Makes an optimizer for all parameters of `model`, with decoupled weight decay.
 
         `betas` and `eps` are those of Adam. The weight decay is `matrix_decay` for hidden matrices and `other_decay`
-        for all other parameters. The learning rate of hidden matrices is `matrix_rate` times that of all other
-        parameters: the factor is stored as "rate" in their parameter group, and `Updater.update` applies it.
+        for all other parameters. The learning rate of hidden matrices is `matrix_rate` times the learning rate of all
+        other parameters. `matrix_rate` is stored as "rate" in the parameter group of the hidden matrices;
+        `Updater.update` multiplies the learning rate by it.
         """
         blocks = hidden_matrices(model)
         others = [parameter for parameter in model.parameters() if parameter not in blocks]
@@ -274,9 +275,9 @@ def orthogonalized(matrices: Tensor) -> Tensor:
 def _by_gram_matrices(x: Tensor) -> Tensor:
     """Returns the result of the Newton-Schulz iteration for `x`, (M, A, B), with only two products that involve x.
 
-    All other products are of (A, A) matrices; if B is four times A, this takes 0.58 of the time. An iteration
-    multiplies x by a polynomial of the Gram matrix x x', and thus the Gram matrix by the square of this polynomial. So
-    the polynomials can be multiplied by one another first, and by x in the end
+    All other products are of (A, A) matrices. If B is four times A, this takes 0.58 of the time that iterating on x
+    itself takes. An iteration multiplies x by a polynomial of the Gram matrix x x', and thus the Gram matrix by the
+    square of this polynomial. So the polynomials can be multiplied by one another first, and by x in the end
     (https://tridao.me/blog/2026/gram-newton-schulz). In half precision, the Gram matrices lose small singular values.
     """
     gram = x @ x.mT
@@ -304,8 +305,8 @@ Groups = list[dict[str, Any]]
 def parameter_groups(model: nn.Module, config: TrainingConfig) -> Groups:
     """Returns the parameters of a model in one or two groups, each with its weight decay.
 
-    If the setting `weight_decay_of` is "matrices", the first group has the hidden matrices, and the second has all
-    other parameters, whose weight decay is 0.
+    If the setting `weight_decay_of` is "all", there is one group. If the setting `weight_decay_of` is "matrices", the
+    first group has the hidden matrices, and the second has all other parameters, whose weight decay is 0.
     """
     parameters = list(model.parameters())
     if config.weight_decay_of == "all":
@@ -473,9 +474,10 @@ def _names(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[str]:
 def remembers_alike(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> bool:
     """Whether the optimizer can load `tensors`, a result of `optimizer_tensors`.
 
-    Every optimizer can load an empty dict. The state of sgd is momentum. The state of adam and adamw consists of
-    averages of the gradient and of its square. The state of muon consists of momentum for hidden matrices, and of the
-    same averages as in adam for all other parameters. The state of schedule_free includes the weights z.
+    Every optimizer can load an empty dict. Any other state must be of the same kind as the optimizer's own. The state
+    of sgd is momentum. The state of adam and adamw consists of averages of the gradient and of its square. The state of
+    muon consists of momentum for hidden matrices, and of the same averages as in adam for all other parameters. The
+    state of schedule_free includes the weights z.
     """
     moments = {name.split("/", 1)[0] for name in tensors}
     of_kinds = {"momentum_buffer": torch.optim.SGD, "matrix_momentum": Muon, "z": ScheduleFree}
@@ -526,7 +528,7 @@ def constant(step: int, config: TrainingConfig, d_model: int, lowered: int) -> f
 def linear(step: int, config: TrainingConfig, d_model: int, lowered: int) -> float:
     """Returns the rate at `step`: it rises linearly to the peak, then falls linearly until `max_steps`.
 
-    There it is `final_learning_rate`. `d_model` and `lowered` are not used.
+    At `max_steps`, the rate is `final_learning_rate`. `d_model` and `lowered` are not used.
     """
     final, left = config.final_learning_rate, 1 - _share_done(step, config)
     return min(_peak(config) * _warmth(step, config), final + (_peak(config) - final) * left)
@@ -535,8 +537,8 @@ def linear(step: int, config: TrainingConfig, d_model: int, lowered: int) -> flo
 def cosine(step: int, config: TrainingConfig, d_model: int, lowered: int) -> float:
     """Returns the rate at `step`: it rises linearly to the peak, then falls along half a cosine until `max_steps`.
 
-    There it is `final_learning_rate`. This is equation 5 of Loshchilov & Hutter (2017), without restarts. `d_model` and
-    `lowered` are not used.
+    At `max_steps`, the rate is `final_learning_rate`. This is equation 5 of Loshchilov & Hutter (2017), without
+    restarts. `d_model` and `lowered` are not used.
     """
     final, share = config.final_learning_rate, _share_done(step, config)
     left = (1 + math.cos(math.pi * share)) / 2
@@ -798,7 +800,10 @@ class Plan:
         )
 
     def for_minutes(self, max_minutes: float) -> "Plan":
-        """Returns the plan for another `max_minutes`: `max_steps` is scaled in proportion, the other numbers stay."""
+        """Returns the plan for a run of `max_minutes` instead of the minutes that this plan was made for.
+
+        `max_steps` is scaled in proportion to the minutes; all other numbers stay the same.
+        """
         max_steps = max(round(self.max_steps * max_minutes / self.max_minutes), 1)
         return replace(self, max_minutes=max_minutes, max_steps=max_steps)
 

@@ -114,7 +114,8 @@ class Board:
     def __init__(self, directory: Path, step: int) -> None:
         """Open the files for TensorBoard in `directory`.
 
-        If an earlier process drew steps after `step`, those steps are hidden, since training will draw them again.
+        If an earlier process drew values for steps after `step`, these values are hidden, since training will reach the
+        same steps again and draw new values.
         """
         from torch.utils.tensorboard import SummaryWriter
 
@@ -375,8 +376,8 @@ class Validation:
         """Validate the model; returns the results by name, and the model's translations of the sources.
 
         The result "loss" includes label smoothing, as in training; "nll" does not. Both are in nats per token. The
-        result "perplexity" is exp(nll); "bleu" and "chrf" are the scores of the translations, which a language model
-        does not have. The ranks divide the work among themselves, and all ranks return the same results. Raises
+        result "perplexity" is exp(nll); "bleu" and "chrf" are the scores of the translations; for a language model,
+        these two are missing. The ranks divide the work among themselves, and all ranks return the same results. Raises
         StoppedError if `stop` says that training must stop.
         """
         model.eval()
@@ -496,8 +497,9 @@ def best_logged(
 ) -> tuple[int, float, int] | None:
     """Returns the step in `steps` with the best logged score, that score, and the number of later validations.
 
-    `path` is the log file, of which the first `progress.log_bytes` bytes count. The score is that of `selection_score`.
-    Returns `None` if the log is damaged or missing, lacks such scores, or has no validation at any of `steps`.
+    `path` is the log file, of which the first `progress.log_bytes` bytes count. The scores are results of
+    `selection_score`: BLEU, chrF or the negative loss of a validation, as the settings say; higher is better. Returns
+    `None` if the log is damaged or missing, lacks such scores, or has no validation at any of `steps`.
     """
     try:
         data = path.read_bytes()[: progress.log_bytes]
@@ -580,7 +582,7 @@ class Changes:
 
     @property
     def all(self) -> list[Difference]:
-        """All differences: first those in `fixed`, then those in `asked`, then those in `free`."""
+        """All differences: first those never allowed, then those allowed with --change, then those always allowed."""
         return [*self.fixed, *self.asked, *self.free]
 
 
@@ -632,8 +634,8 @@ def completion_of(config: Config, data: str, validation: str, started_from: str 
 def with_defaults(saved: dict[str, Any], now: dict[str, Any], config: Config) -> dict[str, Any]:
     """Returns `saved`, a stored result of `identity_of` or `completion_of`, with defaults for missing settings.
 
-    If an earlier version of mtkit wrote `saved`, it may lack newer settings of the model or of training. Those that
-    `now`, the result of the same function for `config`, contains are added with their default values.
+    If an earlier version of mtkit wrote `saved`, it may lack newer settings of the model or of training. `now` is the
+    result of the same function for `config`. Settings that are in `now`, but not in `saved`, get their default values.
     """
     return _filled(saved, now, {"model": _defaults(config.model), "training": _defaults(config.training)})
 
@@ -686,7 +688,10 @@ def _may_be_asked_for(name: str) -> bool:
 
 
 def _filled(saved: dict[str, Any], now: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """Returns `saved` plus those of `defaults` whose keys are in `now` but not in `saved`; nested dicts likewise."""
+    """Returns `saved` with an entry from `defaults` for each key that is in `now`, but not in `saved`.
+
+    Missing keys of nested dicts are added in the same way.
+    """
     filled = {key: default for key, default in defaults.items() if key in now} | saved
     for key, default in defaults.items():
         if isinstance(default, dict) and isinstance(filled.get(key), dict):
@@ -768,7 +773,8 @@ def with_changes(chain: Sequence[Change], step: int, pairs: int, differences: Se
 def earlier_budgets(progress: Progress, settings: TrainingConfig) -> list[EarlierBudget]:
     """Returns the earlier values of `batch_tokens` and `batching`, oldest first; `settings` has the current values.
 
-    The field `until` of an item is the number of pairs that the run had trained on when its values were replaced.
+    Each item holds one value of both settings. Its field `until` is the number of sentence pairs that the run had
+    trained on when one or both values were replaced.
     """
     values = {"training.batch_tokens": settled(settings.batch_tokens), "training.batching": settings.batching}
     budgets = []
@@ -825,8 +831,8 @@ def facts_of(corpus: Corpus, started_from: str | None) -> dict[str, Any]:
     """Returns the description of the training data that is stored in run.json and in the bundle.
 
     `started_from` is the checksum of the weights that training started from; `None` if the weights were random. Unless
-    it is `None`, the limit for the length of translations, "length_limit", is left out: the new model also translates
-    text like that of the model that it started from, in which sentences may be longer.
+    it is `None`, the limit for the length of translations, "length_limit", is left out: the model that training started
+    from may know longer sentences than the training data has, and the new model inherits this.
     """
     facts = corpus.facts()
     if started_from is not None:

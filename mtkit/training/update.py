@@ -63,7 +63,10 @@ DEVICE_CHUNK_ELEMENTS = 1 << 28  # logits of a chunk on other devices: at most 1
 
 @dataclass(frozen=True)
 class Shares:
-    """The weights of the terms of a loss; the loss is computed from one forward pass (p) or from two (p and q)."""
+    """How much each term of a loss counts: cross-entropies and, if there are two forward passes, KL divergences.
+
+    With two passes, p and q are the distributions that the first and the second pass predict.
+    """
 
     cross_entropy: tuple[float, ...]  # weight of the label-smoothed cross-entropy of each pass
     divergence: tuple[float, float] = (0.0, 0.0)  # weights of KL(p || q) and KL(q || p) in the consistency loss
@@ -290,7 +293,8 @@ def _log_softmax(logits: Tensor, memory: Tensor) -> Tensor:
 def slice_tokens(device: str, num_passes: int, vocab_size: int) -> int:
     """Returns the number of tokens for which the softmax is computed at a time.
 
-    On a CPU, this is fewer tokens than `chunk_tokens` returns; on other devices, as many.
+    `chunk_tokens` returns the number of tokens whose logits are in memory at a time. On a CPU, the softmax is computed
+    for only some of these tokens at a time; on other devices, for all of them.
     """
     if device == "cpu":
         return max(1, SLICE_ELEMENTS // (num_passes * vocab_size))
@@ -322,8 +326,8 @@ class BatchLoss:
 def cross_entropy(model: TranslationModel, batch: Batch, settings: TrainingConfig) -> BatchLoss:
     """Returns the label-smoothed cross-entropy of one forward pass, plus the weighted loss of guided alignment, if set.
 
-    The loss of guided alignment is part of the total only. For a masked model, returns what `masked_cross_entropy`
-    returns.
+    The loss of guided alignment is part of `BatchLoss.total`, but not of `BatchLoss.sums`. For a masked model, the loss
+    is that of `masked_cross_entropy` instead: the loss of a conditional masked language model.
     """
     if isinstance(model, MaskedModel):
         return masked_cross_entropy(model, batch, settings.label_smoothing)
@@ -591,7 +595,8 @@ class Updater:
     def _passes_if_memory_lasts(self, batches: Sequence[Batch], step: int, tokens: int) -> tuple[Tensor, float] | None:
         """Returns the result of `_passes`, or `None` if memory ran out and the batches can be divided.
 
-        They can be divided if `splits` is true and any of them has several rows. Other errors are raised.
+        Batches can be divided if the updater was made with `splits=True` and at least one batch has several rows. Any
+        error except a lack of memory is raised, and so is a lack of memory if the batches cannot be divided.
         """
         try:
             return self._passes(batches, step, tokens)
@@ -603,8 +608,8 @@ class Updater:
     def _passes(self, batches: Sequence[Batch], step: int, tokens: int) -> tuple[Tensor, float]:
         """Computes the gradient of loss / `tokens`; returns the losses and the padding.
 
-        The losses are `BatchLoss.sums`, summed over the batches. The padding is the fraction of positions that are
-        padding, averaged over the batches.
+        The losses are `BatchLoss.sums` (cross-entropy, negative log-likelihood and, with two passes, consistency loss),
+        summed over the batches. The padding is the fraction of positions that are padding, averaged over the batches.
         """
         state, settings = self.state, self.settings
         sums = []
@@ -731,7 +736,8 @@ Result = TypeVar("Result")
 def threads_are_bound() -> bool:
     """Returns whether OpenMP, as it is in PyTorch for Linux, binds each of its threads to a core.
 
-    All threads that Python starts are then bound to the core of the main thread, where parts would wait for each other.
+    If so, all threads that Python starts are bound to the core of the main thread, too. The threads that compute the
+    parts of a batch would then wait for each other.
     """
     names = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY")
     first = next(filter(None, map(os.environ.get, names)), "false")  # the others count only without OMP_PROC_BIND
@@ -739,9 +745,9 @@ def threads_are_bound() -> bool:
 
 
 def add_gradients(parameter: nn.Parameter, gradients: list[Tensor]) -> None:
-    """Adds `gradients` to the gradient of `parameter`, in their order; their values stay unchanged.
+    """Adds the tensors in `gradients` to the gradient of `parameter`, in the order of the list.
 
-    They must, since autograd may return the same tensor as the gradient of another parameter.
+    The tensors in `gradients` are not changed, since autograd may return the same tensor for another parameter too.
     """
     if parameter.grad is None and gradients:
         parameter.grad = gradients.pop(0).clone()
@@ -753,9 +759,9 @@ def add_gradients(parameter: nn.Parameter, gradients: list[Tensor]) -> None:
 def results_of(futures: list[Future[Result]]) -> list[Result]:
     """Waits until all futures are done; returns their results in order, or raises the first of their errors.
 
-    The list `futures` is empty afterwards. A future holds its error, whose traceback holds the variables of this
-    function and its caller, the futures among them. If they stayed there, all that the threads have computed would stay
-    in memory until garbage is collected.
+    The list `futures` is empty afterwards. Otherwise, there would be a reference cycle after an error: a future holds
+    its error, the traceback of the error holds the local variables of this function, and the list would hold the
+    futures. All results of the threads would then stay in memory until garbage is collected.
     """
     wait(futures)
     results = []
@@ -968,11 +974,11 @@ SIZES: tuple[Callable[[int, int, int], int], ...] = (
 
 
 def largest_batches(feed: Feed, num_batches: int = PLANNED_BATCHES) -> list[Batch]:
-    """Returns the largest of the first `num_batches` batches of the first epoch, for each measure of size in SIZES.
+    """Returns the batch with the most positions (including padding), and the batch with the most attention scores.
 
-    These are the batch with the most positions, including padding, and the batch with the most attention scores. If
-    both are the same batch, it is returned once. If sampled segmentations made a batch too large, its parts are
-    returned instead (see `micro_batches`). All other batches are planned, but not made.
+    The two are chosen among the first `num_batches` batches of the first epoch. If one batch has the most of both, it
+    is returned once. If sampled segmentations make a chosen batch too large, the batch is split, and its parts are
+    returned (see `micro_batches`). Only the chosen batches are made; all other batches are only planned.
     """
     corpus, settings = feed.corpus, feed.config.training
     lengths = [np.asarray(side) + 1 for side in (corpus.source_lengths, corpus.target_lengths)]
@@ -1019,14 +1025,14 @@ MARGIN = {"cpu": 0.5, "cuda": 0.15, "mps": 0.15}
 
 @dataclass(frozen=True)
 class FoundBatch:
-    """The number that replaces "auto" in training.batch_tokens, and the memory that such batches need."""
+    """The number that replaces "auto" in training.batch_tokens, and the memory that batches of this size need."""
 
     tokens: int  # the number that replaces "auto"
     bytes_needed: float  # memory at the peak of an update; 0 if the system does not tell
     bytes_at_hand: int | None  # `memory_at_hand` before the search; None if the system does not tell
 
     def told(self) -> str:
-        """Returns the number and the memory in words, for a message."""
+        """Returns text for a message: the batch size in tokens and, if known, the memory that the batches need."""
         told = f"training.batch_tokens auto: {self.tokens:,}"
         if self.bytes_at_hand is None:
             return told
@@ -1039,12 +1045,12 @@ def find_batch_tokens(
 ) -> FoundBatch:
     """Returns the largest `batch_tokens` that fits into memory, and the memory that it takes.
 
-    The sizes that are tried divide an update of `update_tokens` into equal batches; they go from LEAST_BATCH_TOKENS to
-    MOST_BATCH_TOKENS, each about twice the size before. For each size, an update of a copy of `model` is made with the
-    largest batches of that size. A size fits if the fraction MARGIN of the memory stays free; the smallest size fits if
-    memory does not run out. On a CPU, a size that is expected not to fit is not tried. All ranks return the same size,
-    which fits in every rank. `model` and `feed` stay unchanged. Raises MtkitError if memory runs out with the smallest
-    size.
+    The sizes that are tried divide an update (setting `update_tokens`) into equal batches. They go from
+    LEAST_BATCH_TOKENS to MOST_BATCH_TOKENS, each about twice the size before. For each size, an update of a copy of
+    `model` is made with the largest batches of that size. A size fits if the fraction MARGIN of the memory stays free;
+    the smallest size fits if memory does not run out. On a CPU, a size that is expected not to fit is not tried. All
+    ranks return the same size, which fits in every rank. `model` and `feed` stay unchanged. Raises MtkitError if memory
+    runs out with the smallest size.
     """
     settings, device = feed.config.training, model.device
     at_hand = memory_at_hand(device, ranks.local_count)
@@ -1099,7 +1105,7 @@ def _peak(updater: Updater, feed: Feed, is_first: bool) -> float:
     """Returns the largest amount of memory used during an update, in bytes.
 
     Returns infinity if memory runs out, and 0 if the system does not tell. The update consists of the largest batches
-    and of the first of them once more, so that each batch is processed while the gradients of another are in memory.
+    and of the first of them once more, so that each batch is processed while gradients of another batch are in memory.
     With `is_first`, another update is made before, so that the state of the optimizer is in memory too.
     """
     device, batches = updater.state.model.device, largest_batches(feed)
