@@ -1,4 +1,4 @@
-"""Export of bundles to other libraries, import of their models, extension of vocabularies, and `mtkit.load`.
+"""Export of bundles to other libraries, import of models from them, extension of vocabularies, and `mtkit.load`.
 
 Export writes a bundle as files for CTranslate2 or Hugging Face transformers, and compares the translations of mtkit
 and of that library. Import makes bundles from models of Hugging Face transformers and of Marian. `load` opens a model

@@ -605,7 +605,7 @@ def _own_symbols(directory: Path, found: MarianVocabulary) -> list[str]:
 
 
 def _begin(begin: int | None, special: SpecialIds) -> int | None:
-    """Returns `begin`, the id of the begin mark, or `None` if padding or the end mark in `special` has the same id."""
+    """Returns `begin`, the id of the begin mark; `None` if, in `special`, it is the id of padding or the end mark."""
     return None if begin in (special.pad, special.end) else begin
 
 

@@ -522,13 +522,14 @@ def write_marian_tokenizer(model: PortableModel, directory: Path) -> None:
     """Writes the files of a MarianTokenizer for `model` to `directory`.
 
     The tokenizer encodes and decodes as mtkit does, except in the cases that `Tokenizer.source_sentencepiece` lists and
-    in these:
+    in three more:
 
     - At the start of a line, text between >> and << is one token without a space mark (▁) before it.
     - Unknown text that is written like a special token becomes that token.
     - Decoding with skip_special_tokens drops <unk>, and strips white space of all kinds.
 
-    If the model has `misread_tags`, the files of `write_m2m100_tokenizer` are written instead.
+    If a MarianTokenizer would misread some tags, that is, encode them to other ids than mtkit does, the files of
+    `write_m2m100_tokenizer` are written instead.
 
     Raises ConfigError if a model with misread tags has no shared vocabulary, which the files of
     `write_m2m100_tokenizer` need; if the special tokens of source and target differ; and for a tokenizer of words,

@@ -391,8 +391,9 @@ def _layer(options: MarianOptions, taken: _Taken, side: str, number: int) -> Ite
 def _norm(taken: _Taken, theirs: str, suffix: str, ours: str, width: int, default: float | None) -> dict[str, Tensor]:
     """Returns mtkit's weight and bias of a layer norm, by name.
 
-    Marian's names begin with `theirs` and end with `suffix`, mtkit's begin with `ours`. If `default` is 0, a missing
-    weight is 1 and a missing bias is 0. If `default` is `None`, a missing tensor raises CheckpointError.
+    The weight and the bias have `width` elements each. Their names in Marian begin with `theirs` and end with `suffix`;
+    their names in mtkit begin with `ours`. If `default` is 0, a missing weight is 1 and a missing bias is 0. If
+    `default` is `None`, a missing tensor raises CheckpointError.
     """
     return {
         f"{ours}.weight": taken.take(f"{theirs}_ln_scale{suffix}", (1, width), None if default is None else 1.0)[0],

@@ -846,7 +846,7 @@ def reviews_due(plan: Plan, step: int, seconds: float) -> int:
     """Returns how many reviews of the plan have become due so far, including the `plan.reviews` that are done.
 
     A review compares the plan with the present speed. A review becomes due after each of the fractions REVIEWS of
-    `max_steps` or of `max_minutes`, whichever passes first. `step` and `seconds` are the number of updates and the time
+    `max_steps` or of `max_minutes`, whichever comes first. `step` and `seconds` are the number of updates and the time
     of training so far.
     """
     done = max(step / plan.max_steps, seconds / (60 * plan.max_minutes))

@@ -126,7 +126,7 @@ class Board:
     def draw(self, event: str, values: dict[str, object]) -> None:
         """Draw the values of an event: as curves if `event` is in `CURVES`, as text if it is "sample", else not at all.
 
-        `values` are those of the log, by name, such as "step" and "loss".
+        `values` are what the log records of the event, by name: {"step": 100, "loss": 5.2}, for example.
         """
         step = values.get("step", 0)
         if event == "average":
@@ -582,7 +582,7 @@ class Changes:
 
     @property
     def all(self) -> list[Difference]:
-        """All differences: first those never allowed, then those allowed with --change, then those always allowed."""
+        """All differences: `fixed` (never allowed), then `asked` (allowed with --change), then `free` (allowed)."""
         return [*self.fixed, *self.asked, *self.free]
 
 
@@ -773,8 +773,8 @@ def with_changes(chain: Sequence[Change], step: int, pairs: int, differences: Se
 def earlier_budgets(progress: Progress, settings: TrainingConfig) -> list[EarlierBudget]:
     """Returns the earlier values of `batch_tokens` and `batching`, oldest first; `settings` has the current values.
 
-    Each item holds one value of both settings. Its field `until` is the number of sentence pairs that the run had
-    trained on when one or both values were replaced.
+    Each item holds one value of each of the two settings. Its field `until` is the number of sentence pairs that the
+    run had trained on when one or both values were replaced.
     """
     values = {"training.batch_tokens": settled(settings.batch_tokens), "training.batching": settings.batching}
     budgets = []
@@ -1193,9 +1193,10 @@ def _require_free(target: Path, run: Path) -> None:
 
 
 def _read(run: Path, wanted: str) -> Chosen:
-    """Choose the checkpoints that `wanted` asks for (see `bundle`), and read what a bundle needs from them.
+    """Choose the checkpoints that `wanted` asks for, and read from them what a bundle needs.
 
-    Raises FileNotFoundError if training deletes one of these checkpoints before it is read.
+    `wanted` is "best", "average" or a step, such as "1000". Raises FileNotFoundError if training deletes a chosen
+    checkpoint before it is read.
     """
     steps, choice = _choose(run, wanted)
     directories = [step_directory(run / "checkpoints", step) for step in steps]
@@ -1211,8 +1212,8 @@ def _read(run: Path, wanted: str) -> Chosen:
 def _choose(run: Path, wanted: str) -> tuple[list[int], str | None]:
     """Returns the steps of the checkpoints to read, in ascending order, and the reason for this choice, in words.
 
-    `wanted` is as in `bundle`. If it is a step, the reason is `None`, and CheckpointError is raised if there is no
-    checkpoint of this step.
+    `wanted` is "best", "average" or a step, such as "1000". For a step, the reason is `None`, and CheckpointError is
+    raised if there is no checkpoint of this step.
     """
     steps = readable_steps(run / "checkpoints")
     if wanted not in (BEST, AVERAGE):

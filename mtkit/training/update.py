@@ -658,10 +658,10 @@ class Updater:
     def _passes_of_parts(self, parts: Sequence[Batch], step: int, place: int, tokens: int) -> Tensor:
         """Computes the parts of a batch at the same time, and adds up their gradients; returns `BatchLoss.sums`.
 
-        The result is for the whole batch. `place` is the number of the batch in the update, which seeds the random
-        numbers together with `step`; `tokens` is as in `_passes`. Each part draws its random numbers from a generator
-        of its own, and the gradients are added in the order of the parts, so the result does not depend on which thread
-        is done first.
+        The returned losses are those of the whole batch. The gradient is that of loss / `tokens`. `place` is the number
+        of the batch in the update; together, `step` and `place` seed the random numbers. Each part draws its random
+        numbers from a generator of its own, and the gradients are added in the order of the parts, so the result does
+        not depend on which thread is done first.
         """
         if (key := (torch.get_num_threads(), len(parts))) not in self._threads:
             self._threads[key] = part_threads(len(parts))
@@ -683,9 +683,9 @@ class Updater:
     def _step(self, total: Tensor, padding: float, tokens: int, step: int, rate: float) -> Update:
         """Clips the gradient, then updates the weights and their average; returns the statistics of the update.
 
-        `total` holds the losses and `padding` the padding that `_passes` returned, for all ranks. The optimizer has the
-        learning rate already: `tokens` and `rate` are only stored in the statistics. If the loss or the gradient is not
-        finite, the weights stay unchanged.
+        `total` and `padding` are the losses and the padding that `_passes` returns, combined over all ranks. The
+        optimizer has the learning rate already: `tokens` and `rate` are only stored in the statistics. If the loss or
+        the gradient is not finite, the weights stay unchanged.
         """
         state, settings = self.state, self.settings
         self.scaler.unscale(state.optimizer)
@@ -858,7 +858,7 @@ class CompiledCall:
         self.is_complete = False  # whether all code is compiled; until then, calls compile what is missing
 
     def __call__(self, layer: nn.Module, x: Tensor, **arguments: Any) -> Tensor:
-        """Returns `layer(x, **arguments)` for `x`, (R, S or T, D)."""
+        """Returns `layer(x, **arguments)` for `x` of shape (R, S, D) or (R, T, D)."""
         if min(x.shape[:2]) < 2:  # compiled code takes a dimension of 1 for a constant, hence also 2 or more
             return call_layer(layer, x, **arguments)
         with torch.compiler.set_stance("eager_on_recompile" if self.is_complete else "default"):
