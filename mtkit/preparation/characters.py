@@ -95,8 +95,8 @@ class Alphabet:
     def is_of(self, scripts: Sequence[str]) -> NDArray[np.bool_]:
         """Returns a mask of the script numbers, (256), True for those that are allowed in text of `scripts`.
 
-        A script number is an index into `names`. Number 0, for characters that are not letters or whose script is not
-        known, is always allowed.
+        A script number is an index into the alphabet's attribute `names`. Number 0 stands for characters that are not
+        letters, or whose script is not known; it is always allowed.
         """
         known = np.zeros(256, dtype=np.bool_)
         known[0] = True
@@ -172,7 +172,7 @@ class Block:
         self.lengths = self.ends - self.starts  # (L)
 
     def lowered(self) -> "Block":
-        """The block in lower case."""
+        """A block with the same lines in lower case."""
         codes = ALPHABET.lower.take(self.codes)
         if not codes.all():
             return Block(lowered(self._lines))
@@ -207,9 +207,9 @@ class Block:
         return np.add.reduceat(chosen, self.starts, dtype=np.int64)
 
     def with_next(self, first: int, then: int) -> NDArray[np.int64]:
-        """Returns the indices of lines in which some character is in the classes `first` and the next is in `then`.
+        """Returns the indices of lines in which a character of class `first` comes directly before one of class `then`.
 
-        `first` and `then` are class bits, such as LETTER | DIGIT.
+        `first` and `then` are class bits; LETTER | DIGIT stands for characters of at least one of the two classes.
         """
         found = np.flatnonzero((self.classes[:-1] & first) != 0)
         return self.lines_of(found[(self.classes[found + 1] & then) != 0])
@@ -261,9 +261,9 @@ class Block:
         return _mixed(np.add.reduceat(terms, first) * inverse[first]), starts
 
     def grams(self, hashes: Ids, size: int) -> Ids:
-        """A hash of the sequence of `size` characters that begins at each character, (C).
+        """Returns an array (C): for each character, a hash of the sequence of `size` characters that starts with it.
 
-        `hashes` has a hash of each character: one of the tables of ALPHABET.
+        `hashes` is the table of ALPHABET from which the hashes of single characters are taken.
         """
         codes = hashes.take(self.codes)
         total = codes.copy()
@@ -307,9 +307,9 @@ _known_powers: tuple[Ids, Ids] = (np.ones(1, dtype=np.uint64), np.ones(1, dtype=
 def _powers(count: int) -> tuple[Ids, Ids]:
     """Returns at least `count` powers of _FACTOR, and as many powers of its inverse, modulo 2**64.
 
-    The powers are kept, and computed again only for a block that is longer than all before it. A word or a line that
-    begins at character n is hashed with the powers from the n-th on; the hash is then multiplied by the inverse of the
-    n-th power, so that it does not depend on n.
+    The powers are kept, and computed again only for a block that is longer than all earlier blocks. A word or a line
+    that begins at character n is hashed with the powers from the n-th on; the hash is then multiplied by the inverse of
+    the n-th power, so that it does not depend on n.
     """
     global _known_powers
     if len(_known_powers[0]) < count:
@@ -394,27 +394,30 @@ class Letters:
         return np.add.reduceat(table.take(self.buckets), self._lower.starts, dtype=np.float64).astype(np.float32)
 
     def counts(self, chosen: NDArray[np.bool_]) -> NDArray[np.float32]:
-        """How many three-letter sequences of the chosen lines have each hash, (G); `chosen` is a mask of lines, (L)."""
+        """Returns an array (G): for each hash, how many three-letter sequences of the chosen lines have it.
+
+        `chosen` is a mask of the lines, (L).
+        """
         buckets = self.buckets[np.repeat(chosen, self._lower.lengths + 1)]
         return np.bincount(buckets, minlength=BUCKETS + 1)[:BUCKETS].astype(np.float32)
 
 
 @dataclass(frozen=True)
 class LetterModel:
-    """Statistics of the three-letter sequences of some text: the count of each hash, and log-probabilities by it."""
+    """Statistics of the three-letter sequences of some text: counts of their hashes, and log-probabilities."""
 
     counts: NDArray[np.float32]  # (G)
 
     @cached_property
     def logs(self) -> NDArray[np.float32]:
-        """The log-probability of each hash of a three-letter sequence, (G), in nats, by smoothed counts."""
+        """The log-probability of each hash of a three-letter sequence, (G), in nats, from smoothed counts."""
         return self._logs(self.counts)
 
     def scores(self, letters: Letters, is_counted: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
         """The log-probability of each line, (L), in nats.
 
-        `is_counted` is a mask of the lines, (L), True for those that the model has counted. They are scored as if the
-        model had seen each sequence once less, so that a line does not make itself probable.
+        `is_counted` is a mask of the lines, (L), True for those from which the model was made. These lines are scored
+        as if each of their sequences had been counted once less, so that a line does not make itself probable.
         """
         scores = letters.sums(self.logs)
         if is_counted is None:
@@ -704,7 +707,7 @@ class Diagnosis:
     def share(self, name: str) -> float:
         """The fraction of pairs that have the fault called `name`, at most 1.
 
-        For "held out" and "nearly held out", it is a fraction of the held-out pairs.
+        For the faults "held out" and "nearly held out", returns the fraction of the held-out pairs that were found.
         """
         total = self.num_held_out if name in ("held out", "nearly held out") else self.num_pairs
         return min(1.0, self.found[name].count / max(total, 1))
@@ -762,7 +765,7 @@ USED_TOGETHER = {
 
 @dataclass(frozen=True)
 class Learned:
-    """What is usual in a text: the scripts of its sides, (source, target), their languages, and their lengths."""
+    """What is usual in a text: the scripts of (source, target), the languages, and the ratio of the lengths."""
 
     scripts: tuple[tuple[str, ...], tuple[str, ...]]
     languages: "Languages | None"  # None: the sample is too small, or both sides are of one language
@@ -827,9 +830,9 @@ def _exceeds(gain: NDArray[np.float32], letters: Letters) -> NDArray[np.bool_]:
 def learn_languages(source: Block, target: Block) -> Languages | None:
     """Fits letter models of the languages of both sides, leaving out lines that turn out to be in another language.
 
-    A third model starts from the oddest lines of both sides. In each of ROUNDS rounds, every line moves to the model
-    by which it is most probable (a mixture of multinomials, fitted by hard EM). In the end, the third model is dropped
-    if it is not that of a language. Returns `None` if there are too few lines, or if both sides are in one language.
+    A third model starts from the oddest lines of both sides. In each of ROUNDS rounds, every line moves to the model by
+    which it is most probable (a mixture of multinomials, fitted by hard EM). In the end, the third model is dropped if
+    its lines are not in one language. Returns `None` if there are too few lines, or if both sides are in one language.
     """
     sides = [Letters(source), Letters(target)]
     if min(letters.num_lines for letters in sides) < LEAST_LINES:
@@ -861,11 +864,12 @@ def learn_languages(source: Block, target: Block) -> Languages | None:
 
 
 def _is_language(sides: Sequence[Letters], kinds: Sequence[NDArray[np.int8]], models: Sequence[LetterModel]) -> bool:
-    """Whether the third model is that of a language, rather than of names or of one topic.
+    """Whether the lines of the third model are in a third language, rather than full of names or about one topic.
 
-    It is that of a language if its lines fit it clearly better than they fit the model of their side, and contain far
-    fewer of the letter sequences that are most common on that side. `models` are those of the source, of the target and
-    of the third language; `kinds` has, for each side, the index of the model that each line belongs to, (L).
+    They are in a third language if the third model fits them clearly better than the model of their side does, and if
+    they contain far fewer of the letter sequences that are most common on their side. `models` has three models: of the
+    source, the target and the third language. `kinds` has an array (L) for each side: the index, for each line, of the
+    model that the line belongs to.
     """
     margins: list[float] = []
     commonness: list[float] = []
@@ -922,9 +926,8 @@ class Lengths:
     ) -> NDArray[np.bool_]:
         """Returns a mask, (L), of the pairs whose ratio of lengths is far from the usual one.
 
-        `source` and `target` are the lengths of the sides in characters, (L) each. Far means that the ratio differs
-        from the usual one, in either direction, by more than the factor `least_factor`, and by more than DEVIATIONS
-        standard deviations.
+        `source` and `target` are the lengths of the sides in characters, (L) each. A ratio is far from the usual one if
+        it is larger or smaller by more than the factor `least_factor`, and by more than DEVIATIONS standard deviations.
         """
         distance = np.abs(_log_ratio(source, target) - self.middle)
         found: NDArray[np.bool_] = distance > max(DEVIATIONS * self.spread, np.log(least_factor))

@@ -62,10 +62,10 @@ def distill(
     student on them (STUDENT), and the record of how far the work is (RECORD). A pair of which a side is blank is left
     out. With `keep_original`, the student trains on the original pairs, too.
 
-    Goes on after the lines that an earlier call has translated; with `fresh`, deletes its files and begins anew.
-    Returns a report of several lines. Raises ConfigError for a language model, CheckpointError if the earlier call had
-    another teacher, text or way of decoding, DataError if the files of the earlier call have changed since, and
-    StoppedError if a signal ends the work.
+    Goes on after the lines that an earlier call has translated; with `fresh`, deletes the files of that call and begins
+    anew. Returns a report of several lines. Raises ConfigError for a language model, CheckpointError if the earlier
+    call had another teacher, text or way of decoding, DataError if the files of the earlier call have changed since,
+    and StoppedError if a signal ends the work.
     """
     if config.task == "language_model":
         raise ConfigError(
@@ -94,7 +94,9 @@ MADE_FROM = {"teacher", "precision", "decoding", "text", "tags"}  # the keys of 
 
 
 def _made_from(config: Config, corpora: Sequence[CorpusConfig], teacher: Teacher) -> dict[str, Any]:
-    """Returns what determines the translations: teacher, precision, decoding settings, and source text with its tags.
+    """Returns what determines the translations: teacher, precision, decoding settings, source text and tags.
+
+    The text is represented by checksums.
 
     Raises ConfigError if the teacher does not translate between the languages of `config`.
     """
@@ -123,8 +125,8 @@ def _source_fingerprint(part: CorpusConfig) -> str:
 def _require_languages(config: Config, teacher: Config, path: Path) -> None:
     """Raises ConfigError if the teacher translates between other languages than those of `config`.
 
-    Regions and scripts are not compared. Languages that are not stated are not checked, nor are those of multilingual
-    text, in which each corpus has a tag. `path` is the teacher's, for the message.
+    Regions and scripts are not compared. Nothing is checked if a language is not stated, or if the text is
+    multilingual, so that each corpus has a tag. `path` is the path of the teacher, for the message.
     """
     if all(corpus.tag is not None for corpus in config.data.train):
         return
@@ -142,7 +144,11 @@ def _language(code: str) -> str:
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Returns a line of text for each difference between two results of `_made_from`."""
+    """Returns a line of text for each change in what determines the translations, such as another teacher.
+
+    `before` and `now` are dicts with the teacher, the precision, the decoding settings, the checksums of the source
+    text and the tags.
+    """
     changes = ["the teacher has other weights"] if before["teacher"] != now["teacher"] else []
     defaults = DecodingConfig().model_dump(mode="json", exclude=FREE)  # of settings that an earlier version lacked
     changes += setting_changes("decoding", {**defaults, **before["decoding"]}, now["decoding"])
@@ -162,7 +168,7 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 @dataclass
 class _Written:
-    """How much of a file is complete: its number of bytes, and their SHA-256 in hexadecimal digits."""
+    """The complete part of a file: its number of bytes, and the SHA-256 of these bytes in hexadecimal digits."""
 
     num_bytes: int = 0
     sha256: str = hashlib.sha256().hexdigest()
@@ -219,7 +225,7 @@ class _Record:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Reads the file `path`, which `save` wrote. Raises CheckpointError if it is damaged or of another format."""
+        """Reads a record from the file `path`. Raises CheckpointError if it is damaged or of another format."""
         try:
             content = json.loads(path.read_bytes())
             if content["format"] != FORMAT:
@@ -238,9 +244,9 @@ class _Record:
 def _open_record(folder: Path, corpora: Sequence[CorpusConfig], made_from: dict[str, Any]) -> _Record:
     """Returns the record of an earlier call or, if no line has been translated yet, a new record, which is saved.
 
-    Raises CheckpointError if the earlier translations were made from something else, or if `folder` has no record, but
-    files with names that `distill` gives. Raises DataError if the files of the earlier call have changed, or if the
-    corpora have no lines.
+    `made_from` is what determines the translations, such as the teacher. Raises CheckpointError if it differs from what
+    the earlier call recorded, or if `folder` has no record, but files with names that `distill` gives. Raises DataError
+    if the files of the earlier call have changed, or if the corpora have no lines.
     """
     path = folder / RECORD
     record = _Record.read(path) if path.exists() else None
@@ -274,7 +280,7 @@ def _file(folder: Path, number: int, side: str) -> Path:
 def _check(path: Path, written: _Written, is_finished: bool) -> None:
     """Raises DataError if the file `path` does not begin with the bytes that `written` describes.
 
-    With `is_finished`, also raises DataError if the file has more bytes than these. A missing file counts as empty.
+    With `is_finished`, also raises DataError if more bytes follow. A missing file counts as empty.
     """
     try:
         with path.open("rb") as stream:
@@ -312,8 +318,8 @@ def _clear(folder: Path) -> None:
 class _GrowingFile:
     """A file that is appended to; `written` says how many bytes of it are complete.
 
-    When the file is opened, all bytes after these are cut off: a killed process may have left them. `append` writes
-    further lines, and updates `written`.
+    When the file is opened, all bytes after the complete ones are cut off: a killed process may have left them.
+    `append` writes further lines, and updates `written`.
     """
 
     def __init__(self, path: Path, written: _Written) -> None:
@@ -389,7 +395,7 @@ def _translated(
     """Translates the next lines of a corpus; returns pairs (line, translation), without those with a blank side.
 
     Counts blank lines, tokens and problems in `record`; `where` names the corpus in warnings. `done` tells how many
-    lines of the corpus come before these.
+    lines of the corpus come before `lines`.
     """
     given = [tagged(line, corpus.tag) for line in lines]
     translations = list(translator.translate_lines(given, done=meter.add))

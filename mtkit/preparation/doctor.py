@@ -82,7 +82,7 @@ ROWS = 100  # of a table, from which its columns of sentences are recognised
 
 @dataclass
 class Damage:
-    """What is wrong with the files of a `Part` of the text as a whole, rather than with single pairs."""
+    """Faults of whole files of parallel text, not of single pairs, such as bytes that are not UTF-8."""
 
     not_utf8: list[tuple[Path, int]] = field(default_factory=list)  # the first such lines: (file, line number)
     num_not_utf8: int = 0
@@ -91,7 +91,7 @@ class Damage:
     num_lacking: int = 0
 
     def add_lacking(self, line: int) -> None:
-        """Counts a TMX unit that lacks a side; `line` is the number of its line."""
+        """Counts a TMX unit that lacks a side; `line` is the number of the line at which the unit begins."""
         self.num_lacking += 1
         if self.num_lacking <= NUM_EXAMPLES:
             self.lacking.append(line)
@@ -147,7 +147,11 @@ class Part:
             yield from self._read_columns(damage)
 
     def blocks(self, damage: Damage | None = None) -> Iterator[Records]:
-        """Yields the pairs of `read` in blocks of at most BLOCK_PAIRS pairs and about BLOCK_CHARACTERS characters."""
+        """Yields the pairs of the part in blocks; records in `damage` what is wrong with the files.
+
+        A block ends once it has BLOCK_PAIRS pairs or more, or more than BLOCK_CHARACTERS characters. Raises DataError
+        if the text is not valid.
+        """
         damage = Damage() if damage is None else damage
         steps = _steps(self.source, self.target, damage) if self.target else _grouped(self.read(damage))
         lines: list[int] = []
@@ -270,7 +274,7 @@ def examine(
 
 
 class Examination:
-    """Examines parallel text: learns what is usual from a sample when it is made, and judges all pairs in `run`."""
+    """Examines parallel text: the constructor learns what is usual from a sample; `run` judges all pairs."""
 
     def __init__(
         self, parts: Sequence[Part], held_out: Iterable[HeldOutPair], languages: LanguagesConfig | None
@@ -406,7 +410,7 @@ class Examination:
 
 
 def _describe(slip: Slip, part: Part) -> str:
-    """Returns text for a message: how the alignment changes at a slip, and which file has or lacks lines."""
+    """Returns text for a message: how the alignment changes at a slip, and which file has too many or too few lines."""
     target = part.target or "the target"
     if slip.shift is None:
         return "from here on, the sides do not belong together, nor do lines near by"
@@ -423,7 +427,8 @@ def _describe(slip: Slip, part: Part) -> str:
 def verdicts(sides: Sides, learned: Learned, repeats: Repeats, held_out: HeldOut) -> dict[str, Chosen]:
     """Returns a dict from each kind of fault of pairs, such as "markup", to a mask of the pairs that have it, (L).
 
-    `sides` is a block of L pairs. Adds them to `repeats`, and the held-out pairs that are found to `held_out`.
+    `sides` is a block of L pairs. Adds the pairs of the block to `repeats`, so that later blocks are compared with
+    them. Records in `held_out` which held-out pairs were found.
     """
     found = judge(sides, learned)
     signatures = [minima(block) for block in sides.lower]
@@ -434,7 +439,10 @@ def verdicts(sides: Sides, learned: Learned, repeats: Repeats, held_out: HeldOut
 
 
 def num_lines(parts: Sequence[Part]) -> int | None:
-    """The number of source lines of all parts; `None` if no progress is shown, or if a part is TMX or JSON lines."""
+    """The number of source lines of all parts, for a progress bar.
+
+    Returns `None` if no progress bar is shown, or if a part is TMX or JSON lines.
+    """
     if not is_shown() or any(has_records(part.source) for part in parts):
         return None
     return sum(count_lines(part.source) for part in parts)
@@ -507,8 +515,8 @@ def clean(examination: Examination, folder: Path, keep: Collection[str] = ()) ->
     """Examines text, then writes a cleaned copy of it to a new folder; leaves faults of the kinds in `keep`.
 
     Returns what was done, and the diagnosis of the text before cleaning. Raises DataError if the folder exists, if
-    `keep` has a name that is not in CLEANABLE, or if there is a fault of the whole text, which no cleaning of single
-    pairs mends (those with `stops_at` 0 in KINDS), such as different numbers of lines.
+    `keep` has a name that is not in CLEANABLE, or if the whole text has a fault that no cleaning of single pairs mends,
+    such as different numbers of lines on the two sides (`stops_at` is 0 in KINDS for such faults).
     """
     require_new(folder, keep)
     diagnosis = examination.run()

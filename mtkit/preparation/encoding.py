@@ -93,7 +93,7 @@ def passes_lengths(source_lengths: Lengths, target_lengths: Lengths, rules: Data
 
 
 def has_text_rules(rules: DataConfig) -> bool:
-    """Whether any of `rules`, except that against blank sides, looks at the text of a pair, not just at its lengths."""
+    """Whether any of `rules` looks at the text of a pair, not just at its lengths; ignores the rule on blank sides."""
     return bool(rules.drop_identical or rules.source_script or rules.target_script or rules.min_letters)
 
 
@@ -279,10 +279,10 @@ class Encoder:
     ) -> None:
         """Initialises the encoder.
 
-        `writer` stores the pairs that pass all rules, `unknown` counts their unknown tokens, and `search` looks for
-        validation and test sentences in them (with `data.join`, in all pairs read). `read` returns the pairs of one
-        part of a corpus; a part is a source file with its target file, or one tab-separated file. `alignments` has a
-        line for each pair read.
+        `writer` stores the pairs that pass all rules, and `unknown` counts the unknown tokens in these pairs. `search`
+        looks for validation and test sentences in the stored pairs (with `data.join`, in all pairs read). `read`
+        returns the pairs of one part of a corpus; a part is a source file with its target file, or one tab-separated
+        file. `alignments` has a line for each pair read.
         """
         self._alignments = alignments
         self._read = read
@@ -315,9 +315,10 @@ class Encoder:
         return self._writer.num_pairs - before
 
     def _training_pairs(self, read: list[Pair]) -> tuple[list[int], list[Pair]]:
-        """Joins and draws training pairs from the pairs in `read`, as `data.join` and `data.fraction` say.
+        """Joins consecutive pairs of `read`, as `data.join` says; then draws some of the results at random.
 
-        Returns (indices, pairs): the resulting pairs and, for each, the index in `read` of the first pair in it.
+        Each is drawn with the probability `data.fraction`. Returns (indices, pairs): the pairs drawn and, for each, the
+        index in `read` of the first pair joined in it.
         """
         places, pairs = list(range(len(read))), read
         if (most := self._rules.join.max) > 1:
@@ -378,7 +379,7 @@ class Encoder:
     ) -> list[str | None]:
         """Returns for each pair the reason to leave it out, or `None` if the pair passes.
 
-        Does not check for duplicates. `pairs` are without tags. The lengths are in tokens; those of the sources include
+        Does not check for duplicates. `pairs` are without tags. The lengths are in tokens; the source lengths include
         the `tag_length` tokens of the tag.
         """
         source_lengths = np.where(source_lengths > tag_length, source_lengths, 0)

@@ -100,9 +100,10 @@ class Sides:
         return places
 
     def with_next(self, first: int, then: int) -> list[int]:
-        """Returns the indices of pairs in which some character is in the classes `first` and the next is in `then`.
+        """Returns the indices of pairs in which a character of class `first` comes directly before one of class `then`.
 
-        `first` and `then` are class bits, such as LETTER | DIGIT. Both characters are on the same side.
+        Both characters are on the same side. `first` and `then` are class bits; LETTER | DIGIT stands for characters of
+        at least one of the two classes.
         """
         places: list[int] = np.union1d(*(block.with_next(first, then) for block in self.raw)).tolist()
         return places
@@ -237,8 +238,9 @@ def _without_common_words(source: str, target: str) -> tuple[str, str]:
 def _far_longer(sides: Sides, learned: Learned, is_judged: Chosen) -> Chosen:
     """Returns a mask, (L), of the judged pairs of which one side is far longer than is usual for the other.
 
-    Far means by a factor of more than FREE_FACTOR. If only one side ends like a sentence, the other one may be cut off,
-    so LEAST_FACTOR is enough. See `Lengths.outliers`.
+    A side is far longer if it exceeds the usual length by a factor of more than FREE_FACTOR. If only one side ends like
+    a sentence, the other side may be cut off, so a factor of more than LEAST_FACTOR is enough. `is_judged` is a mask of
+    the pairs to judge, (L).
     """
     lengths = sides.lower[0].lengths, sides.lower[1].lengths
     is_longest = learned.lengths.outliers(*lengths, FREE_FACTOR)
@@ -310,7 +312,8 @@ def _addresses_differ(source: str, target: str) -> bool:
 def _site_or_address(address: str) -> str:
     """The part of a URL or e-mail address that a translation must keep: all of it, or only its site (example.org).
 
-    It is only the site if the rest of the address contains a language code, and so leads to a page in that language.
+    Returns only the site if the rest of the address contains a language code, since a translation may then lead to the
+    page in its own language.
     """
     address = address.rstrip(".,;:!?)]'`_").lower()
     if "@" in address:
@@ -451,7 +454,7 @@ class Seen:
         self._bits = np.zeros(1 << LEAST_FILTER - 3, dtype=np.uint8)
 
     def add(self, keys: NDArray[Any]) -> Chosen:
-        """Adds hashes; returns for each whether it was in the set before, or occurs earlier in `keys`."""
+        """Adds the hashes `keys`; returns a mask of those hashes that were in the set or occur earlier in `keys`."""
         is_old = np.zeros(len(keys), dtype=np.bool_)
         bytes_, bits = self._places(keys)
         maybe = np.flatnonzero(self._bits.take(bytes_) & bits)
@@ -477,7 +480,10 @@ class Seen:
         np.bitwise_or.at(self._bits, *self._places(keys))
 
     def _places(self, keys: NDArray[Any]) -> tuple[NDArray[np.intp], NDArray[np.uint8]]:
-        """Returns, for each hash, the index of its byte in the table of bits, and a byte with only its bit set."""
+        """Returns, for each hash, the index of a byte in the table of bits, and a byte in which one bit is set.
+
+        Together, the two give the place of the bit for the range of the hash.
+        """
         unused = 8 * keys.itemsize - (len(self._bits).bit_length() - 1) - 3  # bits of a hash
         ranges = (keys >> keys.dtype.type(unused)).astype(np.intp)
         return ranges >> 3, np.left_shift(1, ranges & 7).astype(np.uint8)
@@ -489,7 +495,7 @@ def _joined(source: Ids, target: Ids) -> Ids:
 
 
 def _content(sides: Sequence[Block]) -> tuple[Ids, Chosen]:
-    """Returns a hash of the letters, numbers and symbols of each pair, (L), and whether the pair has any, (L)."""
+    """Returns, for each pair, a hash of its letters, numbers and symbols, (L), and whether it has any of them, (L)."""
     source, target = sides[0].content_keys, sides[1].content_keys
     return _joined(source, target), (source != NO_CONTENT) | (target != NO_CONTENT)
 
@@ -509,8 +515,8 @@ class Repeats:
 
         A pair nearly repeats another one if both sides are the same but for case, punctuation and spaces. Pairs are
         similar if they are long and share most sequences of four characters on both sides. No pair is in two masks.
-        Only the pairs of the mask `is_judged` are compared, and then count as occurred. `signatures` are what `minima`
-        returns for the sources and the targets.
+        Only the pairs of the mask `is_judged` are compared, and added to the pairs that have occurred. `signatures` are
+        the MinHash signatures of the sources and of the targets.
         """
         exact = np.zeros(len(is_judged), dtype=np.bool_)
         near = exact.copy()
@@ -578,11 +584,12 @@ class HeldOut:
                     self._bands.setdefault(key, []).append(place)
 
     def find(self, sides: Sides, signatures: Sequence[NDArray[np.uint32]], is_judged: Chosen) -> tuple[Chosen, Chosen]:
-        """Returns masks, (L), of the pairs that match a held-out pair, and of other pairs that do after small edits.
+        """Returns two masks, (L): pairs that match a held-out pair, and pairs that would match one after small edits.
 
         Pairs match if they differ at most in case, punctuation and spaces. Only the pairs of the mask `is_judged` are
-        compared. Adds the held-out pairs that are found, as (name of set, number of line), to `found` or
-        `nearly_found`.
+        compared. `signatures` are the MinHash signatures of the sources and of the targets. Adds the held-out pairs
+        that are found, as (name of set, number of line), to the attribute `found` or, for pairs that
+        were edited, `nearly_found`.
         """
         exact = np.zeros(len(is_judged), dtype=np.bool_)
         near = exact.copy()
@@ -642,9 +649,10 @@ def _is_close(text: str, other: str) -> bool:
 
 
 def _edits(text: str, other: str, limit: int) -> int:
-    """The edit distance (insertions, deletions and substitutions) of two texts; any number above `limit` if it is more.
+    """The edit distance (insertions, deletions and substitutions) of two texts, if it is at most `limit`.
 
-    Only a diagonal band of the table, of width 2 x `limit` + 1, is filled in.
+    For a larger distance, returns some number above `limit`. Only a diagonal band of the table of distances,
+    of width 2 x `limit` + 1, is filled in.
     """
     start = 0
     while start < min(len(text), len(other)) and text[start] == other[start]:
@@ -728,7 +736,10 @@ class Associations:
         self.gain = self._learn_gain(source, target, numbers)
 
     def _learn_gain(self, source: Block, target: Block, numbers: NDArray[np.int64]) -> float:
-        """Returns the mean cosine of aligned pairs minus that of pairs of lines that do not belong together."""
+        """Returns the mean cosine of aligned pairs of lines minus the mean cosine of unrelated lines.
+
+        `numbers` are the indices of the lines in the whole text, (L).
+        """
         sources, targets = self.vectors(source, target, numbers)
         shifted = [np.roll(targets, shift, axis=0) for shift in (MOST_SHIFT + 3, -MOST_SHIFT - 5)]
         return float((sources * targets).sum(1).mean() - np.mean([(sources * each).sum(1).mean() for each in shifted]))
@@ -803,8 +814,9 @@ CHUNK = 500  # lines; their vectors fit into a processor's cache
 def _sums(table: Vectors, words: NDArray[np.int64], starts: NDArray[np.int64]) -> Vectors:
     """The sum of the vectors of the words of each line, (L, D).
 
-    `words` are indices of rows of `table`; `starts` are the offsets that `_words_of` returns. Lines are sorted by
-    length and divided into chunks; in a chunk, the vectors of the n-th words of all lines are added at once.
+    `words` has, for each word, the index of the row of `table` with its vector, (W). The words of line i are
+    words[starts[i]:starts[i + 1]], so `starts` has L + 1 entries. For speed, lines are sorted by length and divided
+    into chunks; in a chunk, the vectors of the n-th words of all lines are added at once.
     """
     lengths = np.diff(starts)
     order = np.argsort(-lengths, kind="stable")
@@ -886,18 +898,19 @@ class SlipSearch:
     def _begins(self, totals: NDArray[np.float64], lowest: NDArray[np.float64]) -> NDArray[np.int64]:
         """Returns, for each alignment, the index of the line from which the evidence for it has been growing, (S + 1).
 
-        The alignments are the S shifts and, last, that with no target line. `totals` are the sums of the gains up to
-        each of the judged lines, and `lowest` the lowest of these sums so far, at most 0; (L, S + 1) each.
+        The first S alignments are the shifts; in the last one, source lines belong to no target line. `totals` has, for
+        each judged line, the sum of the gains up to that line; `lowest` has the lowest such sum up to that line, at
+        most 0. Both are (L, S + 1).
         """
         is_low = totals <= lowest
         place = len(totals) - np.argmax(is_low[::-1], axis=0)  # after the last line at which there was none
         return np.where(is_low.any(axis=0), self._next + place, self._since)
 
     def _gains(self, begin: int, end: int) -> NDArray[np.float64]:
-        """By how much each shift fits better than the current one, in cosine, (L, S + 1).
+        """Returns, for each line, how much better each shift fits than the current shift, (L, S + 1).
 
-        The lines are those from `begin` up to `end`, which is not included. The columns are the shifts from -MOST_SHIFT
-        to MOST_SHIFT; the last one is for source lines that belong to no target line.
+        The lines are those from `begin` to `end` - 1. The numbers are differences of cosines. The first S columns are
+        the shifts from -MOST_SHIFT to MOST_SHIFT; the last column is for source lines that belong to no target line.
         """
         first = begin - self._first
         fits = _banded(self._sources[first : first + end - begin], self._targets, first)
@@ -916,8 +929,8 @@ def _banded(sources: Vectors, targets: Vectors, first: int) -> NDArray[np.float3
     """The cosines of each source line with the target lines near it, (L, S).
 
     For source line n, these are the target lines from `first` + n - MOST_SHIFT to `first` + n + MOST_SHIFT. The cosine
-    with a target before the first or after the last one is 0. Each strip of lines is multiplied with all targets near
-    it, and the diagonals of the products are kept.
+    is 0 where there is no such target line. Each strip of lines is multiplied with all targets near it, and the
+    diagonals of the products are kept.
     """
     count = -(-len(sources) // STRIP)
     strips = np.zeros((count * STRIP, WIDTH), dtype=np.float32)

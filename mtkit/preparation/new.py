@@ -157,7 +157,10 @@ def _paired(paths: Sequence[Path]) -> list[Input]:
 
 
 def ordered(inputs: Sequence[Input], languages: Languages) -> list[Input]:
-    """Returns the inputs; exchanges files or columns of those whose languages are in the opposite order."""
+    """Returns the inputs, each with its sides in the order of `languages`, which is (source, target).
+
+    If the languages of an input are in the opposite order, its two files or columns are exchanged.
+    """
     return [_exchanged(each) if _languages_of(each) == (languages[1], languages[0]) else each for each in inputs]
 
 
@@ -170,11 +173,11 @@ def _exchanged(each: Input) -> Input:
 
 
 def languages_of(inputs: Sequence[Input]) -> Languages | None:
-    """Returns the languages (source, target) of the inputs; `None` if those of one are not known, or inputs differ.
+    """Returns the languages (source, target) of the inputs; `None` if they are unknown or differ between inputs.
 
     The languages are known from the names of the files, the first row of a table, or the records themselves. If only
-    the order differs between inputs, that of the first input counts. `find_inputs` puts tables and records first, since
-    the order of text files in a folder means nothing.
+    the order of the languages differs between inputs, the order in the first input counts. `find_inputs` puts tables
+    and records first, since the order of text files in a folder means nothing.
     """
     found = [_languages_of(each) for each in inputs]
     return found[0] if len({frozenset(each or ()) for each in found}) == 1 else None
@@ -195,8 +198,8 @@ def _languages_of(each: Input) -> Languages | None:
 def _named_languages(each: Input) -> Languages | None:
     """Returns the languages (source, target) by the names of an input's files; `None` if the names have no codes.
 
-    For two files, these are the codes in which their names differ. For a single file, they are two codes that follow
-    one another, such as fr-en, in its name or, if there are none, in the name of its folder.
+    For two files, the languages are the codes in which the file names differ. For a single file, they are two
+    neighbouring codes, such as fr-en, in the name of the file or, if it has no such codes, in the name of its folder.
     """
     if len(each.paths) == 2:
         for source, target in zip(*(reversed(_words(path)) for path in each.paths), strict=False):
@@ -233,7 +236,8 @@ def _recorded_languages(path: Path) -> Languages | None:
 def _keys_of_texts(line: str) -> list[str]:
     """Returns, in lower case, those keys of the JSON object in `line` whose values are strings.
 
-    If the object has a key "translation", the keys are those of the object there. Returns [] if there is no object.
+    If the object has a key "translation", the keys of the object stored under it are returned instead. Returns [] if
+    `line` holds no JSON object.
     """
     try:
         row = json.loads(line)
@@ -310,10 +314,10 @@ class _Side:
     def edges(self, kept: NDArray[np.int64], near: bool) -> Iterator[Edges]:
         """Yields pairs of texts that are alike, as two arrays of indices into `kept`.
 
-        `kept` has the indices of the texts to compare. Texts are alike if their keys are equal; each of them is paired
-        only with the next one of that key. With `near`, texts of at least LEAST_CHARACTERS characters are also alike if
-        their estimated similarity is at least SIMILAR; only texts whose signatures share a key of ROWS hashes are
-        compared.
+        `kept` has the indices of the texts to compare. Texts are alike if their keys are equal; of the texts with one
+        key, each is paired only with the next. With `near`, texts of at least LEAST_CHARACTERS characters are also
+        alike if their estimated similarity is at least SIMILAR; only texts whose signatures share a key of ROWS hashes
+        are compared.
         """
         yield _neighbours(np.concatenate(self._keys)[kept])
         if not near:
@@ -328,9 +332,9 @@ class _Side:
 
 
 def _neighbours(keys: Keys) -> Edges:
-    """Returns two arrays of equal length: the index of each key that occurs again, and the index where it does next.
+    """Returns pairs of indices at which the same key occurs, as two arrays of equal length.
 
-    A key that occurs n times gives n - 1 such pairs of indices.
+    Each occurrence of a key is paired with its next one, so a key that occurs n times gives n - 1 pairs.
     """
     order = np.argsort(keys, kind="stable")
     is_same = keys[order[1:]] == keys[order[:-1]]
@@ -393,7 +397,7 @@ def _lacking(count: int) -> str:
 
 
 def held_out_size(num_pairs: int) -> int:
-    """Returns the number of pairs wanted for the validation text, which is also that for the test text."""
+    """Returns how many pairs are wanted for the validation text; as many again are wanted for the test text."""
     return min(max(round(SHARE * num_pairs), LEAST), MOST)
 
 
@@ -487,7 +491,11 @@ def _is_header(pair: Pair) -> bool:
 def _all_pairs(
     inputs: Sequence[Input], languages: Languages | None, on_lacking: Callable[[int], None] | None = None
 ) -> Iterator[tuple[Pair, bool]]:
-    """Yields all pairs, each with whether it is the first pair of its input."""
+    """Yields (pair, is_first) for the pairs of all inputs; `is_first` is whether the pair is the first of its input.
+
+    In TMX and JSON lines, `languages` chooses the sides. `on_lacking` is called with the line of each TMX unit that
+    lacks one of the languages.
+    """
     for each in inputs:
         yield from ((pair, number == 0) for number, pair in enumerate(each.pairs(languages, on_lacking)))
 
@@ -543,7 +551,7 @@ def _write(inputs: Sequence[Input], languages: Languages | None, folder: Path, a
 def file_endings(languages: Languages | None) -> Languages:
     """Returns the extensions of the files of both sides: the language codes, or "source" and "target".
 
-    The latter are returned if the languages are not known or are the same.
+    Returns ("source", "target") if the languages are not known or are the same.
     """
     return ("source", "target") if languages is None or languages[0] == languages[1] else languages
 
@@ -713,7 +721,10 @@ def _batch_tokens(size: Size, on_cpu: bool) -> int:
 
 
 def _require_nothing(path: Path, folder: Path, run: Path) -> None:
-    """Raises MtkitError if one of the three paths exists, or if the settings or the folder cannot be written."""
+    """Raises MtkitError if one of the three paths exists, or if the settings or the folder cannot be written.
+
+    `path` is the file of settings to write, `folder` the folder for the text, and `run` the run directory.
+    """
     for place in (path, folder, run):
         if place.exists():
             raise MtkitError(f"{place}: is there already, and nothing is overwritten; choose another name")

@@ -493,7 +493,9 @@ def binarized_changes(config: Config) -> list[str]:
 
 
 def training_text_changes(config: Config) -> list[str]:
-    """Returns those lines of `binarized_changes` that are about the training text and its settings.
+    """Returns a line of text for each change of the training text or its settings since the corpora were binarized.
+
+    If the binarized corpora are missing, the only line says so.
 
     Raises DataError if the corpora are damaged or were encoded by a tokenizer other than the run's.
     """
@@ -530,7 +532,9 @@ def _alignment_changes(config: Config, manifest: Manifest) -> list[str]:
 
 
 def validation_text_changes(config: Config) -> list[str]:
-    """Returns those lines of `binarized_changes` that are about the validation text.
+    """Returns a line of text for each change of the files or tags of `data.valid` since the validation text was stored.
+
+    If the stored validation text is missing, the only line says so.
 
     Raises DataError if the validation text is damaged.
     """
@@ -773,7 +777,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 def _writing(config: Config) -> Iterator[None]:
     """Context manager that turns an OSError into a DataError that names the file, and a signal into an exception.
 
-    If a signal ends the command, the exception lets the code in the block undo its work first.
+    If a signal ends the command, the exception lets the code inside the `with` statement undo its work first.
     """
     try:
         with undone_when_ended():

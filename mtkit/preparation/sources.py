@@ -244,8 +244,8 @@ class SetFiles:
 def test_sets(config: Config) -> dict[str, SetFiles]:
     """The files of the test sets in the settings, by name; sacreBLEU's sets are downloaded if needed.
 
-    Raises ConfigError if the settings name no test set, or one that sacreBLEU does not have, or not for these
-    languages. Raises DataError if a file is missing or cannot be downloaded.
+    Raises ConfigError if the settings name no test set, if sacreBLEU lacks a set that they name, or if it has that set
+    only for other languages. Raises DataError if a file is missing or cannot be downloaded.
     """
     if not config.data.test:
         raise ConfigError("there is no test set: name one in data.test, or give --source and --reference")
@@ -347,7 +347,7 @@ def _is_cached(name: str, languages: LanguagesConfig) -> bool:
 
 @contextmanager
 def _downloading(dataset: "Dataset") -> Iterator[None]:
-    """Within the block, turn errors of sacreBLEU into DataError.
+    """Context manager that turns errors of sacreBLEU into DataError.
 
     If sacreBLEU tries to end the program, the message of the DataError quotes the first message that sacreBLEU logged.
     """
@@ -451,7 +451,10 @@ def read_held_out(config: Config) -> list[HeldOutSet]:
 
 
 def _rows_of(config: Config, rows: Iterable[tuple[str, tuple[str, ...]]]) -> Iterable[tuple[str, tuple[str, ...]]]:
-    """Returns `rows`, each (source, references); for a language model, a row (reference, ()) for each reference."""
+    """Returns the rows as the model uses them; in `rows`, each row is (source, references).
+
+    For translation, returns `rows` unchanged. For a language model, returns a row (reference, ()) for each reference.
+    """
     if config.task == "translation":
         return rows
     return ((reference, ()) for _, references in rows for reference in references)
@@ -558,7 +561,7 @@ def warn_of_processed_text(config: Config, corpora: Iterable[CorpusConfig]) -> N
 
 
 def _inspect_all(config: Config, corpora: Iterable[CorpusConfig]) -> Iterator[_InspectedText]:
-    """Inspects both sides of each part of the corpora, then all texts of each test set; yields the results."""
+    """Inspects both sides of each part of the corpora, then all texts of each test set; yields a result for each."""
     source, target = config.languages.source, config.languages.target
     for corpus in corpora:
         for path in corpus.paths:
@@ -602,7 +605,7 @@ def _inspect(
 
 
 def _processed_warning(alike: list[_InspectedText], config: Config) -> str:
-    """Returns a warning about texts that all show the same signs of processing, with a command to undo it."""
+    """Returns a warning about texts that show the same signs of processing, with a command to restore plain text."""
     text = alike[0]
     finding = text.findings[0]
     signs = [each.sign for each in text.findings]
