@@ -44,12 +44,12 @@ WIDTHS = {"FULLWIDTH", "HALFWIDTH", "MATHEMATICAL", "MODIFIER", "FEMININE", "MAS
 class Alphabet:
     """What is known of each character, in NumPy tables indexed by code point, filled in when a character is first met.
 
-    Four tables have a hash of each character:
+    Four tables hold hashes of characters:
 
-    - `hashes`: the character's own hash
-    - `letter_hashes`: its own hash for letters, marks and the end of a line; the hash of a space for all others
-    - `word_hashes`: its own hash for letters, marks and digits; the hash of a space for all others
-    - `content_hashes`: its own hash for letters, marks, numbers and symbols; 0 for all others
+    - `hashes`: every character has a hash of its own
+    - `letter_hashes`: letters, marks and the line feed have hashes of their own, all other characters that of a space
+    - `word_hashes`: letters, marks and digits have hashes of their own, all other characters that of a space
+    - `content_hashes`: letters, marks, numbers and symbols have hashes of their own, all other characters have 0
     """
 
     def __init__(self) -> None:
@@ -123,7 +123,7 @@ def _described(character: str) -> tuple[int, str]:
 def _is_content(character: str) -> bool:
     """Whether a character is content: a letter, a mark, a number or a symbol.
 
-    If a character of the content is replaced, the text says something else. Accents that stand alone (Unicode calls
+    Replacing such a character changes what the text says. Accents that stand alone (Unicode calls
     them modifier symbols) are no content: they are often apostrophes or quotation marks.
     """
     category = unicodedata.category(character)
@@ -229,7 +229,7 @@ class Block:
     def content_keys(self) -> Ids:
         """A hash of the letters, marks, numbers and symbols of each line, (L).
 
-        It is equal for lines that differ only in other characters, and NO_CONTENT for lines of spaces and punctuation.
+        Lines that differ only in other characters have the same hash. Lines of spaces and punctuation have NO_CONTENT.
         """
         terms = ALPHABET.content_hashes.take(self.codes)
         chosen = terms != 0
@@ -809,7 +809,7 @@ class Languages:
     other: LetterModel | None
 
     def foreign(self, side: int, letters: Letters) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Returns two masks, (L), of lines in the other side's language, and in a third language.
+        """Returns two masks, (L): lines in the language of the other side, and lines in a third language.
 
         `side` is the side of the lines: 0 for the source, 1 for the target.
         """

@@ -44,7 +44,8 @@ FREE = {"batch_tokens", "refill"}
 class Teacher:
     """The model that translates the training text, and how it translates.
 
-    The fields are the arguments of `mtkit.load`.
+    `overrides` are changed settings, such as "decoding.beam_size=1". `ensemble` holds the paths of further models; the
+    predictions of all models are then combined.
     """
 
     path: Path

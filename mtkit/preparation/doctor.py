@@ -268,7 +268,7 @@ def examine(
     """Examines parallel text for faults, and for the validation and test pairs `held_out`; returns what was found.
 
     The codes in `languages` are only used in advice. Raises DataError if a file cannot be read, or if there are no
-    pairs and no other fault explains it.
+    pairs and no fault found explains why.
     """
     return Examination(parts, held_out, languages).run()
 
@@ -287,7 +287,10 @@ class Examination:
         self.learned, self._associations, self._is_unrelated = self._learn()
 
     def run(self) -> Diagnosis:
-        """Judges all pairs; returns what was found. Raises DataError if there are no pairs and no fault explains it."""
+        """Judges all pairs; returns what was found.
+
+        Raises DataError if there are no pairs, and no fault that explains why.
+        """
         repeats, total = Repeats(), 0
         with Meter("examining", "pairs", num_lines(self.parts), announced=True) as meter:
             for part in self.parts:
@@ -398,7 +401,7 @@ class Examination:
             self._add_text("slip", part.source, slip.line, _describe(slip, part))
 
     def _count_held_out(self) -> None:
-        """Replaces the numbers of training pairs that match held-out pairs by the numbers of held-out pairs found.
+        """Makes the findings count the held-out pairs found in the training text, not the training pairs that match.
 
         Several training pairs may match one held-out pair. A held-out pair that was found without edits does not
         count as found with small edits, too.
@@ -458,7 +461,7 @@ CLEANABLE = tuple(name for name, kind in KINDS.items() if kind.cleaned)
 
 @dataclass
 class Cleaned:
-    """The result of cleaning: how many pairs were read and written, and how many were dropped and mended, by kind."""
+    """The result of cleaning: numbers of pairs read and written, and, by kind of fault, of pairs dropped and mended."""
 
     files: dict[str, list[str]] = field(default_factory=dict)  # new files by part
     num_read: int = 0
@@ -583,9 +586,9 @@ class _Cleaning:
             self._cleaned.dropped.setdefault(name, Found()).add(examples, len(places))
 
     def _mended(self, part: Part, block: Records) -> list[Record]:
-        """The pairs of a block, after mending; counts the mended pairs by kind.
+        """The pairs of a block, after mending; counts the mended pairs by kind of fault.
 
-        Only the kinds of faults that are to be mended are looked at; other faults stay.
+        Mends only the kinds of faults that this cleaning is to mend; other faults stay.
         """
         found = judge(Sides(block.sources, block.targets), self._examination.learned)
         rows = [block[place] for place in range(len(block))]
@@ -622,7 +625,7 @@ class _Cleaning:
 def _names(parts: Sequence[Part]) -> list[tuple[str, str]]:
     """The names of the new files of each part, (source, target).
 
-    A part with two files keeps their names, without the suffix of a compression. For a part with one file, the
+    A part with two files keeps their names, without a suffix such as .gz. For a part with one file, the
     codes of the languages, or "source" and "target", are appended to its name. If both names are the same, or if an
     earlier part has one of them, both get the number of the part and the side as a prefix, such as "2.source.".
     """

@@ -129,7 +129,7 @@ def _columns(path: Path) -> tuple[int, int]:
 
 
 def _words(path: Path) -> list[str]:
-    """Splits a file's name, without the extension of a compression, at each dot, hyphen and underscore."""
+    """Splits a file's name, without an extension such as .gz, at each dot, hyphen and underscore."""
     return re.split(r"[._-]", decompressed_path(path).name)
 
 
@@ -167,7 +167,7 @@ def ordered(inputs: Sequence[Input], languages: Languages) -> list[Input]:
 def _exchanged(each: Input) -> Input:
     """Returns the input with source and target exchanged.
 
-    For records that name their languages, this changes nothing, since `Input.pairs` chooses their sides by language.
+    For TMX and JSON lines that name their languages, this has no effect: their sides are chosen by language later.
     """
     return Input(each.paths[::-1], each.columns[::-1])
 
@@ -646,10 +646,10 @@ def dropout_for(epochs: float) -> float:
 def choose(num_pairs: int, minutes: float, speed_of: Callable[[Size, int], Speed], on_cpu: bool) -> Choice:
     """Returns the vocabulary, model and training that suit a number of training pairs and a number of minutes.
 
-    `speed_of(size, vocab_size)` measures how fast a model trains. The vocabulary is that of the row of SIZES for the
-    number of training pairs. The model is of the same row if at least LEAST_UPDATES updates fit into the minutes that
-    the user has; if not, it is of the next smaller row for which they fit, or else of the smallest. If a training does
-    not need all of the minutes, the choice has fewer. Unless `on_cpu`, batches are larger.
+    `speed_of(size, vocab_size)` measures how fast a model trains. The vocabulary is taken from the row of SIZES for the
+    number of training pairs. The model is from the same row if at least LEAST_UPDATES of its updates fit into
+    `minutes`, else from the next smaller row for which so many fit, or else from the smallest row. If the training
+    needs less time than `minutes`, the result has fewer minutes. Unless `on_cpu`, batches are larger.
     """
     index = size_for(num_pairs)
     wanted = SIZES[index]
@@ -738,7 +738,7 @@ def _require_nothing(path: Path, folder: Path, run: Path) -> None:
 
 @dataclass(frozen=True)
 class _Settings:
-    """What the YAML of the settings depends on, besides the Choice."""
+    """What the file of settings depends on, besides the chosen model and training: languages, split and paths."""
 
     path: Path
     languages: Languages | None
@@ -748,7 +748,7 @@ class _Settings:
     def text(self, choice: Choice, folder: Path | None = None) -> str:
         """Returns the settings as YAML, with a reason for each choice.
 
-        `folder` is where the text is at present, if it is not yet in its final folder.
+        `folder` is where the training and validation text is at present, if it is not yet in its final folder.
         """
         size, num_pairs = choice.size, self.split.sizes["train"]
         endings = file_endings(self.languages)

@@ -347,7 +347,7 @@ def _write_validation(config: Config, directory: Path) -> None:
 
 
 def _read_pairs(config: Config, pairs: Iterable[Pair]) -> Iterable[Pair]:
-    """Returns the pairs as the model reads them: for a language model, with blank sources."""
+    """Returns the pairs as the model reads them: with blank sources for a language model, otherwise unchanged."""
     return pairs if config.task == "translation" else without_source(pairs)
 
 
@@ -382,7 +382,7 @@ def _checksums(sides: dict[str, bytes]) -> dict[str, str]:
 
 
 def tokenizer_is_current(config: Config) -> bool:
-    """Whether the run's tokenizer is the one that `make_tokenizer` would make with these settings.
+    """Whether the run's tokenizer is what `make_tokenizer` would make now, with these settings.
 
     Raises CheckpointError if the run's tokenizer is damaged.
     """
@@ -470,7 +470,7 @@ def _train_tag_changes(config: Config, before: dict[str, Any]) -> list[str]:
 
 
 def binarized_is_current(config: Config) -> bool:
-    """Whether the run's binarized corpora and validation text are those that `binarize` would make.
+    """Whether the run's binarized corpora and validation text are what `binarize` would make now.
 
     Raises DataError if the stored corpora or text are damaged, or if the corpora were encoded by a tokenizer other than
     the run's. Such corpora must not be used for training, nor be replaced without notice.
