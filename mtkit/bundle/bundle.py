@@ -78,8 +78,8 @@ class Layout:
 def lay_out(members: Sequence[Member], alignment: int = 64) -> Layout:
     """The layout of an archive with the files `members`, in this order.
 
-    `Member.align_at` is the offset of a byte within a file. The header before each file is padded so that this byte's
-    offset in the archive is a multiple of `alignment`.
+    If `Member.align_at` is the offset of a byte within a file, the header before the file is padded so that the offset
+    of this byte in the archive is a multiple of `alignment`.
     """
     heads, entries, place = [], [], 0
     for member in members:
@@ -98,9 +98,10 @@ def lay_out(members: Sequence[Member], alignment: int = 64) -> Layout:
 
 
 def _padding(place: int, alignment: int) -> bytes:
-    """An extra field for the header of a file, which moves a byte of the archive to an aligned offset.
+    """An extra field for the header of a file, which moves a byte after the field to an aligned offset.
 
-    Without the field, the byte is at offset `place`; with the field, its offset is a multiple of `alignment`.
+    `place` is the offset that the byte would have in the archive without the field. With the field, the byte's offset
+    is a multiple of `alignment`.
     """
     least = 6  # id, length and alignment
     zeros = -(place + least) % alignment
@@ -108,9 +109,10 @@ def _padding(place: int, alignment: int) -> bytes:
 
 
 def _entry(member: Member, name: bytes, common: tuple[int, ...], place: int) -> bytes:
-    """The entry in the central directory for `member`, whose header is at offset `place`.
+    """The entry for `member` in the central directory of an archive; `place` is the offset of the member's header.
 
-    `common` has the values of the fields that the header and the entry have in common.
+    `name` is the name of the member as bytes. `common` has the values of the fields that occur both in the header and
+    in the entry.
     """
     wide = [member.size] * 2 if member.size >= LIMIT else []
     wide += [place] if place >= LIMIT else []
@@ -165,7 +167,11 @@ def read_members(file: BinaryIO, data: memoryview) -> dict[str, Member]:
 
 
 def _member(info: zipfile.ZipInfo, data: memoryview) -> Member:
-    """The member that the directory entry `info` describes; raises ValueError as `read_members` does."""
+    """The member that `info`, an entry of the central directory, describes; `data` is the content of the archive.
+
+    Raises ValueError if the member has something that `mtkit pack` never writes, such as compression, or if `data` has
+    no header for the member at the offset that `info` gives.
+    """
     name = info.orig_filename
     if not NAME.fullmatch(name):
         raise ValueError(f"it holds {name[:100]!r}, which no file of a model is called")
@@ -188,9 +194,10 @@ def _member(info: zipfile.ZipInfo, data: memoryview) -> Member:
 
 
 def first_difference(data: memoryview, members: Sequence[Member]) -> int | None:
-    """The offset of the first byte that `lay_out` would not have written; `None` if there is no such byte.
+    """The offset of the first byte in which an archive differs from the layout that `lay_out` gives.
 
-    `data` is the content of an archive with the files `members`. The contents of these files are not compared.
+    `data` is the content of an archive with the files `members`. The contents of these files are not compared. Returns
+    `None` if the archive does not differ.
     """
     layout, place = lay_out(members), 0
     for head, size in zip([*layout.heads, layout.tail], [*(member.size for member in members), 0], strict=True):
@@ -413,9 +420,9 @@ def numbers_begin(data: memoryview) -> int:
 def read_tensors(data: memoryview, where: str, dtypes: Mapping[str, torch.dtype] = DTYPES) -> dict[str, Tensor]:
     """Returns {name: tensor} from `data`, the content of a safetensors file.
 
-    The tensors share the memory of `data`, which must be writable. `dtypes` maps the names of the dtypes that tensors
-    may have, such as F32, to those of torch. Raises CheckpointError if a tensor has another dtype or `data` is damaged;
-    for example, if a byte after the header belongs to no tensor, or to more than one. The message begins with `where`.
+    The tensors share the memory of `data`, which must be writable. `dtypes` maps the name of each allowed dtype, such
+    as F32, to the dtype of torch. Raises CheckpointError if a tensor has another dtype or `data` is damaged; for
+    example, if a byte after the header belongs to no tensor, or to more than one. The message begins with `where`.
     """
     try:
         begin = numbers_begin(data)
@@ -512,7 +519,7 @@ MOST_PIECES = 1 << 31
 
 @dataclass(frozen=True)
 class Table:
-    """Describes a dict that may have any keys; all its values have the kind `of` (see `_fits` for kinds)."""
+    """A structure that `_fits` can check: a dict with any keys, whose values all fit `of`, for example `int`."""
 
     of: Any
 
@@ -638,14 +645,15 @@ class Canary:
 
 
 def canaries_text(canaries: Sequence[Canary]) -> bytes:
-    """The content of the file canaries.json, as bytes, for the given `canaries`."""
+    """The content of the file canaries.json, as bytes: source lines and their translations, given as `canaries`."""
     return (json.dumps([asdict(canary) for canary in canaries], indent=1) + "\n").encode()
 
 
 def read_canaries(data: bytes, where: str, source_vocab_size: int, target_vocab_size: int) -> list[Canary]:
-    """Parses `data`, the content of canaries.json, and returns the canaries in `data`.
+    """Parses `data`, the content of canaries.json: source lines with the model's translations of them.
 
-    Raises CheckpointError if `data` is damaged or has ids outside the vocabularies; the message begins with `where`.
+    Raises CheckpointError if `data` is damaged, or if the ids of a translation are outside the vocabularies, whose
+    sizes are given; the message begins with `where`.
     """
     try:
         content = json.loads(data)
@@ -729,8 +737,8 @@ class Bundle:
     def with_length_limit(self, config: Config) -> Config:
         """Returns `config` with numbers in place of "auto" in decoding.max_length_ratio and decoding.max_length_extra.
 
-        The numbers come from the lengths of the model's training pairs. Older bundles do not have these numbers; for
-        them, the fixed numbers of `DecodingConfig.with_length_limit` are used.
+        The numbers come from the lengths of the model's training pairs. If an older bundle does not have these numbers,
+        the ratio becomes LENGTH_RATIO and the extra becomes EXTRA_TOKENS.
         """
         limit = self.description.get("training", {}).get("data", {}).get("length_limit", {})
         decoding = config.decoding
@@ -912,7 +920,10 @@ def _read(storage: Storage, name: str) -> bytes:
 
 
 def _config(storage: Storage, overrides: Sequence[str]) -> Config:
-    """The settings in config.yaml, with `overrides` applied; raises the errors that `bundle_of` raises."""
+    """The settings in config.yaml, changed by `overrides`, for example decoding.beam_size=1.
+
+    Raises CheckpointError if config.yaml is damaged or missing, and ConfigError if the settings are not valid.
+    """
     path = storage.path / CONFIG
     try:
         text = _read(storage, CONFIG).decode("utf-8")
@@ -932,9 +943,10 @@ def save_bundle(
 ) -> None:
     """Writes a bundle to the folder `path`, replacing any older bundle there.
 
-    `save_tokenizer` writes the tokenizer's files to the folder that it is given. The keys and values in `about` are
-    added to bundle.json. `shortlist` has the tensors of the optional file shortlist.safetensors. Warns on stderr if
-    weights are not finite. Raises CheckpointError if the bundle cannot be written.
+    `save_tokenizer` writes the tokenizer's files to a folder, whose path is its argument. The keys and values in
+    `about` are added to bundle.json. `canaries` are source lines with the model's translations, for the file
+    canaries.json. `shortlist` has the tensors of the optional file shortlist.safetensors. Warns on stderr if weights
+    are not finite. Raises CheckpointError if the bundle cannot be written.
     """
     try:
         with replaced_directory(path) as new:
@@ -962,8 +974,8 @@ def _save_shortlist(folder: Path, shortlist: Mapping[str, Tensor]) -> None:
 def add_shortlist(bundle: Bundle, config: Config, shortlist: Mapping[str, Tensor], told: dict[str, Any]) -> None:
     """Adds a shortlist to a bundle, which must be a folder, and replaces the bundle's settings by `config`.
 
-    `told` becomes the value of the key shortlist in bundle.json. The folder is replaced as a whole. Raises
-    CheckpointError if it cannot be written.
+    `shortlist` has the tensors of the file shortlist.safetensors. `told` becomes the value of the key shortlist in
+    bundle.json. The folder is replaced as a whole. Raises CheckpointError if the folder cannot be written.
     """
     try:
         with replaced_directory(bundle.path) as new:
@@ -1028,7 +1040,7 @@ def save_scores(bundle: Bundle, scores: list[dict[str, Any]], card: str) -> None
 def read_scores(bundle: Bundle) -> list[dict[str, Any]]:
     """The scores in scores.json; an empty list if the file is missing, damaged or cannot be read.
 
-    Scores can be measured again, so none of these raises an error.
+    No error is raised, since scores can be measured again.
     """
     try:
         scores = json.loads(bytes(bundle.storage.view(SCORES)))

@@ -93,9 +93,9 @@ In Python:
 
 
 def _shortlist(about: dict[str, Any]) -> str:
-    """The section of the card on the shortlist; an empty string if the model has none.
+    """The section of the model card on the shortlist, the target tokens to which a translation can be limited.
 
-    `about` is the content of bundle.json.
+    Returns an empty string if the model has no shortlist. `about` is the content of bundle.json.
     """
     if "shortlist" not in about:
         return ""
@@ -110,8 +110,9 @@ With `--shortlist auto`, a translation has only tokens that are frequent or that
 def shortlist_text(told: dict[str, Any]) -> str:
     """A phrase with the mean number of tokens on a sentence's shortlist, and BLEU with and without shortlists.
 
-    `told` is the value of the key shortlist in bundle.json: figures measured when the shortlist was made. If it has
-    none, the phrase is "not measured".
+    A shortlist has the target tokens that a translation may contain. `told` is the value of the key shortlist in
+    bundle.json, with the figures that were measured when the shortlist was made. If BLEU was not measured, the phrase
+    is "not measured".
     """
     if "bleu" not in told:
         return "not measured"
@@ -147,9 +148,9 @@ Left out: {drops}.{_unknown(data.get("unknown", {}))}
 def _files(config: Config, data: dict[str, Any]) -> str:
     """The rows of a Markdown table of training files: name, number of pairs and checksum.
 
-    `data` is the value of training.data in bundle.json; the settings in `config` tell which files make a corpus. The
-    number of pairs used is known only for a corpus that consists of one part (a pair of files, or one tab-separated
-    file). The cell for this number is empty for other corpora, and in bundles of earlier versions of mtkit.
+    `data` is the value of training.data in bundle.json; the settings in `config` tell which files belong to the same
+    corpus. The number of pairs is known only for a corpus that consists of one part (a pair of files, or one
+    tab-separated file). For all other corpora, and for bundles of earlier versions of mtkit, the cell is empty.
     """
     corpora = zip(config.data.train, data.get("corpora", []), strict=False)
     counts = list(
@@ -250,9 +251,10 @@ def _change(name: str, sides: list[Any]) -> str:
 def decoding_text(decoding: DecodingConfig) -> str:
     """A phrase on how translations are found, such as "beam 5, length penalty 1 (power), min_length 3".
 
-    It begins with the beam size and the length penalty; for mask-predict, with the numbers of iterations and length
-    candidates; for sampling, with "samples". Other settings follow if they are not the defaults, but never
-    batch_tokens and refill, on which translations do not depend, nor max_length_ratio and max_length_extra.
+    It begins with the beam size and the length penalty. For mask-predict, it begins with the numbers of iterations and
+    length candidates; for sampling, with "samples". Other settings follow if they are not at their defaults. Four
+    settings are never mentioned: batch_tokens and refill, which do not affect translations, and max_length_ratio and
+    max_length_extra.
     """
     search = f"beam {decoding.beam_size}, length penalty {decoding.length_penalty:g} ({decoding.length_penalty_form})"
     if decoding.method == "mask_predict":
@@ -276,8 +278,8 @@ def settings_of(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str
 def weights_text(steps: Sequence[int], settings: TrainingConfig) -> str:
     """A phrase on the origin of the weights, such as "the average of those after updates 1,000, 2,000".
 
-    `steps` are the steps of the checkpoints that were averaged: a single one if nothing was averaged, and step 0 for
-    the model that training started from. `settings` tells whether training itself averaged the weights over updates.
+    `steps` are the steps of the checkpoints that were averaged. If there is only one step, nothing was averaged; step 0
+    is the model that training started from. `settings` tells whether training itself averaged the weights over updates.
     """
     what = "those" if settings.ema_decay is None else f"the moving average (decay {settings.ema_decay:g})"
     if settings.optimizer == "schedule_free":
@@ -428,7 +430,10 @@ def _length_statistics(data: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _counted(facts: dict[str, Any], name: str, noun: str) -> str:
-    """The number `facts[name]` followed by `noun`, for example "2,000 pairs"; if the number is missing, "? pairs"."""
+    """The number `facts[name]` followed by `noun`, for example "2,000 pairs".
+
+    If `facts` has no such number, a question mark takes its place: "? pairs".
+    """
     return counted(facts[name], noun) if name in facts else f"? {noun}s"
 
 
@@ -440,8 +445,8 @@ def _number(facts: dict[str, Any], name: str) -> str:
 def _sizes(section: Section) -> Iterator[str]:
     """Yields texts such as "d_model 256", for the settings of a model that `mtkit info` shows.
 
-    These are the settings in SIZES, and the others that differ from their defaults. The setting `architecture` itself
-    is left out, since `mtkit info` shows it before the others.
+    These are the settings in SIZES, and any other setting that differs from its default. The setting `architecture` is
+    left out, since `mtkit info` shows it separately.
     """
     given = dict(settings_of(section.model_dump(mode="json")))
     unusual = dict(settings_of(section.model_dump(mode="json", exclude_defaults=True)))
@@ -489,9 +494,9 @@ def members_of(storage: Storage, sums: Mapping[str, Sums]) -> list[Member]:
 
 
 def _align_at(storage: Storage, name: str) -> int | None:
-    """The value of `Member.align_at` for a file: the offset of the first tensor, or `None` if it has no tensors.
+    """The offset of the first tensor in the file called `name`; `None` if it is not a file of tensors.
 
-    Returns 0 if the header of the tensors is damaged.
+    Returns 0 if the header of the tensors is damaged. The offset is the value of `Member.align_at` for this file.
     """
     if name not in (WEIGHTS, SHORTLIST):
         return None

@@ -103,10 +103,11 @@ class Window:
             self.consistency = (self.consistency or 0.0) + update.consistency
 
     def record(self, seconds: float) -> dict[str, float]:
-        """The fields of a log line for this window: means over its updates, with losses in nats per target token.
+        """The fields of a log line for this window, with means over its updates.
 
-        Only `lr` is that of the last update. `seconds` is the training time so far, which `minutes` repeats. The window
-        must contain at least one update.
+        Losses are in nats per target token. The field `lr` is the learning rate of the last update only. `seconds` is
+        the training time so far; the field `minutes` has the same time in minutes. The window must contain at least one
+        update.
         """
         agreement = {} if self.consistency is None else {"consistency": round(self.consistency / self.tokens, 5)}
         return {
@@ -221,9 +222,11 @@ def read_progress(checkpoints: Path, step: int) -> tuple[Progress, dict[str, Any
 
 
 def parse_progress(data: bytes, path: Path) -> tuple[Progress, dict[str, Any], dict[str, str]]:
-    """Parses `data`, the content of a progress.json; returns progress, identity and checksums, as `read_progress` does.
+    """Parses `data`, the content of the progress.json at `path`, which belongs to a checkpoint.
 
-    Raises ValueError if `data` is damaged, and CheckpointError if its format is not the one that this version reads.
+    Returns the progress, the identity of the run (the settings and checksums that must match for the run to resume),
+    and {file name: SHA-256} for the checkpoint's files. Raises ValueError if `data` is damaged, and CheckpointError if
+    its format is not the one that this version of mtkit reads.
     """
     content = json.loads(data)
     if not isinstance(content, dict) or content.pop("sha256", None) != content_checksum(content):
@@ -278,8 +281,8 @@ def averaged_steps(scheduled: list[int], best_step: int, count: int) -> list[int
     """The steps of the checkpoints to average: `best_step` and up to `count - 1` scheduled steps immediately before it.
 
     The steps are in ascending order. `scheduled` has the steps of all checkpoints except those that were saved only
-    because the run was stopped. `best_step` may be missing from `scheduled`: the run may once have been stopped at that
-    step, and then gone on.
+    because the run was stopped. `best_step` may be missing from `scheduled`, if the run was once stopped at that step
+    and later resumed.
 
     Step 0 is the model that training started from. If `best_step` is 0, only step 0 is returned; else step 0 is left
     out. Averaging evens out the noise of updates. The model at step 0 has no such noise, so it would only pull the
@@ -394,9 +397,10 @@ def read_snapshot(directory: Path) -> Snapshot:
 
 
 def retried(read: Callable[[], Found]) -> Found:
-    """Calls `read` and returns the result; if `read` raises FileNotFoundError, tries again.
+    """Calls `read` and returns the result; if `read` raises FileNotFoundError, waits and tries again.
 
-    `read` reads a checkpoint, which training may delete meanwhile. Raises CheckpointError after TRIES failed calls.
+    `read` reads a checkpoint, which training may delete at the same moment. Raises CheckpointError after TRIES failed
+    calls.
     """
     for _ in range(TRIES - 1):
         try:
@@ -410,7 +414,10 @@ def retried(read: Callable[[], Found]) -> Found:
 
 
 def _parsed(data: bytearray, path: Path) -> tuple[Progress, dict[str, Any], dict[str, str]]:
-    """Returns what `parse_progress` returns, but raises CheckpointError if `data` is damaged."""
+    """Parses `data`, the content of the progress.json at `path`; returns progress, identity and checksums.
+
+    `parse_progress` describes these values. Raises CheckpointError if `data` is damaged or has another format.
+    """
     try:
         return parse_progress(bytes(data), path)
     except ValueError:
@@ -714,7 +721,7 @@ def training_of(run: Path, newest: Snapshot, steps: Sequence[int], choice: str |
     """The value of the key `training` in bundle.json: facts about the training of the model.
 
     `steps` are the steps of the averaged checkpoints, and `newest` is the checkpoint of the last of these steps.
-    `choice` is a phrase on why mtkit chose the checkpoint, or `None`.
+    `choice` is a phrase on why mtkit chose these checkpoints; `None` if the user named a checkpoint.
     """
     progress, data = newest.progress, _noted(run).get("data")
     return {
@@ -783,11 +790,12 @@ def carried_over(config: Config) -> Config:
     from; `start_bundle` checks this. Only dropout may differ: it is not part of the weights, and the best dropout
     depends on the amount of data.
 
-    If the model to start from cannot be opened, the four sections are read from the run's own config.yaml. If there is
-    none either, `config` is returned unchanged or, if it is not valid without these sections, CheckpointError is
-    raised. Without training.start_from, `config` is returned unchanged.
+    If the model to start from cannot be opened, the four sections are read from the run's own config.yaml. If
+    config.yaml does not exist either, `config` is returned unchanged or, if it is not valid without these sections,
+    CheckpointError is raised. Without training.start_from, `config` is returned unchanged.
 
-    Raises ConfigError if the architecture differs, or if a tag such as <2de> is unknown (see `_check_tags`).
+    Raises ConfigError if `config` gives another architecture than that of the model to start from, or if `config` uses
+    a tag, such as <2de>, that neither this model nor data.train has.
     """
     if config.training.start_from is None:
         check_tags(config)
@@ -798,9 +806,10 @@ def carried_over(config: Config) -> Config:
 
 
 def _carried_over(config: Config) -> Config:
-    """Returns the settings with those taken over from the model in `training.start_from`, which must be set.
+    """Returns `config`, completed with settings of the model that training.start_from names; checks no tags.
 
-    This is what `carried_over` returns, before it checks the tags.
+    The sections model, tokenizer, languages and decoding are filled in, as `carried_over` explains. training.start_from
+    must be set.
     """
     assert config.training.start_from is not None
     try:
@@ -977,8 +986,8 @@ def start_checksum(config: Config, noted: object = None) -> str | None:
 def noted_start(bundle: Bundle) -> str:
     """The text that training records about the weights that it starts from: a checksum of these weights.
 
-    If mtkit chose a checkpoint of an unfinished run, the text goes on with the step of the checkpoint and the phrase in
-    UNFINISHED.
+    If mtkit chose a checkpoint of an unfinished run, the step of the checkpoint and the phrase in UNFINISHED follow:
+    "sha256:…, step 1,000 of a run that was not finished".
     """
     storage = bundle.storage
     if isinstance(storage, CheckpointStorage) and _was_chosen(storage):
