@@ -145,7 +145,7 @@ class Stop:
 
     @property
     def reason(self) -> str:
-        """What stopped training, such as SIGINT, for messages."""
+        """What stopped training, for messages: the name of a signal, such as SIGINT, or "the end of its time"."""
         return signal.Signals(self.signal).name if self.signal else "the end of its time"
 
 
@@ -338,9 +338,9 @@ def require_folder(path: Path, replaced: bool = True) -> None:
     """Raise CheckpointError if a folder cannot be written at `path`; called before any work is done.
 
     A path that does not exist yet is accepted if the folders above it can be made. A link whose target is missing is
-    refused, since the target may be on a disk that is not mounted, unless an interrupted rename explains it. With
-    `replaced=True`, a new folder will take the place of `path` by renaming, so the parent of `path` must be writable
-    too.
+    refused, since the target may be on a disk that is not mounted. Such a link is accepted, however, if an interrupted
+    rename has left the target under a hidden name. With `replaced=True`, a new folder will take the place of `path` by
+    renaming, so the parent of `path` must be writable too.
     """
     place = followed(path)
     link = f" (a link to {place})" if path.is_symlink() else ""

@@ -121,9 +121,9 @@ def run_train(
     """`mtkit train`: make the tokenizer and the data if they are out of date, then start or resume training.
 
     With `fresh=True`, the run is started anew. With `change=True`, training may resume although settings that affect
-    the weights have changed. If `end_in` is given, the learning rate decays over the next `end_in` updates, and the
-    run then ends. If several processes train together, each calls this function with its `ranks`. At `deadline`, a time
-    by time.monotonic(), training saves its state and raises StoppedError.
+    the weights have changed. If `end_in` is given, the learning rate decays over the next `end_in` updates, and the run
+    then ends. If several processes train together, each calls this function, and `ranks` tells it which of the
+    processes it is. At `deadline`, a time by time.monotonic(), training saves its state and raises StoppedError.
     """
     config = with_patterns_expanded(carried_over(config))
     if not ranks.is_first:
@@ -137,7 +137,9 @@ def run_train(
 def run_all(config: Config, fresh: bool = False, change: bool = False, ranks: Ranks = ALONE) -> list[ScoredSet]:
     """`mtkit run`: execute every stage that is out of date; returns the scores on the test sets.
 
-    `fresh`, `change` and `ranks` are as in `run_train`; only rank 0 evaluates, the others return no scores.
+    With `fresh=True`, the run is started anew. With `change=True`, training may resume although settings that affect
+    the weights have changed. If several processes train together, each calls this function with its `ranks`; only rank
+    0 evaluates, and all other ranks return an empty list.
     """
     config = with_patterns_expanded(carried_over(config))
     if not ranks.is_first:
@@ -152,7 +154,7 @@ def run_all(config: Config, fresh: bool = False, change: bool = False, ranks: Ra
 def _follow(config: Config, ranks: Ranks, fresh: bool, change: bool, end_in: int | None = None) -> None:
     """Train in a rank other than rank 0: wait until rank 0 has prepared the data, then train with it.
 
-    Does not train if rank 0 finds that there is nothing to train. The arguments are as in `run_train`.
+    Does nothing if rank 0 finds that there is nothing to train. `run_train` explains `fresh`, `change` and `end_in`.
     """
     with stopping_by_signal(silent=True) as stop:
         trains = ranks.are_to_train(stop)
@@ -167,11 +169,13 @@ def run_race(
 ) -> dict[str, Any]:
     """`mtkit race`: train until a validation reaches training.target_score; returns the content of race.json.
 
-    `begun` is the time at which the command started, by time.monotonic(). `ranks` is as in `run_train`; all ranks but
-    rank 0 return {}. With `test`, the model is then evaluated on the test sets, and the scores are added to race.json.
-    If training has already ended with these settings, training is not repeated, and nothing else in race.json changes.
-    Raises CheckpointError if the run began without this target, since a validation might have reached the target long
-    ago.
+    `begun` is the time at which the command started, by time.monotonic(). With `fresh=True`, the run is started anew.
+    With `test=True`, the model is evaluated on the test sets after training, and the scores are added to race.json. If
+    training has already ended with these settings, training is not repeated, and nothing else in race.json changes. If
+    several processes train together, each calls this function with its `ranks`; all ranks but rank 0 return {}.
+
+    Raises CheckpointError if the run began with another target score or with none, since a validation might have
+    reached the present target long ago.
     """
     config = with_patterns_expanded(carried_over(config))
     run = config.run_path
@@ -232,8 +236,8 @@ def _train(
 ) -> bool:
     """Make the tokenizer and the data if they are out of date, then train; returns False if training was skipped.
 
-    Training is skipped if the model is up to date, unless `fresh` is true or `end_in` asks for a new end. The arguments
-    are as in `run_train`.
+    Training is skipped if the model is up to date, unless `fresh` is true or `end_in` asks for a new end. `run_train`
+    explains the arguments.
     """
     if not config.data.valid:
         raise ConfigError(
@@ -423,8 +427,8 @@ def _evaluation_inputs(
 ) -> str:
     """Returns, as JSON text, everything that the scores on the test sets in `sets` depend on.
 
-    This is a checksum of the weights in the model folder `bundle`, the decoding settings, the target language, and the
-    tags and checksums of the test sets. `fingerprint_of` computes the checksum of a text file.
+    The text has a checksum of the weights in the model folder `bundle`, the decoding settings, the target language, and
+    the tags and checksums of the test sets. `fingerprint_of` computes the checksum of a text file.
     """
     with (bundle / "weights.safetensors").open("rb") as file:
         weights = hashlib.file_digest(file, "sha256").hexdigest()

@@ -256,9 +256,10 @@ def measured_weights(checkpoints: Path, step: int) -> dict[str, Tensor]:
 
 
 def average_weights(checkpoints: Path, steps: Iterable[int]) -> dict[str, Tensor]:
-    """The mean of the `measured_weights` of several checkpoints (Junczys-Dowmunt et al. 2016).
+    """The mean of the weights that validation evaluated at several steps (Junczys-Dowmunt et al. 2016).
 
-    The mean is computed in fp64 and returned in fp32.
+    `steps` are the steps of checkpoints, and `measured_weights` reads the weights of each. The mean is computed in fp64
+    and returned in fp32.
     """
     return mean_weights(measured_weights(checkpoints, step) for step in steps)
 
@@ -522,8 +523,8 @@ def is_begun(run: Path) -> bool:
 def find_model(path: Path) -> Storage:
     """The storage of the model at `path`, which is a bundle, a run directory or a checkpoint.
 
-    For an unfinished run, the model is the checkpoint that `best_step` chooses. Raises CheckpointError if there is no
-    model or if the model is damaged.
+    For an unfinished run, the model is the best checkpoint so far, as `best_step` chooses it. Raises CheckpointError if
+    there is no model or if the model is damaged.
     """
     if bundle := bundle_at(path):
         return open_storage(bundle)
@@ -569,10 +570,10 @@ def is_finished(run: Path) -> bool:
 
 
 def _find_checkpoint(path: Path) -> CheckpointStorage:
-    """Reads the checkpoint at `path` or, if `path` is a run directory, the checkpoint that `best_step` chooses.
+    """Reads the checkpoint at `path`; if `path` is a run directory, reads the run's best checkpoint so far.
 
-    Raises CheckpointError if there is no checkpoint, and FileNotFoundError if training deletes the checkpoint
-    meanwhile.
+    `best_step` chooses the best checkpoint. Raises CheckpointError if there is no checkpoint, and FileNotFoundError if
+    training deletes the checkpoint meanwhile.
     """
     if is_checkpoint(path):
         run = _run_around(path)
@@ -686,9 +687,9 @@ def _score_text(select_by: str, score: float) -> str:
 def run_config(run: Path, identity: Mapping[str, Any] | None = None) -> Config:
     """The settings in the config.yaml of a run.
 
-    `identity` is the identity stored in a checkpoint (see `read_progress`). If `identity` is given, the section `model`
-    is taken from `identity` instead of config.yaml. Raises CheckpointError if config.yaml is damaged or missing, and
-    ConfigError if the settings are not valid.
+    `identity` has the settings and checksums stored in a checkpoint that must match for the run to resume. If
+    `identity` is given, the section `model` is taken from `identity` instead of config.yaml. Raises CheckpointError if
+    config.yaml is damaged or missing, and ConfigError if the settings are not valid.
     """
     path = standing(run / CONFIG)
     try:
@@ -704,8 +705,8 @@ def run_config(run: Path, identity: Mapping[str, Any] | None = None) -> Config:
 def run_tokenizer(run: Path, directory: Path, identity: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer of a run.
 
-    `identity` is the identity (see `read_progress`) stored in the checkpoint in `directory`. Raises CheckpointError if
-    that checkpoint was trained with another tokenizer. If the checkpoint has been deleted meanwhile, raises
+    `identity` has the settings and checksums that were stored in the checkpoint in `directory`. Raises CheckpointError
+    if that checkpoint was trained with another tokenizer. If the checkpoint has been deleted meanwhile, raises
     FileNotFoundError instead.
     """
     place = standing(run / TOKENIZER)
@@ -794,8 +795,8 @@ def carried_over(config: Config) -> Config:
     config.yaml does not exist either, `config` is returned unchanged or, if it is not valid without these sections,
     CheckpointError is raised. Without training.start_from, `config` is returned unchanged.
 
-    Raises ConfigError if `config` gives another architecture than that of the model to start from, or if `config` uses
-    a tag, such as <2de>, that neither this model nor data.train has.
+    Raises ConfigError if `config` gives another architecture than that of the model to start from. Also raises
+    ConfigError if `config` uses an unknown tag, such as <2de>; `_check_tags` says which tags are known.
     """
     if config.training.start_from is None:
         check_tags(config)

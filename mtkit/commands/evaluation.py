@@ -212,7 +212,8 @@ def _check_options(
 ) -> None:
     """Raise UsageError if options do not go together.
 
-    These checks apply both to scoring a model and to scoring given translations.
+    These checks apply both to scoring a model and to scoring given translations. The arguments after `given` are the
+    values of the options with these names, such as --test.
     """
     if (given.model is None) == (given.hypothesis is None):
         raise UsageError("give either MODEL or --hypothesis")
@@ -229,8 +230,8 @@ def _check_options(
 def _check_alignment_options(given: Given, counts_words: bool, metrics: str | None) -> None:
     """Raise UsageError if the options are not valid for scoring alignments.
 
-    `counts_words` tells whether --confidence, --lowercase or --by-length was given; `metrics` is the value of
-    --metrics or else of --tokenize. These options are for scores of translations, so none of them may be given.
+    Five options are for scores of translations, so none of them may be given: `counts_words` tells whether
+    --confidence, --lowercase or --by-length was given, and `metrics` is the value of --metrics or else of --tokenize.
     """
     if given.model is None or given.source is None or len(given.references) != 1:
         raise UsageError("--gold-alignments goes with MODEL, --source and one --reference")
@@ -252,7 +253,8 @@ def _check_model_options(given: Given) -> None:
 def _check_hypothesis_options(given: Given, by_length: str | None, chooses: bool) -> None:
     """Raise UsageError if the options are not valid for scoring given translations.
 
-    `chooses` tells whether an option was given that chooses how to translate.
+    `by_length` is the value of --by-length. `chooses` tells whether any option for translating, such as --beam-size,
+    was given; there is nothing to translate.
     """
     if chooses or given.tag is not None:
         raise UsageError(
@@ -618,8 +620,8 @@ def _lab(runs: Path, size: str | None, seeds: str | None, data: str | None) -> "
     """Returns a Lab, which reads and writes the results of experiments in the folder `runs`.
 
     The other arguments are the values of the options: `size` is toy, small or full, `seeds` is the number of seeds, and
-    `data` is demo or a folder of text. Each that is `None` has the value of the last `mtkit experiment run`. Raises
-    MtkitError if `size` or `seeds` is not valid.
+    `data` is demo or a folder of text. If one of them is `None`, the value from the last `mtkit experiment run` is
+    used. Raises MtkitError if `size` or `seeds` is not valid.
     """
     from mtkit.experiment.run import Lab
 

@@ -204,9 +204,10 @@ def _translate(
 
 
 def _part(text: str, file: Path | None) -> range:
-    """Returns the indices, from 0, of the lines of `file` to translate; `text` is the value of --part, such as 2/8.
+    """Returns the indices, from 0, of the lines of `file` to translate.
 
-    Raises MtkitError if `text` is not of this form, or if the lines of the file cannot be counted beforehand.
+    `text` is the value of --part, such as 2/8 for the second of eight parts. Raises MtkitError if `text` is not of this
+    form, or if the lines of the file cannot be counted beforehand.
     """
     from mtkit.text.lines import STANDARD_INPUT, count_lines, path_may_pause
     from mtkit.translation.stream import parted
@@ -222,10 +223,10 @@ def _part(text: str, file: Path | None) -> range:
 def _alignment(
     file: Path | None, units: str, layer: str | None, head: str | None, threshold: str | None, step: str
 ) -> "AlignmentSettings | None":
-    """Returns the settings by which alignments are read off attention; `None` if `file` is `None`.
+    """Returns the settings for reading alignments off attention; `None` if `file` is `None`.
 
-    `file` is the value of --alignments, and the other arguments are those of the --alignment options. Raises
-    UsageError if `file` is `-`, or if one of the --alignment options is given without `file`.
+    `file` is the value of --alignments, and the other arguments are the values of options such as --alignment-units.
+    Raises UsageError if `file` is `-`, or if one of these other options is given without `file`.
     """
     if str(file) == "-":
         raise UsageError("--alignments goes into a FILE; standard output, -, has the other results")
@@ -407,7 +408,7 @@ def _texts(
     """Returns the texts that the options name; raises UsageError if the options do not go together.
 
     `source`, `target` and `tsv` are paths of files. With `n_best`, the file `target` has several translations of each
-    line of `source`. Without `source`, it is text for a language model.
+    line of `source`. Without `source`, `target` is text for a language model.
     """
     _require_texts(source, target, tsv, n_best)
     from mtkit.translation.stream import NBestList, PairsFile, ParallelFiles, TargetFile

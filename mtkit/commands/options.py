@@ -86,7 +86,7 @@ DeviceOption = Annotated[str | None, typer.Option(metavar="NAME", help="auto, cp
 
 
 def _alignment_option(name: str, metavar: str, help_text: str) -> tuple[Any, Any]:
-    """Returns two options that differ only in that --help shows the first and hides the second."""
+    """Returns two versions of the option --alignment-`name`: one that --help shows, and one that --help hides."""
     shown, hidden = (
         typer.Option(f"--alignment-{name}", metavar=metavar, help=help_text, hidden=hidden) for hidden in (False, True)
     )
@@ -121,8 +121,8 @@ def alignment_settings(
 ) -> "AlignmentSettings | None":
     """Returns the settings that the --alignment options give; `None` if `wanted` is false.
 
-    `wanted` tells whether `wanted_by`, the option that asks for alignments, was given. Raises UsageError if it was not,
-    but one of the --alignment options was.
+    `wanted_by` is the option that asks for alignments, and `wanted` tells whether the user gave it. Raises UsageError
+    if `wanted` is false, but the user gave an --alignment option such as --alignment-layer.
     """
     from mtkit.translation.alignments import AlignmentSettings, parse_settings
 
@@ -249,9 +249,9 @@ def language_pair(text: str | None) -> tuple[str, str] | None:
 
 
 def _is_code(code: str, case_tells: bool) -> bool:
-    """Whether `code` is a language code.
+    """Whether `code` is a language code, such as en or zh-CN.
 
-    Capitals mark a region, so with `case_tells`, a code is rejected if its first part is in capitals.
+    With `case_tells`, capitals mark a region, so a code whose first part is in capitals, such as CN, is rejected.
     """
     language = code.partition("-")[0]
     return _CODE.fullmatch(code) is not None and not (case_tells and language.isupper())
@@ -261,7 +261,7 @@ def _is_code(code: str, case_tells: bool) -> bool:
 def opened(file: Path | None) -> Iterator[Any]:
     """Context manager that opens a file and gives a binary stream.
 
-    If `file` is `None` or `-`, the stream is that of standard input, which is not closed at the end.
+    If `file` is `None` or `-`, it gives standard input instead, and does not close it at the end.
     """
     from mtkit.text.lines import STANDARD_INPUT
     from mtkit.translation.stream import reading

@@ -699,7 +699,7 @@ class TransformerConfig(CarriedSection):
     def _check_parts(self) -> None:
         """Raise ValueError if a setting concerns a part that the model does not have.
 
-        Also raises ValueError if `ablate` names a part twice, or the causal mask in both of its forms.
+        Also raises ValueError if `ablate` has a name twice, or has both causal_mask and causal_mask_product.
         """
         for number, name in enumerate(self.ablate):
             if name in self.ablate[:number]:
@@ -775,7 +775,7 @@ class TransformerConfig(CarriedSection):
 
     @property
     def source_attention(self) -> tuple[int, int]:
-        """The number of layers that attend to the source, and of heads in each; (0, 0) without `has_attention`."""
+        """The number of layers that attend to the source, and of attention heads in each; (0, 0) if none does."""
         return (self.decoder_layers, self.decoder_num_heads or self.num_heads) if self.has_attention else (0, 0)
 
     @property
@@ -785,7 +785,7 @@ class TransformerConfig(CarriedSection):
 
     @property
     def position_limits(self) -> dict[str, int]:
-        """The limits of the sentence length, in tokens, by the names of the settings that set the limits.
+        """Maps the name of a setting that limits the sentence length, "max_positions", to the limit in tokens.
 
         Empty if there is no limit.
         """
@@ -801,8 +801,9 @@ class MaskedConfig(TransformerConfig):
     def check(self) -> None:
         """Raise ValueError if settings are incompatible, or do not fit this architecture.
 
-        Its decoder reads no start token and sees later tokens anyway, so `start_token` must be at its default, and
-        `ablate` may have none of the parts in `SEES_LATER`.
+        The decoder of a masked language model reads no start token, so `start_token` must be at its default. The
+        decoder also sees later tokens, so `ablate` must not name parts that hide them in other decoders, such as
+        causal_mask.
         """
         super().check()
         if said := self.first_changed("start_token"):
@@ -812,7 +813,7 @@ class MaskedConfig(TransformerConfig):
 
     @property
     def has_attention(self) -> bool:
-        """Whether the attention of each token to the source can be shown; it is not recorded for this architecture."""
+        """Always `False`: attention to the source is not recorded for this architecture, so it cannot be shown."""
         return False
 
     @property
@@ -970,7 +971,7 @@ class MixedConfig(CarriedSection):
 
     @property
     def position_limits(self) -> dict[str, int]:
-        """The limits of the sentence length, in tokens, by setting names such as "encoder.max_positions"."""
+        """Maps settings that limit the sentence length, such as "encoder.max_positions", to the limits in tokens."""
         halves = {"encoder": self.encoder, "decoder": self.decoder}
         return {f"{half}.{name}": limit for half in halves for name, limit in halves[half].position_limits.items()}
 

@@ -64,10 +64,10 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
 
 
 def config_from_text(text: str, name: str, overrides: Sequence[str] = ()) -> Config:
-    """Returns the settings in a YAML text, with overrides applied as by `load_config`.
+    """Returns the settings in a YAML text, changed by `overrides`, such as "decoding.beam_size=1".
 
-    Error messages call the text `name`. Tags are not checked, since a model may know tags that no corpus in its
-    settings has.
+    In error messages, the text is called `name`. Tags are not checked, since a model may know tags that no corpus in
+    its settings has.
     """
     return _read_settings(text, name, overrides)[0]
 
@@ -213,9 +213,10 @@ def _named(path: Path) -> str:
 
 
 def _read_override(override: str) -> tuple[str, tuple[str, ...], Any]:
-    """Parse a `key=value` argument; returns a short form of it for messages, its keys, and its value.
+    """Parse a `key=value` argument; returns a short form of the argument for messages, the keys, and the value.
 
-    Raises ConfigError if the argument is malformed.
+    For example, the keys in "training.max_steps=5" are ("training", "max_steps"). Raises ConfigError if the argument is
+    malformed.
     """
     name, equals, text = override.partition("=")
     place = _short(override)
@@ -261,8 +262,8 @@ def _without_nulls(data: Any, keys: Keys, settings: dict[str, Any]) -> Any:
     """Returns a copy of `data` in which {} or [] replaces each null that stands for an empty section, table or list.
 
     In YAML, a section, table or list is null if all of its lines are comments. A null stays if the setting is neither a
-    section nor a table, nor a list that is empty by default. `data` is the value at `keys` in `settings`, which are all
-    settings given: they name the architecture, on which the types of some settings depend.
+    section nor a table, nor a list that is empty by default. `settings` has all settings that were given, and `data` is
+    the value at `keys` in `settings`. The architecture in `settings` decides which types some settings have.
     """
     if data is None and (schema := setting_schema(keys, settings)):
         return {} if schema.get("type") == "object" else [] if schema.get("default") == [] else None
@@ -406,10 +407,10 @@ def _place(keys: Keys, places: Places) -> str:
 
 
 def _place_of_named(message: str, section: Keys, places: Places) -> str:
-    """Returns the place where the setting that a message names was given, such as "recipe.yaml:12".
+    """Returns the place where the user gave the setting that `message` names, such as "recipe.yaml:12".
 
-    If the message names several settings, returns the place of the setting that was given last. If none of the settings
-    was given, returns the place of `section`.
+    If `message` names several settings, returns the place of the setting that was given last. If none of the settings
+    was given, returns the place of the section at the keys `section`.
     """
     named = {(*section, *word.split(".")) for word in re.findall(r"[\w.]+", message)}
     return next((place for keys, place in reversed(places.items()) if keys in named), _place(section, places))
@@ -538,9 +539,10 @@ def settings_by_name(config: Config) -> dict[str, Any]:
 
 
 def differences(config: Config, other: Config) -> dict[str, tuple[str, str]]:
-    """Returns, for each setting that differs, both values as YAML; "-" if one architecture lacks the setting.
+    """Returns a dict from the full name of each setting that differs to its two values as YAML.
 
-    Settings are called by their full names, and the value in `config` comes first.
+    The value in `config` comes first, and the value in `other` second. If a setting does not exist for one
+    architecture, "-" takes the place of the value.
     """
     here, there = settings_by_name(config), settings_by_name(other)
     return {
@@ -602,7 +604,7 @@ _CLAUSE_END = re.compile(r"(;|(?<! al)\. )(?![^(]*\))")
 def _summary(keys: tuple[str, ...], data: Any) -> list[str]:
     """Returns a line for each setting of the section at `keys`: its name and the beginning of its description.
 
-    `data` has the architecture, as in `setting_schema`.
+    `data` names the architecture, for example {"model": {"architecture": "rnn"}}.
     """
     section = setting_schema(keys, data)
     assert section is not None
@@ -616,7 +618,10 @@ def _summary(keys: tuple[str, ...], data: Any) -> list[str]:
 
 
 def _defaults(keys: Keys) -> str:
-    """Returns the default of a setting as YAML; if it depends on the architecture, the default for each of them."""
+    """Returns the default of the setting at `keys` as YAML, such as "512".
+
+    If the default depends on the architecture, the text has each default with its architectures: "512 with rnn, …".
+    """
     names: dict[str, list[str]] = {}
     for architecture in kinds_with(keys) or ARCHITECTURES:
         data: Any = {"architecture": architecture}
@@ -631,10 +636,11 @@ def _defaults(keys: Keys) -> str:
 
 
 def _found(key: str) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """Returns the keys of the setting called `key`, and the architecture that has it, as data of a settings file.
+    """Returns the keys of the setting called `key`, and data that names an architecture with this setting.
 
-    `key` is a full name or its last part. If several settings have this last part, only the least nested ones count.
-    The data has the form {"model": {"architecture": NAME}}. Raises ConfigError if there is no such setting, or several.
+    The data has the form of a settings file: {"model": {"architecture": NAME}}. `key` is a full name, such as
+    "training.max_steps", or its last part. If several settings have this last part, only the least nested ones count.
+    Raises ConfigError if there is no such setting, or several.
     """
     candidates: dict[tuple[str, ...], dict[str, Any]] = {}
     known: set[str] = set()
@@ -677,8 +683,9 @@ def _recipe_lines(name: str) -> list[str]:
 def recipes_by_value(name: str) -> dict[str, list[str]]:
     """Returns a dict from each value of the setting `name`, as YAML, to the names of the recipes that have this value.
 
-    The recipes are the YAML files in the folder configs of the working directory or, if there is no such folder, of the
-    repository, if mtkit runs from a clone of it. Recipes that are not valid or cannot be read are left out.
+    The recipes are the YAML files in the folder configs of the working directory. If there is no such folder and mtkit
+    runs from a clone of its repository, the folder configs of the repository is used. Recipes that are not valid or
+    cannot be read are left out.
     """
     folders = (Path("configs"), Path(__file__).parents[2] / "configs")
     folder = next((folder for folder in folders if folder.is_dir()), None)
@@ -749,7 +756,8 @@ class CardFile(Section):
 def card_file(data: Changes, where: str) -> CardFile:
     """Returns the experiment in `data`, the parsed content of an experiment file, after checking it.
 
-    Raises ConfigError with a line for each mistake, which begins with `where`, the name of the file.
+    Raises ConfigError if there are mistakes. The message has a line for each mistake, and each line begins with
+    `where`, the name of the file.
     """
     try:
         return CardFile.model_validate_json(json.dumps(data), strict=True)

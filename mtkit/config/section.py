@@ -230,17 +230,17 @@ FORMS = (FOR_BOTH, FOR_EACH, ONE_FILE, MANY_FILES, NUMBER, AUTO)
 
 
 def form_of(value: object) -> str:
-    """Returns `FOR_EACH` if the value is a mapping or section (one entry for each side), else `FOR_BOTH`."""
+    """Returns "one for each side" if the value is a mapping or section, else "one for both sides"."""
     return FOR_EACH if isinstance(value, dict | BaseModel) else FOR_BOTH
 
 
 def number_or_auto(value: object) -> str:
-    """Returns `AUTO` if the value is "auto", else `NUMBER`."""
+    """Returns "auto" if the value is "auto", else "a number"."""
     return AUTO if value == "auto" else NUMBER
 
 
 def number_of_files(value: object) -> str:
-    """Returns `MANY_FILES` if the value is a list or tuple of files, else `ONE_FILE`."""
+    """Returns "several files" if the value is a list or tuple, else "one file"."""
     return MANY_FILES if isinstance(value, list | tuple) else ONE_FILE
 
 

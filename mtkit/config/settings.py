@@ -53,7 +53,7 @@ class Config(Section):
     @field_validator("model")
     @classmethod
     def ties_follow_the_vocabulary(cls, model: AnyModelConfig, info: ValidationInfo) -> AnyModelConfig:
-        """Returns `model`, with `tie_embeddings` "decoder" if it is not given and each side has its own vocabulary.
+        """Returns `model`; `tie_embeddings` becomes "decoder" if not given and each side has its own vocabulary.
 
         Raises ValueError if a mixed model cannot tie its embeddings in the given way.
         """
@@ -68,9 +68,9 @@ class Config(Section):
     @field_validator("decoding")
     @classmethod
     def method_follows_the_model(cls, decoding: DecodingConfig, info: ValidationInfo) -> DecodingConfig:
-        """Returns `decoding`, with `method` "mask_predict" if it is not given and the architecture is cmlm.
+        """Returns `decoding`; `method` becomes "mask_predict" if `method` is not given and the architecture is cmlm.
 
-        Raises ValueError if settings of decoding do not fit that method.
+        Raises ValueError if other settings of decoding do not fit mask_predict.
         """
         if "method" in decoding.model_fields_set or not isinstance(info.data.get("model"), MaskedConfig):
             return decoding
@@ -83,9 +83,10 @@ class Config(Section):
     @field_validator("model")
     @classmethod
     def language_models_have_no_encoder(cls, model: AnyModelConfig, info: ValidationInfo) -> AnyModelConfig:
-        """Returns `model`, with `encoder_layers` 0 if the task is a language model.
+        """Returns `model`; `encoder_layers` becomes 0 if the task is a language model.
 
-        Raises ValueError if the architecture is mixed or cmlm, which always have an encoder.
+        Raises ValueError if the task is a language model and the architecture is mixed or cmlm, which always have an
+        encoder.
         """
         if info.data.get("task") != "language_model":
             return model
@@ -99,9 +100,10 @@ class Config(Section):
     @field_validator("training")
     @classmethod
     def language_models_are_chosen_by_loss(cls, training: TrainingConfig, info: ValidationInfo) -> TrainingConfig:
-        """Returns `training`, with `select_by` "loss" if it is not given and the task is a language model.
+        """Returns `training`; `select_by` becomes "loss" if not given and the task is a language model.
 
-        Raises ValueError if another measure is given, since a language model makes no translations to measure.
+        Raises ValueError if the task is a language model and `select_by` is given as another measure, since a language
+        model makes no translations to measure.
         """
         if info.data.get("task") != "language_model" or training.select_by == "loss":
             return training
@@ -646,9 +648,10 @@ def _meaning(value: object, schema: Schema) -> str:
 
 
 def as_said(value: Any, schema: Schema) -> Any:
-    """Returns a value as a settings file gives it: items of lists and tables lack the settings at their defaults.
+    """Returns a value in the form that a settings file gives: items of lists and tables are without default settings.
 
-    `schema` is the schema of the value. Only items that are sections have settings; all else is returned unchanged.
+    `schema` is the schema of the value. For example, a corpus in the list `data.train` keeps only those of its settings
+    that differ from their defaults. Items that are not sections, and all other values, are returned unchanged.
     """
     if isinstance(value, list):
         return [as_said(item, _child(schema, number) or {}) for number, item in enumerate(value)]

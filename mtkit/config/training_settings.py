@@ -262,11 +262,11 @@ class TrainingConfig(Section):
     seed: int = Field(1, ge=0, description="Seed of all randomness in training.")
 
     def batches_per_update(self, devices: int = 1) -> int:
-        """Returns how many batches each device contributes to an update.
+        """Returns how many batches each device contributes to an update: at least 1, and as many for each device.
 
-        The number is the same for all `devices` devices, and at least 1. With `update_tokens`, it is rounded, so the
-        size of an update differs from `update_tokens` by at most half a batch for each device, unless one batch for
-        each device is already more than that.
+        With `update_tokens`, the number is rounded, so the size of an update may differ from `update_tokens` by up to
+        half a batch for each device. If one batch for each device is already larger than `update_tokens`, the number is
+        1.
         """
         if self.update_tokens is None:
             return self.accumulate
@@ -287,9 +287,9 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def update_fits(self) -> "TrainingConfig":
-        """Raise ValueError if `update_tokens` and `accumulate` both say how large an update is, or if nothing does.
+        """Raise ValueError if `update_tokens` and `accumulate` both say how large an update is, or if no setting does.
 
-        Nothing does if `batch_tokens` is "auto" and `update_tokens` is not given.
+        No setting does if `batch_tokens` is "auto" and `update_tokens` is not given.
         """
         if self.update_tokens is not None and (said := self.first_changed("accumulate")):
             raise ValueError(f"{said} and update_tokens {self.update_tokens} both say how large an update is; give one")
@@ -410,8 +410,8 @@ class TrainingConfig(Section):
     def guided_alignment_fits(self) -> "TrainingConfig":
         """Raise ValueError if settings of guided alignment have no effect or are incompatible.
 
-        The settings of its layer, head and weight have an effect only with `guided_alignment`, which cannot be combined
-        with consistency training or sampled segmentations.
+        The settings for the layer, the head and the weight of guided alignment have an effect only with
+        `guided_alignment`. `guided_alignment` cannot be combined with consistency training or sampled segmentations.
         """
         if self.guided_alignment is None:
             names = ("guided_alignment_layer", "guided_alignment_head", "guided_alignment_weight")
@@ -622,7 +622,8 @@ class DecodingConfig(CarriedSection):
     def _check_optimal(self) -> None:
         """Raise ValueError if a setting cannot be combined with `stopping` "optimal".
 
-        These are sampling, minimum Bayes risk decoding, `coverage_penalty`, `diversity_groups` and `shortlist`.
+        The settings that cannot be combined with it are those of sampling and of minimum Bayes risk decoding,
+        `coverage_penalty`, `diversity_groups` and `shortlist`.
         """
         if self.draws:
             said = self.first_changed("method", "mbr_samples")
@@ -642,9 +643,10 @@ class DecodingConfig(CarriedSection):
 
     @property
     def shortlist_size(self) -> int:
-        """The number of frequent tokens on a shortlist, and, equally, the number of translations of each source token.
+        """The size of shortlists: the number of frequent tokens, and also the number of translations of a source token.
 
-        It is SHORTLIST_SIZE if `shortlist` is "auto" or `None`.
+        A shortlist has the target tokens to which a translation is limited. The size is SHORTLIST_SIZE if `shortlist`
+        is "auto" or `None`.
         """
         return SHORTLIST_SIZE if self.shortlist is None or self.shortlist == "auto" else self.shortlist
 
