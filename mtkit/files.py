@@ -46,7 +46,10 @@ _num_open = 0  # number of undone_when_ended blocks being executed
 
 @contextmanager
 def undone_when_ended() -> Iterator[None]:
-    """Within the block, signals raise SignalError, so that the block can undo its work; see `ended_by_signal`."""
+    """Within the block, Ctrl-C, SIGTERM and SIGHUP raise SignalError, so that the block can undo its work.
+
+    The block must be inside an `ended_by_signal` block, which handles the signals.
+    """
     global _num_open
     _num_open += 1
     try:
@@ -134,9 +137,10 @@ class Stop:
     watched: list[Callable[[], None]] = field(default_factory=list)  # each raises an error if the run must not continue
 
     def check(self) -> None:
-        """Raise StoppedError if a signal asked training to stop or the deadline has passed; else call all of `watched`.
+        """Raise StoppedError if a signal asked training to stop or if the deadline has passed.
 
-        The functions in `watched` raise an error if the run must not continue.
+        Otherwise, call each function in the list `self.watched`; such a function raises an error if the run must not
+        continue.
         """
         if self.signal or monotonic() >= self.deadline:
             raise StoppedError

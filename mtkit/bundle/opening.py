@@ -340,7 +340,7 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A checkpoint in memory, with the weights that validation evaluated (see `measured_weights`)."""
+    """A checkpoint in memory, with the weights that validation evaluated: an average over updates, if there is one."""
 
     progress: Progress
     identity: dict[str, Any]
@@ -650,8 +650,8 @@ def weights_of(snapshot: Snapshot, directory: Path) -> dict[str, Tensor]:
 def best_step(run: Path) -> tuple[int, str]:
     """The step of the checkpoint to use for a run, and a phrase that gives the reason for this choice.
 
-    The best checkpoint so far is chosen, or the newest one if none has been validated yet or if the best one has been
-    deleted.
+    The best checkpoint so far is chosen. If no checkpoint has been validated yet, or if the best one has been deleted,
+    the newest checkpoint is chosen.
 
     Raises CheckpointError if the run has no checkpoint.
     """
@@ -687,9 +687,9 @@ def _score_text(select_by: str, score: float) -> str:
 def run_config(run: Path, identity: Mapping[str, Any] | None = None) -> Config:
     """The settings in the config.yaml of a run.
 
-    `identity` has the settings and checksums stored in a checkpoint that must match for the run to resume. If
-    `identity` is given, the section `model` is taken from `identity` instead of config.yaml. Raises CheckpointError if
-    config.yaml is damaged or missing, and ConfigError if the settings are not valid.
+    `identity` comes from a checkpoint of the run and has the settings and checksums that must match for the run to
+    resume. If `identity` is given, the section `model` is taken from `identity` instead of config.yaml. Raises
+    CheckpointError if config.yaml is damaged or missing, and ConfigError if the settings are not valid.
     """
     path = standing(run / CONFIG)
     try:

@@ -216,7 +216,8 @@ class TokenizerConfig(CarriedSection):
     def size_of(self, side: Side) -> tuple[str, int]:
         """Returns the setting that limits the vocabulary size of a side: its name and its value.
 
-        The name is "vocab_size" if both sides have one size, or else "vocab_size.source" or "vocab_size.target".
+        The name is "vocab_size" if one size applies to both sides; otherwise it is "vocab_size.source" or
+        "vocab_size.target".
         """
         if isinstance(self.vocab_size, SideSizes):
             return f"vocab_size.{side}", getattr(self.vocab_size, side)

@@ -294,8 +294,8 @@ class _Fault:
 def _faults_of_text(data: Any, keys: Keys, places: Places) -> Iterator[_Fault]:
     """Yields a fault for each value within `data` that is valid YAML but that no setting can hold.
 
-    Such values are dates and bytes with a YAML tag, and text with NUL or surrogates. `data` is the value at `keys`;
-    `places` tells where each setting was given.
+    These values are dates or bytes, if a YAML tag marks them as such, and text with NUL characters or surrogates.
+    `data` is the value of the setting at `keys`; `places` tells where each setting was given.
     """
     if isinstance(data, dict | list):
         for key, value in data.items() if isinstance(data, dict) else enumerate(data):
