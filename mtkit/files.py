@@ -48,7 +48,7 @@ _num_open = 0  # number of undone_when_ended blocks being executed
 def undone_when_ended() -> Iterator[None]:
     """Within the block, Ctrl-C, SIGTERM and SIGHUP raise SignalError, so that the block can undo its work.
 
-    The block must be inside an `ended_by_signal` block, which handles the signals.
+    This has an effect only inside an `ended_by_signal` block, which handles the signals.
     """
     global _num_open
     _num_open += 1

@@ -943,7 +943,7 @@ def save_bundle(
 ) -> None:
     """Writes a bundle to the folder `path`, replacing any older bundle there.
 
-    `save_tokenizer` writes the tokenizer's files to a folder, whose path is its argument. The keys and values in
+    `save_tokenizer` is called with the path of a folder and writes the tokenizer's files there. The keys and values in
     `about` are added to bundle.json. `canaries` are source lines with the model's translations, for the file
     canaries.json. `shortlist` has the tensors of the optional file shortlist.safetensors. Warns on stderr if weights
     are not finite. Raises CheckpointError if the bundle cannot be written.

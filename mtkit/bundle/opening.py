@@ -417,7 +417,8 @@ def retried(read: Callable[[], Found]) -> Found:
 def _parsed(data: bytearray, path: Path) -> tuple[Progress, dict[str, Any], dict[str, str]]:
     """Parses `data`, the content of the progress.json at `path`; returns progress, identity and checksums.
 
-    `parse_progress` describes these values. Raises CheckpointError if `data` is damaged or has another format.
+    The values are those that `parse_progress` returns. Raises CheckpointError if `data` is damaged or has another
+    format.
     """
     try:
         return parse_progress(bytes(data), path)
@@ -523,8 +524,8 @@ def is_begun(run: Path) -> bool:
 def find_model(path: Path) -> Storage:
     """The storage of the model at `path`, which is a bundle, a run directory or a checkpoint.
 
-    For an unfinished run, the model is the best checkpoint so far, as `best_step` chooses it. Raises CheckpointError if
-    there is no model or if the model is damaged.
+    For an unfinished run, the model is a checkpoint: the best so far, or the newest if the best is not known. Raises
+    CheckpointError if there is no model or if the model is damaged.
     """
     if bundle := bundle_at(path):
         return open_storage(bundle)
@@ -570,10 +571,10 @@ def is_finished(run: Path) -> bool:
 
 
 def _find_checkpoint(path: Path) -> CheckpointStorage:
-    """Reads the checkpoint at `path`; if `path` is a run directory, reads the run's best checkpoint so far.
+    """Reads the checkpoint at `path`; if `path` is a run directory, reads the checkpoint that `best_step` chooses.
 
-    `best_step` chooses the best checkpoint. Raises CheckpointError if there is no checkpoint, and FileNotFoundError if
-    training deletes the checkpoint meanwhile.
+    That is the best checkpoint so far, or the newest if the best is not known. Raises CheckpointError if there is no
+    checkpoint, and FileNotFoundError if training deletes the checkpoint meanwhile.
     """
     if is_checkpoint(path):
         run = _run_around(path)

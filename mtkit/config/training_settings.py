@@ -302,7 +302,7 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def updates_fit(self) -> "TrainingConfig":
-        """If `max_steps` is "auto", give the value "auto" to those settings in `SHARES` that the user has not set.
+        """If `max_steps` is "auto", set `warmup_steps`, `validate_every` and `save_every` to "auto" unless given.
 
         Raises ValueError if `max_steps` is "auto" but `max_minutes` is not given.
         """
