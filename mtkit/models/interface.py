@@ -37,19 +37,19 @@ class SearchState(Protocol):
         """Returns a state with only the rows listed in `sentences`, (R',) int64, in the order of the list."""
 
     def refill(self, places: Tensor, fresh: Self) -> Self:
-        """Returns a state whose rows `places`, (R',) int64, are those of `fresh`; other rows stay as they are.
+        """Returns a state in which the rows of `fresh` replace the rows with the indices `places`, (R',) int64.
 
-        `fresh` is a state before the first step, with R' sentences of one hypothesis each. In the result, all W
-        hypotheses of such a row are before their first step. Not every state can be refilled; see `can_refill` of
-        `mtkit/translation/decode.py`.
+        `fresh` is a state before the first step, with R' sentences of one hypothesis each. In the returned state, all W
+        hypotheses of a replaced row are before their first step; other rows are unchanged. Some states cannot be
+        refilled, for example those of a decoder without a cache.
         """
 
 
 def put(old: Tensor, places: Tensor, new: Tensor, dim: int | None = None) -> Tensor:
-    """Returns `old`, (R, …), with its rows `places`, (R',) int64, replaced by the rows of `new`, (R', …).
+    """Returns a copy of `old`, (R, …), in which the rows of `new`, (R', …), replace rows `places`, (R',) int64.
 
-    Dimensions in which `new` has size 1 are expanded to the size of `old`. If `dim` is given, the two may differ in the
-    size of this dimension; the smaller one is then padded with zeros (False) at the end.
+    Dimensions in which `new` has size 1 are expanded to the size of `old`. If `dim` is given, `old` and `new` may have
+    different sizes in dimension `dim`; the smaller tensor is then padded with zeros (False) at the end.
     """
     if dim is not None:
         missing = new.shape[dim] - old.shape[dim]
@@ -92,13 +92,13 @@ class Embedding(nn.Module):
     def initialize(self) -> None:
         """Draws the matrix from a normal distribution of variance 1/D.
 
-        Embeddings that are multiplied by sqrt(D) then have variance 1. If an output layer computes logits with this
-        matrix from features of variance 1, the logits have variance 1 too.
+        If the model multiplies the embeddings by sqrt(D), the products have variance 1. If an output layer multiplies
+        features of variance 1 by this matrix, the logits have variance 1 too.
         """
         nn.init.normal_(self.weight, std=self.weight.shape[1] ** -0.5)
 
     def keep_zero(self, token: int) -> None:
-        """Sets the embedding of `token` to zero, and makes its gradients zero, so that training does not change it."""
+        """Sets the embedding of the token id `token` to zero, and keeps it zero in training by zeroing its gradient."""
         with torch.no_grad():
             self.weight[token] = 0
 
@@ -110,7 +110,7 @@ class Embedding(nn.Module):
         self.weight.register_hook(without_token)  # type: ignore[no-untyped-call]
 
     def forward(self, rows: Rows) -> Tensor:
-        """Returns the embeddings (R, L, D) of the tokens in `rows`; embeddings are zero where `rows.cut` is True."""
+        """Returns the embeddings (R, L, D) of the tokens in `rows`; tokens for which `rows.cut` is True get zeros."""
         x = F.embedding(rows.ids, self.weight) * self.scale
         return x if rows.cut is None else x.masked_fill(rows.cut[:, :, None], 0.0)
 
@@ -132,11 +132,14 @@ class Output(nn.Module):
 
     @property
     def is_replaced(self) -> bool:
-        """Whether `project_by` has replaced the computation of logits, also in the functions that `of` returns."""
+        """Whether `project_by` was called, so that layers made by its argument `make` compute all logits."""
         return self._make_projection is not None
 
     def project_by(self, make: MakeProjection) -> None:
-        """Calls `make` with the matrix and the bias; from now on, the layer that it returns computes the logits."""
+        """Makes a layer by `make(matrix, bias)`, where the bias may be `None`, and lets this layer compute the logits.
+
+        Functions that `of` returns later use layers made by `make`, too.
+        """
         self.projection = make(self.weight, self.bias)
         self._make_projection = make
 
@@ -151,10 +154,10 @@ class Output(nn.Module):
         return self.table.weight
 
     def forward(self, features: Tensor, columns: Tensor | None = None) -> Tensor:
-        """Returns the logits (…, V) of `features` (…, D); the logits of tokens in `untrained` are -inf.
+        """Returns the logits (…, V) of `features` (…, D); tokens added after training (`untrained`) get -inf.
 
-        If `columns` is given, it holds token ids. Only the logits of these tokens are returned, and no logit is set
-        to -inf.
+        If `columns`, (U,) token ids, is given, returns only the logits (…, U) of these tokens; none is then set to
+        -inf.
         """
         if columns is None:
             if self.projection is None:
@@ -167,11 +170,11 @@ class Output(nn.Module):
         return self.of(columns)(features)
 
     def of(self, columns: Tensor) -> Callable[[Tensor], Tensor]:
-        """Returns a function that maps features (…, D) to the logits (…, U) of the tokens `columns` (U,) alone.
+        """Returns a function that maps features (…, D) to the logits (…, U) of the tokens with ids `columns`, (U,).
 
-        The function keeps a copy of these tokens' rows of the matrix, so it should be made once and called often. Its
-        logits are those of `forward`, up to rounding, in every precision; this includes int8, since the weights of each
-        token are rounded to 8 bits independently of those of other tokens.
+        The function keeps a copy of the rows of the matrix for these tokens, so it should be made once and called
+        often. The function gives the same logits as `forward`, up to rounding. This is true in int8, too, since the
+        weights of each token are rounded to 8 bits independently of the weights of other tokens.
         """
         weight, bias = self.weight[columns], None if self.bias is None else self.bias[columns]
         if self._make_projection is not None:
@@ -198,9 +201,9 @@ class Scratch:
 def log_probs_from(logits: Tensor, scratch: Scratch | None = None) -> Tensor:
     """Returns the log-softmax over the last dimension of `logits`, (…, V).
 
-    The result is in fp64 if the logits are in fp64, otherwise in fp32; on a CPU, it has no gradient. The logits must
-    not be used afterwards, since on a CPU, the result overwrites logits in fp32 or fp64. For logits in other dtypes on
-    a CPU, the result is stored in `scratch`, if given; the next call with the same `scratch` then overwrites it.
+    The result is in fp64 if the logits are in fp64, otherwise in fp32. Do not use the logits afterwards. On a CPU, the
+    result has no gradient, and overwrites logits in fp32 or fp64. For logits in other dtypes on a CPU, the result is
+    stored in `scratch`, if given; the next call with the same `scratch` overwrites this result.
     """
     exact = torch.promote_types(logits.dtype, torch.float32)
     if logits.device.type != "cpu":
@@ -225,9 +228,9 @@ def tied_embeddings(
 ) -> tuple[Embedding, Embedding, Output]:
     """Returns the source embedding, the target embedding and the output layer.
 
-    `tie` is the setting `tie_embeddings`. With "all", all three share one matrix; with "decoder", only the target
-    embedding and the output layer share a matrix; with "none", nothing is shared. `source` and `target` are functions
-    that create an embedding for the source side and for the target side.
+    `tie` is the setting `tie_embeddings`. With "all", both embeddings and the output layer share one matrix; with
+    "decoder", only the target embedding and the output layer share a matrix; with "none", nothing is shared. `source`
+    and `target` are functions that create an embedding for the source side and for the target side.
     """
     embedding = target()
     output = Output(target() if tie == "none" else embedding, output_bias)
@@ -294,9 +297,9 @@ class Limits:
 class TranslationModel(nn.Module):
     """A model that consists of an encoder and a decoder.
 
-    `start`, a key of START_TOKENS, names the token that the decoder reads first. If `shifted` is false, training gives
-    the decoder the very tokens that it should predict. A language model has NoEncoder as its encoder, and is given
-    sources without tokens.
+    The attribute `start`, for example "begin", names the token that the decoder reads first. If the attribute `shifted`
+    is false, the decoder's input in training is not shifted: at each position, the decoder reads the very token that it
+    should predict there. A language model has NoEncoder as its encoder, and is given sources without tokens.
     """
 
     def __init__(
@@ -311,9 +314,9 @@ class TranslationModel(nn.Module):
         self.set_specials(Specials())
 
     def set_specials(self, specials: Specials) -> None:
-        """Sets the ids of the special tokens.
+        """Sets the ids of the special tokens, such as the start token and the end mark.
 
-        A new model has the ids that special tokens have in vocabularies made by mtkit.
+        Until this method is called, a model uses the ids of special tokens in vocabularies made by mtkit.
         """
         start = START_TOKENS[self.start](specials.target)
         assert start is not None, "the settings ask for no start token that the vocabulary lacks"
@@ -321,7 +324,7 @@ class TranslationModel(nn.Module):
         self.boundaries = BoundaryTokens(specials.source.end, start, specials.target.end, self.shifted)
 
     def keep_start_zero(self) -> None:
-        """If `start` is "zero", sets the embedding of the start token to zero and excludes it from training."""
+        """If the attribute `start` is "zero", sets the start token's embedding to zero; training leaves it at zero."""
         if self.start == "zero":
             self.decoder.embedding.keep_zero(self.boundaries.start)
 
@@ -336,7 +339,8 @@ class TranslationModel(nn.Module):
         """Returns features (R, T, D) and the new state; the feature vector of each token predicts the next token.
 
         Teacher forcing passes all target tokens in one call; a search passes one token per hypothesis in each call. If
-        `shifted` is false, the feature vector of each token predicts, under teacher forcing, that token itself.
+        the attribute `shifted` is false, the feature vector of each token predicts, under teacher forcing, that token
+        itself.
         """
         return self.decoder(target, state)
 
@@ -400,7 +404,7 @@ def next_rows(ids: Tensor, state: State) -> Rows:
 
 @dataclass(frozen=True)
 class EnsembleState:
-    """The decoding states of all members of an ensemble; each method applies to the states of all members."""
+    """The decoding states of all members of an ensemble; each method is applied to the state of every member."""
 
     states: list[State]
 
@@ -428,7 +432,10 @@ class EnsembleState:
         return type(self)([state.keep(sentences) for state in self.states])
 
     def refill(self, places: Tensor, fresh: Self) -> Self:
-        """Returns a state whose rows `places`, (R',) int64, are those of `fresh`, as in SearchState."""
+        """Returns a state in which the rows of `fresh` replace the rows with the indices `places`, (R',) int64.
+
+        `fresh` is a state before the first step, with R' sentences of one hypothesis each. Other rows are unchanged.
+        """
         pairs = zip(self.states, fresh.states, strict=True)
         return type(self)([state.refill(places, new) for state, new in pairs])
 
@@ -469,7 +476,7 @@ class Ensemble:
         return EnsembleState([member.encode(source, watch) for member in self.members])
 
     def features(self, target: Rows, state: State) -> tuple[list[Tensor], EnsembleState]:
-        """Returns the features (R, T, D) that each member has for the target tokens, and the new state."""
+        """Returns a list with each member's features (R, T, D) for the target tokens, and the new state."""
         assert isinstance(state, EnsembleState)
         pairs = [member.decode(target, own) for member, own in zip(self.members, state.states, strict=True)]
         return [features for features, _ in pairs], EnsembleState([own for _, own in pairs])
@@ -477,7 +484,7 @@ class Ensemble:
     def decode(self, target: Rows, state: State) -> tuple[Tensor, EnsembleState]:
         """Returns, for each target token, the log-probabilities (R, T, V) of the next token, and the new state.
 
-        The probability of a token is the mean of the members' probabilities.
+        The probability of a token is the mean of the probabilities that the members give the token.
         """
         features, state = self.features(target, state)
         outputs = zip(self.members, features, strict=True)
@@ -489,7 +496,7 @@ class Ensemble:
 
 
 def mean_of(log_probs: Sequence[Tensor]) -> Tensor:
-    """Returns the logarithm of the members' mean probabilities, given the log-probabilities of each member."""
+    """Returns the logarithm of the mean of the probabilities, given one tensor of log-probabilities per member."""
     return log_probs[0] if len(log_probs) == 1 else torch.stack(list(log_probs)).logsumexp(0) - math.log(len(log_probs))
 
 

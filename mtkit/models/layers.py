@@ -38,8 +38,8 @@ def sinusoids(
     """Returns the sinusoidal embeddings (P, D) of P positions, from `first` on (Vaswani et al. 2017, section 3.5).
 
     By default, the row of position p holds sin(p / 10000^(2i/D)) for i < D/2, then the cosines of the same angles. The
-    paper interleaves sines and cosines instead, which only permutes the columns. `layout` is a key of LAYOUTS,
-    `exponent` a key of EXPONENTS.
+    paper interleaves sines and cosines instead, as `layout="interleaved"` does; this only permutes the columns.
+    With `exponent="tensor2tensor"`, the exponent is i / (D/2 - 1) instead of 2i/D.
     """
     exponents = EXPONENTS[exponent](torch.arange(d_model // 2, dtype=torch.float64, device="cpu"))
     positions = torch.arange(first, first + num_positions, dtype=torch.float64, device="cpu")
@@ -137,9 +137,10 @@ class _Rotate(torch.autograd.Function):
 
 
 def _rotated(x: Tensor, sines: Tensor, cosines: Tensor) -> Tensor:
-    """Returns the rotated `x`, (R, H, L, K), in its own dtype, given the sines and cosines of a `Rotation` in training.
+    """Rotates the pairs of columns of `x`, (R, H, L, K); the result has the shape and the dtype of `x`.
 
-    The rotation is computed in the precision of the sines or of `x`, whichever is higher.
+    `sines` and `cosines`, (R, 1, L, K/2), are of the angles of the pairs. The rotation is computed in the dtype of
+    `sines` or of `x`, whichever is more precise.
     """
     exact = torch.promote_types(x.dtype, sines.dtype)
     sines, cosines = sines.to(exact), cosines.to(exact)
@@ -167,7 +168,7 @@ class RotaryPositions(nn.Module):
         """Returns the rotation for `positions` (R, L), all of which must be less than `length`.
 
         `consecutive=True` says that the positions in each row are 0, 1, 2 and so on, except for padding. In training on
-        a CPU, vectors are then multiplied by a rotation matrix for each position, which takes half the time.
+        a CPU, the vectors at each position are then multiplied by a rotation matrix, which halves the time of rotation.
         """
         table = self.table
         if length > len(table):
@@ -186,8 +187,9 @@ class RotaryPositions(nn.Module):
 class LinearBiases(nn.Module):
     """Linear biases, ALiBi (Press et al. 2022), which lower attention scores in proportion to the distance of the key.
 
-    Head h of H, from 1, subtracts 2^(-8h/H) from the score for each token of distance between query and key. The paper
-    has decoders only. In an encoder, a key after the query is treated like a key at the same distance before it.
+    Heads are numbered from 1 to H. Head h lowers the score by 2^(-8h/H) times the distance, in tokens, between query
+    and key. The paper has decoders only. In an encoder, a key after the query is treated like a key at the same
+    distance before the query.
     """
 
     def __init__(self, num_heads: int) -> None:
@@ -198,7 +200,8 @@ class LinearBiases(nn.Module):
     def forward(self, distances: Tensor, mask: Tensor, dtype: torch.dtype) -> Tensor:
         """Returns what to add to attention scores, (R, H, Q, N), as `dtype`: the biases, or -inf where `mask` is False.
 
-        `distances`, (R, Q, N), from each query to each key, are at least 0 where `mask`, (R, 1, 1 or Q, N), is True.
+        `distances`, (R, Q, N), holds the distance from each query to each key, in tokens. `mask` is (R, 1, 1 or Q, N);
+        where `mask` is True, the distance must be at least 0.
         """
         self.slopes = self.slopes.to(distances.device)
         biases = (distances[:, None] * -self.slopes[:, None, None]).to(dtype)
@@ -212,7 +215,7 @@ POSITION_BITS = 16  # more than any sentence needs
 
 
 class ScalarPositions(nn.Module):
-    """The position itself, divided by POSITION_SCALE, as the only column of the code."""
+    """Encodes a position as a single number: the position divided by POSITION_SCALE (100)."""
 
     width = 1
 
@@ -225,7 +228,7 @@ class ScalarPositions(nn.Module):
 
 
 class BinaryPositions(nn.Module):
-    """The position in binary, one column for each bit; bit b, from 0, has the period 2^(b+1)."""
+    """Encodes a position as a binary number, with one column for each bit, lowest bit first."""
 
     width = POSITION_BITS
 
@@ -264,7 +267,7 @@ LEVELS = 1 << 16  # on a CPU, the rate is rounded to a multiple of 1 / LEVELS, b
 
 
 class _Random(threading.local):
-    """The generator of random numbers of each thread; `None` stands for PyTorch's default generator."""
+    """Holds a separate generator of random numbers for each thread; `None` stands for PyTorch's default generator."""
 
     generator: torch.Generator | None = None
 
@@ -356,9 +359,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causa
 def attend_with_factors(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, factors: Tensor, rate: float
 ) -> Tensor:
-    """Returns what `attend` does, but multiplies the attention scores by `factors`, (R, 1, Q, N), before the softmax.
+    """Returns the attention-weighted sums of the values, with the heads concatenated, (R, Q, D), as `attend` does.
 
-    A factor of 0 does not hide a key, since a score of 0 still gives it a weight; `mask` does. The other arguments are
+    But attention scores are multiplied by `factors`, (R, 1, Q, N), before the softmax. A factor of 0 does not hide a
+    key, since the softmax gives a score of 0 a weight above 0; only `mask` hides keys. All arguments but `factors` are
     as in `attend`.
     """
     weights = dropout(attention_weights(query, key, mask, False, factors), rate, rate > 0)
@@ -405,9 +409,10 @@ def _attend_unfused(
 def attention_weights(
     query: Tensor, key: Tensor, mask: Tensor | None, causal: bool, factors: Tensor | None = None
 ) -> Tensor:
-    """Returns the attention weights (R, H, Q, N), which sum to 1 over the N keys; the arguments are as in `attend`.
+    """Returns the attention weights (R, H, Q, N), which sum to 1 over the N keys.
 
-    If `factors` is given, the scores are multiplied by it before they are masked.
+    `query`, `key`, `mask` and `causal` are as in `attend`. If `factors`, (R, 1, Q, N), is given, the scores are
+    multiplied by `factors` before they are masked.
     """
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
     if factors is not None:
@@ -423,7 +428,8 @@ def attention_weights(
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """Returns what to add to attention scores: 0 where the bool tensor `mask` is True, -inf where it is False.
 
-    A `mask` that is not bool is already such a tensor, and is returned unchanged.
+    The result has the shape of `mask` and the given `dtype`. A `mask` that is not bool must hold numbers to add
+    already; it is returned unchanged.
     """
     if mask.dtype != torch.bool:
         return mask
@@ -431,7 +437,7 @@ def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class Cache:
-    """The keys and values of all tokens decoded so far; those of new tokens are appended in place.
+    """The keys and values of all tokens decoded so far; `append` adds the keys and values of new tokens in place.
 
     Keys and values are never moved from one hypothesis to another: `TransformerState.ancestors` says which tokens
     belong to which hypothesis.
@@ -443,7 +449,10 @@ class Cache:
         self.length = 0  # N
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Appends the keys and values of new tokens, (R, H, Q, K); returns those of all N tokens, (R, H, N, K)."""
+        """Appends keys and values of new tokens, (R, H, Q, K); returns the keys and values of all N tokens.
+
+        The returned tensors are (R, H, N, K).
+        """
         end = self.length + key.shape[2]
         if self.keys is None or self.values is None:
             self.keys, self.values = key, value  # no copy: teacher forcing appends only once
@@ -538,7 +547,10 @@ class SelfAttention(nn.Module):
         return output
 
     def _heads(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the queries and keys, normalised and rotated if the settings say so, and the values: (R, H, Q, K)."""
+        """Returns the queries, keys and values of the tokens `x`, (R, Q, D); all three are (R, H, Q, K).
+
+        Queries and keys are normalised if the settings say so, and rotated if `rotation` is given.
+        """
         if torch.is_grad_enabled() or self.is_normalized:
             query, key, value = (split_heads(part, self.num_heads) for part in self.query_key_value(x).chunk(3, -1))
             query, key = self.query_norm(query), self.key_norm(key)

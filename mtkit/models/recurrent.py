@@ -119,7 +119,8 @@ CELLS_IN_FP32 = {
 def _autocast_of_cells(device: str) -> AbstractContextManager[object]:
     """Returns a context that switches off autocast if recurrent cells on `device` must be computed in fp32.
 
-    They must be if the dtype of autocast is one of those in CELLS_IN_FP32. Otherwise, the context does nothing.
+    Cells must be computed in fp32 if CELLS_IN_FP32 lists the dtype of autocast for `device`. Otherwise, the context
+    does nothing.
     """
     in_fp32 = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) in CELLS_IN_FP32.get(device, ())
     return torch.autocast(device, enabled=False) if in_fp32 else nullcontext()
@@ -175,7 +176,7 @@ class RecurrentLayer(nn.Module):
         return y, torch.cat([direction for vector in vectors for direction in vector], dim=1)
 
     def _in_dtype_of_cells(self, x: Tensor) -> Tensor:
-        """Returns `x` in the dtype of the weights; under autocast, returns `x` itself, since autocast converts."""
+        """Returns `x` in the dtype of the weights; under autocast, returns `x` itself, since autocast converts it."""
         if torch.is_autocast_enabled(x.device.type):
             return x
         return x.to(self.cells.get_parameter("weight_hh_l0").dtype)
@@ -238,7 +239,7 @@ class InitialStates(nn.Module):
     encoder's top layer. If the encoder has no final states, all decoder layers get the mean of the encoder's states for
     the source tokens (Sennrich et al. 2017).
 
-    A linear layer for each decoder layer projects that final state, or that mean, to the width of the initial state. A
+    For each decoder layer, a linear layer projects this final state or mean to the width of the initial state. A
     tanh is then applied to the projected vector (Bahdanau et al. 2015, appendix A.2.2). For an LSTM, the tanh is
     applied only to the half that is the initial output, not to the half that is the initial cell state.
     """
@@ -320,7 +321,10 @@ class RecurrentState:
         )
 
     def refill(self, places: Tensor, fresh: Self) -> Self:
-        """Returns a state whose rows `places`, (R',) int64, are those of `fresh`, as in SearchState."""
+        """Returns a state in which the rows of `fresh` replace the rows with the indices `places`, (R',) int64.
+
+        `fresh` is a state before the first step, with R' sentences of one hypothesis each. Other rows are unchanged.
+        """
 
         def both(values: Tensor | None, new: Tensor | None, dim: int | None = None) -> Tensor | None:
             return None if values is None or new is None else put(values, places, new, dim)
@@ -338,7 +342,10 @@ class RecurrentState:
         )
 
     def advance(self, target: Rows) -> Self:
-        """Returns a state whose `positions` include the tokens in `target`; `layers` and `features` are unchanged."""
+        """Returns a state whose attribute `positions` also counts the tokens in `target`.
+
+        The cells' states and the features are unchanged; the decoder computes them afterwards.
+        """
         num_hypotheses, num_tokens = self.num_hypotheses, target.ids.shape[1]
         assert num_hypotheses in (1, num_tokens), "one hypothesis takes any number of tokens, several take one each"
         assert target.packed == (num_hypotheses > 1), "a recurrent decoder decodes one sentence a row"

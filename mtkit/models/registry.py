@@ -102,12 +102,12 @@ def _decoder(config: HalfConfig, embedding: Embedding, output: Output, final_wid
 
 
 def _longest(config: HalfConfig, side: Stack) -> int | None:
-    """Returns the maximum length of a row, in tokens, for the encoder or decoder (`side`); `None` if there is none."""
+    """Returns the maximum length of a row, in tokens, for the encoder or decoder (`side`); `None` means no limit."""
     return config.limit_of(side) if isinstance(config, TransformerConfig) else None
 
 
 def initialize_hybrid(model: nn.Module) -> None:
-    """Initialises the weights of the encoder and of the decoder, each in the way of its own architecture."""
+    """Initialises the encoder and the decoder of a hybrid, each as its own architecture (e.g. Transformer) does."""
     initialize_recurrent(model)
     for half in model.modules():
         if isinstance(half, TransformerEncoder | TransformerDecoder):
@@ -133,7 +133,10 @@ class _Unfilled(TorchFunctionMode):
     """Context manager in which new layers leave their weights uninitialised; on the meta device, this saves time."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Calls `function`; if it is one that draws random weights, returns its tensor unchanged instead."""
+        """Returns `function(*args, **kwargs)`, but does not call a function that fills a tensor at random.
+
+        Instead of calling such a function, returns the tensor unchanged.
+        """
         kwargs = kwargs or {}
         if function in (nn.init.kaiming_uniform_, nn.init.uniform_, nn.init.normal_):
             return kwargs["tensor"] if "tensor" in kwargs else args[0]
@@ -225,10 +228,10 @@ def require_sizes_of(config: AnyModelConfig, weights: Mapping[str, Tensor], wher
 
 
 def _other_widths(half: HalfConfig, side: Stack) -> list[int]:
-    """Returns the numbers of rows of those matrices in an encoder or decoder that have `d_model` columns.
+    """Returns the other dimension of each matrix with one dimension of `d_model`, in the encoder or decoder (`side`).
 
-    Square matrices are left out. In a Transformer, the numbers are the feed-forward width and the number of learned
-    positions (1 if there are none). For a recurrent encoder or decoder, which has no such matrices, returns [1].
+    Square matrices and token embeddings are left out. For a Transformer, returns the feed-forward width and the maximum
+    number of positions (1 if there is no maximum). For a recurrent encoder or decoder, returns [1].
     """
     if isinstance(half, RecurrentConfig):
         return [1]
@@ -299,11 +302,11 @@ KERNELS_KEPT = 16  # for a step of two LSTMs, forward and backward, and for stor
 def keep_few_kernels(model: nn.Module, device: torch.device, precision: str) -> None:
     """Sets oneDNN to keep few of the kernels that it makes, if `model` has an LSTM and trains in fp32 on a CPU.
 
-    oneDNN makes kernels for each shape of a batch, and keeps up to 1,024. They are small, but lie scattered among the
-    tensors, so that freed memory is in pieces too small for the next batch. Making kernels anew takes less than a
-    hundredth of the time of an update. In translation, it would be a third of the time of an LSTM's step, so kernels
-    are kept there. In fp32, nothing else in training uses oneDNN; in bf16, all layers do. Has no effect once oneDNN has
-    been used, or if the environment says how many kernels are kept.
+    oneDNN makes kernels for each shape of a batch, and keeps up to 1,024 kernels. Kernels are small, but lie scattered
+    among the tensors, so that freed memory is in pieces too small for the next batch. Making kernels anew takes less
+    than a hundredth of the time of an update. In translation, it would take a third of the time of an LSTM's step, so
+    do not call this function before translating. In fp32, nothing else in training uses oneDNN; in bf16, all layers do.
+    Has no effect once oneDNN has been used, or if the environment says how many kernels are kept.
     """
     is_set = any(f"{library}_PRIMITIVE_CACHE_CAPACITY" in os.environ for library in ("ONEDNN", "DNNL"))
     has_lstm = any(isinstance(module, nn.LSTM) for module in model.modules())
@@ -421,11 +424,13 @@ def speed_up(model: TranslationModel, precision: str) -> None:
     """Replaces the linear layers of a model, output layer included, by faster ones for `precision`.
 
     For int8 on a CPU, the new layers are `Int8Linear`; the rest of the model (embeddings, attention, norms, softmax,
-    recurrent cells) stays in fp32. For bf16 on a CPU where `packing_is_right`, they are `PackedLinear`, which gives
-    identical results. For fp32 on such a CPU, only the output layer is replaced by a `PackedLinear`, whose results are
-    the same up to rounding; smaller layers would gain nothing, and so keep their memory-mapped weights. In all other
-    cases, nothing is replaced. The weights of the model must be loaded already; those of replaced layers are not needed
-    afterwards, except those of embeddings. Layers with a single output are not replaced, since they would gain nothing.
+    recurrent cells) stays in fp32. For bf16 on a CPU where `packing_is_right`, the new layers are `PackedLinear`, which
+    gives identical results. For fp32 on a CPU where `packing_is_right`, only the output layer is replaced, by a
+    `PackedLinear` whose results are the same up to rounding; smaller layers would gain nothing. In all other cases,
+    nothing is replaced. Layers with a single output are never replaced, since they would gain nothing.
+
+    The weights of the model must be loaded already. Afterwards, the old weights of replaced layers are not needed,
+    except an output layer's matrix that is also an embedding.
     """
     if model.device.type != "cpu" or precision not in ("int8", "bf16", "fp32"):
         return
@@ -445,7 +450,7 @@ def speed_up(model: TranslationModel, precision: str) -> None:
 
 
 def shorten_lookups(model: nn.Module) -> None:
-    """Stores the parameters and submodules of each module as plain attributes, too, which Python finds at once.
+    """Stores parameters and submodules of each module as plain attributes, too, which makes access to them faster.
 
     Otherwise, each access goes through `nn.Module.__getattr__`, which took a twentieth to a tenth of the time of a step
     for one sentence. Call this only when the model is complete and on its device. A parameter or submodule may still be
@@ -524,8 +529,8 @@ def int_matmul(weight: Tensor, scales: Tensor) -> Kernel:
 def onednn_linear(weight: Tensor, scales: Tensor) -> Kernel:
     """Returns a function, a `Kernel`, that multiplies rows by the int8 `weight` (O, I) with oneDNN's quantised layer.
 
-    The weights are packed. The rows are passed to oneDNN as unsigned numbers, since for signed numbers it is fast only
-    with AMX and several rows.
+    The weights are packed. The rows are passed to oneDNN as unsigned numbers, since oneDNN multiplies signed numbers
+    fast only if the processor has AMX and there are several rows.
     """
     packed = torch.ops.onednn.qlinear_prepack(weight, None)
     zeros = torch.zeros(len(scales), dtype=torch.int64)
@@ -574,10 +579,10 @@ def is_right(make: MakeKernel) -> bool:
 
 
 def is_fast(make: MakeKernel) -> bool:
-    """Whether a kernel that `make` makes takes less time here than a matrix product in fp32.
+    """Whether a kernel that `make` makes is faster on this processor than a matrix product in fp32.
 
-    The shortest of a few timed calls of each are compared. The difference is large, so measuring for about two
-    milliseconds is enough.
+    Kernel and product are each called a few times, and the shortest times are compared. The difference is large, so
+    measuring for about two milliseconds is enough.
     """
     weight = torch.ones(512, 512, dtype=torch.int8)
     kernel, rows, numbers = make(weight, torch.ones(512)), torch.ones(64, 512, dtype=torch.int8), weight.float()
@@ -597,10 +602,11 @@ def _seconds(function: Callable[[], object]) -> float:
 
 @cache
 def usable_kernels() -> list[MakeKernel]:
-    """Returns those of `KERNELS` that are right and fast on this processor or, if none is fast, those that are right.
+    """Returns the functions in `KERNELS` whose kernels give right results fast on this processor.
 
-    All right kernels give the same numbers, so a measurement of time never changes a translation. If no kernel is
-    right, returns an empty list, and says so once on stderr.
+    If no right kernel is fast, returns the functions of all right kernels. If no kernel is right, returns an empty
+    list, and prints a warning once on stderr. All right kernels give the same numbers, so the measured times never
+    change a translation.
     """
     right = [make for make in KERNELS if is_right(make)]
     if not right:
@@ -616,8 +622,8 @@ class Int8Linear(nn.Module):
 
     Each row of the input is rounded to whole numbers from -127 to 127, with a scale of its own, so that no row depends
     on another. The weights of each output are rounded in the same way when the layer is made. The sums of products are
-    exact; they are multiplied by both scales, and the bias is added, in fp32. If a row of the input contains NaN, the
-    row of the output is NaN.
+    exact. In fp32, each sum is multiplied by the scales of its row and of its output, and the bias is added. If a row
+    of the input contains NaN, the row of the output is NaN.
 
     If no product of 8-bit numbers is right on this processor (see `usable_kernels`), only the weights are rounded.
     """
@@ -653,7 +659,8 @@ class Int8Linear(nn.Module):
 def quantized(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Scales each row (R, I) so that its largest absolute value becomes 127, and rounds to whole numbers.
 
-    Returns the whole numbers, as floats, and the largest absolute value that each row had, (R,), at least `TINY`.
+    Returns the whole numbers, as floats (R, I), and the largest absolute value of each original row, (R,); values below
+    `TINY` (1e-30) are raised to `TINY`.
     """
     largest = rows.abs().amax(1).clamp(min=TINY)
     return (rows * (LEVELS / largest[:, None])).round_(), largest

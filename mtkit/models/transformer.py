@@ -7,7 +7,8 @@ the source. In training, tokens are masked at random; in translation, `mask_pred
 chooses which.
 
 Shapes: R rows (one sentence each, unless packed), S source length, T target length, L either S or T, N tokens in the
-cache, W hypotheses per sentence, H heads, K width of a head (of the masked model: length classes), D model width.
+cache, W hypotheses per sentence, H heads, K width of a head (in `length_logits`: number of length classes), D model
+width.
 """
 
 from collections.abc import Callable
@@ -119,8 +120,8 @@ class Sublayer(nn.Module):
 class EmbeddedRows(nn.Module):
     """Token embeddings plus position embeddings, optionally normalised as in mBART, then dropout.
 
-    Position encodings of the kinds in CONCATENATED are concatenated instead of added, and a linear layer restores the
-    width.
+    Scalar and binary positions (CONCATENATED) are not added to the token embeddings, but concatenated to them; a linear
+    layer then restores the width D.
     """
 
     def __init__(self, config: TransformerConfig, side: Stack, embedding: Embedding) -> None:
@@ -153,7 +154,7 @@ def source_attention_mask(query_segments: Tensor, source: Rows) -> Tensor:
 
     The source token must not be padding; in packed rows, it must also belong to the same segment as the query.
     `query_segments`, (R, L), holds the segment of each query. In packed rows, queries that are padding may attend to
-    everything: the output for such queries is never used, and a softmax over no key would give NaN.
+    all source tokens: a softmax over no key would give NaN. The output for such queries is never used.
     """
     if not source.packed:
         return source.mask[:, None, None, :]
@@ -165,8 +166,8 @@ def padding_mask(source: Rows, dtype: torch.dtype) -> Tensor | None:
     """Returns a mask (R, 1, 1, S) that hides the padding of source rows that are not packed.
 
     In training, the mask is a bool tensor, True for real tokens. Outside training, it has the given `dtype` and is to
-    be added to attention scores: 0 for real tokens, -inf for padding. On a CPU, it is then `None` if there is no
-    padding. On other devices, this is not checked, since the CPU would have to wait for them.
+    be added to attention scores: 0 for real tokens, -inf for padding. If there is no padding, returns `None` outside
+    training on a CPU; on other devices, the check for padding would make the CPU wait, so it is left out.
     """
     mask = source.mask[:, None, None, :]
     if torch.is_grad_enabled():
@@ -175,10 +176,10 @@ def padding_mask(source: Rows, dtype: torch.dtype) -> Tensor | None:
 
 
 def drawn_layers(layers: LayerList[AnyLayer], rate: float, training: bool) -> tuple[list[AnyLayer], list[Tensor]]:
-    """Draws which layers a forward pass skips (LayerDrop); returns the other layers, and the parameters of the skipped.
+    """Draws which layers a forward pass skips (LayerDrop); returns the layers to run and a list of unused parameters.
 
-    In training, each layer is skipped with probability `rate`; otherwise, none is. The skipped layers' parameters are
-    for `with_zero_gradients`, which gives them gradients of zero.
+    In training, each layer is skipped with probability `rate`; otherwise, no layer is skipped. The unused parameters
+    are those of the skipped layers; `with_zero_gradients` gives them gradients of zero.
     """
     drawn = draw_layers(len(layers), rate, training)
     taken = [layer for layer, stays in zip(layers, drawn, strict=True) if stays]
@@ -206,7 +207,7 @@ LayerCall = Callable[..., Tensor]  # called as `call_layer` is
 
 
 def stacks_of(model: nn.Module) -> list["TransformerEncoder | TransformerDecoder"]:
-    """Returns the encoder and the decoder of a model, leaving out those that are not Transformers."""
+    """Returns a list of a model's encoder and decoder, without an encoder or decoder that is not a Transformer."""
     return [module for module in model.modules() if isinstance(module, TransformerEncoder | TransformerDecoder)]
 
 
@@ -233,16 +234,19 @@ def is_not_later(rows: Rows) -> Tensor:
 
 
 def distances(rows: Rows) -> Tensor:
-    """Returns the distances (R, L, L) between the tokens of a row; those between different segments mean nothing."""
+    """Returns the distances (R, L, L), in tokens, between the tokens of a row.
+
+    The values for tokens of different segments mean nothing.
+    """
     return (rows.positions[:, None, :] - rows.positions[:, :, None]).abs()
 
 
 def cached_distances(mask: Tensor) -> Tensor:
-    """Returns the distances (R, T, N) of all N tokens, cached or new, from the T new tokens.
+    """Returns the distance of each of the T new tokens to each of all N tokens (cached or new): (R, T, N).
 
     `mask`, (R, 1, T, N), comes from `TransformerState.advance`. A new token attends to the tokens of its hypothesis up
-    to itself, and these are cached in order. So its distance to one of them is the number of later tokens that it
-    attends to. The values for tokens that it does not attend to mean nothing.
+    to itself, which are cached in order. So the distance to a token of the hypothesis is the number of tokens after it
+    that the new token attends to. Where the mask is False, the values mean nothing.
     """
     return mask[:, 0].long().flip(2).cumsum(2).flip(2) - 1
 
@@ -348,8 +352,8 @@ class DecoderLayer(nn.Module):
     ) -> Tensor:
         """Maps target tokens `x`, (R, T, D), to the layer's output of the same shape.
 
-        If `cache` is given, the keys and values of these tokens are appended to it. If `watched` is a list, the weights
-        of the attention to the source are appended to the list. `mask` comes from `TransformerState.advance`.
+        If `cache` is given, the keys and values of these tokens are appended to the cache. If `watched` is a list, the
+        weights of the attention to the source are appended to the list. `mask` comes from `TransformerState.advance`.
         `source_mask` comes from `source_attention_mask` or `padding_mask`; if it is `None`, no source token is hidden.
         `memory` holds the keys and values of the source. `rotation` has the angles of rotary positions; it is `None`
         with other position encodings. `factors` is as in `attend_with_factors`.
@@ -436,10 +440,11 @@ class TransformerState:
         )
 
     def refill(self, places: Tensor, fresh: Self) -> Self:
-        """Returns a state whose rows `places`, (R',) int64, are those of `fresh`; other rows stay as they are.
+        """Returns a state in which the rows of `fresh` replace the rows with the indices `places`, (R',) int64.
 
-        `fresh` is a state before its first step. Nothing is removed from the caches, which are modified in place: the
-        mask `ancestors` hides what they hold in these rows from the hypotheses of the new sentences.
+        `fresh` is a state before the first step, with R' sentences of one hypothesis each. Other rows are unchanged.
+        The caches are modified in place: in the replaced rows, old keys and values are set to zero, and the mask
+        `ancestors` hides them from the new hypotheses.
         """
         for cache in self.caches:
             cache.clear(places)  # a hidden NaN would still make the weighted sum of the values NaN
@@ -497,10 +502,11 @@ class TransformerState:
         return after, mask
 
     def _advance_by_one(self) -> tuple[Self, Tensor | None]:
-        """Does what `advance` does, for one token of each hypothesis: a step of a search.
+        """Returns a state that includes one new token of each hypothesis (a step of a search), and the attention mask.
 
-        A new token may attend to itself and to the earlier tokens of its hypothesis, so the mask is the new
-        `ancestors`. As long as each sentence has only ever had one hypothesis, the mask is `None`, which hides nothing.
+        The mask is (R, 1, W, N). A new token may attend to itself and to the earlier tokens of its hypothesis, so the
+        mask is the new `ancestors`. As long as each sentence has only ever had one hypothesis, the mask is `None`,
+        which hides nothing.
         """
         ancestors = self.ancestors
         if self.num_hypotheses > 1 or ancestors is not None:
@@ -510,7 +516,7 @@ class TransformerState:
         return after, None if ancestors is None else ancestors[:, None]
 
     def _all_ancestors(self) -> Tensor:
-        """Returns `ancestors`, (R, W, N); if it is `None`, returns a tensor of True."""
+        """Returns the mask `ancestors` as a tensor (R, W, N), all True if the attribute is `None`."""
         if self.ancestors is not None:
             return self.ancestors
         shape = len(self.positions), self.num_hypotheses, self.length
@@ -555,9 +561,9 @@ class PrefixState:
         """Returns a state that includes the tokens in `target`, and rows of all tokens so far.
 
         The rows are (R, W x N), and each hypothesis is a segment. The first call, which may be for teacher forcing,
-        returns `target` itself as the rows. If its input is not shifted, a decoder reads each token at the position
-        where it predicts this token. In the rows of later calls, each token is therefore one position earlier, and the
-        start token fills the last position, whose token is not yet known.
+        returns `target` itself as the rows. A decoder whose input is not shifted reads each token at the position where
+        the decoder predicts this token. For such a decoder, later calls move each token to the position before, and put
+        the start token at the last position, whose token is not yet known.
         """
         num_rows, num_hypotheses = len(target.ids), self.num_hypotheses
         new = target.ids.view(num_rows, num_hypotheses, -1)
@@ -621,7 +627,8 @@ class TransformerDecoder(nn.Module):
     ) -> tuple[Tensor, TransformerState | PrefixState]:
         """Returns features (R, T, D) and the new state; the feature vector of each token predicts the next token.
 
-        If `ablate` names the shift, it predicts, under teacher forcing, the token itself.
+        If the setting `ablate` contains "shift", the feature vector of each token predicts, under teacher forcing, that
+        token itself.
         """
         if isinstance(state, PrefixState):
             return self._decode_all(target, state)
@@ -630,7 +637,7 @@ class TransformerDecoder(nn.Module):
         return features, replace(state, attention=attention) if state.watch else state
 
     def _decode_all(self, target: Rows, state: PrefixState) -> tuple[Tensor, PrefixState]:
-        """Decodes all tokens so far; returns the features of those in `target`, (R, T, D), and the new state."""
+        """Returns the features (R, T, D) of the tokens in `target`, and the new state; decodes all tokens so far."""
         state, rows = state.advance(target)
         same = rows.segments[:, :, None] == rows.segments[:, None, :]
         mask, factors = same[:, None], None
@@ -652,11 +659,11 @@ class TransformerDecoder(nn.Module):
     def _decode(
         self, target: Rows, state: TransformerState, mask: Tensor | None, factors: Tensor | None = None
     ) -> tuple[Tensor, list[Tensor]]:
-        """Returns the features (R, T, D) of the tokens in `target`, and their attention weights for each layer.
+        """Returns the features (R, T, D) of the tokens in `target`, and a list of attention weights.
 
-        `state` must include these tokens already. `mask` is as `TransformerState.advance` returns it, and `factors` as
-        in `attend_with_factors`. The attention weights, (R, H, T, S) to the source, are [] unless `state.watch` is
-        true.
+        If `state.watch` is true, the list has the weights (R, H, T, S) of the attention to the source, one tensor per
+        layer; otherwise, the list is empty. `state` must include the tokens in `target` already. `mask` is as
+        `TransformerState.advance` returns it, and `factors` as in `attend_with_factors`.
         """
         is_packed = state.source.packed
         source_mask = source_attention_mask(target.segments, state.source) if is_packed else state.source_mask
@@ -770,7 +777,8 @@ NUM_LENGTHS = 2 * MOST_DIFFERENCE + 1  # K
 class MaskedRows(EmbeddedRows):
     """Embedded rows in which masked tokens (`Rows.cut`) have a learned vector in place of their embeddings.
 
-    The vector is not part of the embedding matrix, so the vocabulary needs no mask token, and none is ever generated.
+    The vector is not part of the embedding matrix, so the vocabulary needs no mask token, and the model can never
+    generate a mask token.
     """
 
     def __init__(self, config: MaskedConfig, embedding: Embedding) -> None:
@@ -778,7 +786,7 @@ class MaskedRows(EmbeddedRows):
         self.mask = nn.Parameter(torch.empty(config.d_model))
 
     def initialize(self) -> None:
-        """Draws the vector from the distribution of the token embeddings."""
+        """Draws the vector for masked tokens from the distribution of the token embeddings."""
         nn.init.normal_(self.mask, std=len(self.mask) ** -0.5)
 
     def embed_tokens(self, rows: Rows) -> Tensor:
@@ -789,7 +797,7 @@ class MaskedRows(EmbeddedRows):
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedState(TransformerState):
-    """A decoding state: keys and values of the source, and logits of target lengths; decoding changes neither."""
+    """A decoding state with the keys and values of the source and the logits of target lengths, all fixed."""
 
     length_logits: Tensor  # (R, K)
 
@@ -860,7 +868,8 @@ class MaskedModel(TranslationModel):
     def length_log_probs(self, state: MaskedState, lengths: Tensor) -> Tensor:
         """Returns the log-probability (R,) that the target of each row has the length given in `lengths` (R,).
 
-        Lengths are in tokens, without the end mark. The result is in fp64 if the model is, else in fp32.
+        Lengths are in tokens, without the end mark. The result is in fp64 if the model is in fp64, else in
+        fp32.
         """
         differences = (lengths - source_lengths(state)).clamp(-MOST_DIFFERENCE, MOST_DIFFERENCE)
         return log_softmax(state.length_logits).gather(1, differences[:, None] + MOST_DIFFERENCE)[:, 0]
@@ -868,9 +877,10 @@ class MaskedModel(TranslationModel):
     def likeliest_lengths(self, state: MaskedState, max_lengths: Tensor, num_lengths: int) -> tuple[Tensor, Tensor]:
         """Returns the N most probable target lengths, best first, and their log-probabilities, both (R, N).
 
-        N is `num_lengths`, or `max_lengths.max() + 1` if that is less. Lengths are in tokens, without the end mark.
-        Lengths below 1 count as 1, and lengths above the maximum of their row, in `max_lengths` (R,), count as the
-        maximum. A log-probability of -inf marks an impossible length.
+        N is the smaller of `num_lengths` and `max_lengths.max() + 1`. Lengths are in tokens, without the end mark.
+        `max_lengths`, (R,), holds the maximum length of each row: the probability of all greater lengths is added to
+        that of the maximum. The probability of lengths below 1 is added to that of length 1. A log-probability of -inf
+        marks an impossible length.
         """
         differences = torch.arange(-MOST_DIFFERENCE, MOST_DIFFERENCE + 1, device=max_lengths.device)
         lengths = (source_lengths(state)[:, None] + differences).clamp(min=1).minimum(max_lengths[:, None])  # (R, K)
@@ -881,7 +891,7 @@ class MaskedModel(TranslationModel):
 
 
 def log_softmax(logits: Tensor) -> Tensor:
-    """Returns the log-softmax over the last dimension, in fp64 if the logits are, else in fp32."""
+    """Returns the log-softmax over the last dimension, in fp64 if `logits` is in fp64, else in fp32."""
     return logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
@@ -905,7 +915,7 @@ def build_masked(config: MaskedConfig, source_vocab_size: int, target_vocab_size
 
 
 def initialize_masked(model: nn.Module) -> None:
-    """Initialises the weights as those of a Transformer, and the vector that represents masked tokens."""
+    """Initialises the weights as `initialize_transformer` does, and draws the vector for masked tokens."""
     initialize_transformer(model)
     for module in model.modules():
         if isinstance(module, MaskedRows):
