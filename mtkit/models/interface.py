@@ -63,7 +63,7 @@ def _padded(x: Tensor, dim: int, missing: int) -> Tensor:
 
 
 class State(SearchState, Protocol):
-    """Everything that a model needs to decode the next tokens of R sentences with W hypotheses each."""
+    """Everything that a model needs in order to decode the next tokens of R sentences, with W hypotheses each."""
 
     @property
     def positions(self) -> Tensor:
@@ -186,13 +186,16 @@ SLICE_ELEMENTS = 1 << 19  # log-probabilities computed at a time on a CPU: 2 MB 
 
 
 class Scratch:
-    """A float32 buffer on the CPU that all steps of a search use, since mapping new memory at each step takes time."""
+    """A float32 buffer on the CPU that all steps of a search share, since new memory at each step would cost time."""
 
     def __init__(self) -> None:
         self.vector = torch.empty(0)
 
     def at_least(self, length: int) -> Tensor:
-        """Returns a vector of at least `length` float32 numbers on the CPU; all calls return the same memory."""
+        """Returns a vector of at least `length` float32 numbers on the CPU, which later calls return again.
+
+        Only a call that needs a longer vector makes a new one.
+        """
         if length > len(self.vector):
             self.vector = torch.empty(length)
         return self.vector
@@ -242,7 +245,7 @@ def tied_embeddings(
 
 @dataclass(frozen=True)
 class Memory:
-    """The output of an encoder, from which a decoder starts."""
+    """The output of an encoder, which a decoder attends to or starts from."""
 
     states: Tensor  # (R, S, D), one for each source token
     finals: list[Tensor]  # (R, width) for each encoder layer: its state after the last token; [] for a Transformer
@@ -254,11 +257,11 @@ class Encoder(Protocol):
     final_widths: list[int]  # the width of each of the memory's finals
 
     def __call__(self, source: Rows) -> Memory:
-        """Returns the encoded source, from which a decoder starts."""
+        """Returns the encoded source: the states of all tokens and, for recurrent layers, each layer's final state."""
 
 
 class NoEncoder(nn.Module):
-    """Takes the place of an encoder in a language model, whose decoder does not use the memory."""
+    """Takes the place of an encoder in a language model, whose decoder uses no encoded source."""
 
     def __init__(self, d_model: int) -> None:
         super().__init__()
@@ -390,9 +393,10 @@ class TranslationModel(nn.Module):
 
 
 def next_rows(ids: Tensor, state: State) -> Rows:
-    """Returns target rows that hold `ids` (R, W), the next token of each hypothesis; each hypothesis is a segment.
+    """Returns target rows for the next `decode` call: `ids`, (R, W), holds the next token of each hypothesis.
 
-    A new token gets the position after the last token that `state` has decoded.
+    Each hypothesis is a segment of its row. The position of each new token is the number of tokens of the hypothesis
+    that `state` includes.
     """
     num_hypotheses = ids.shape[1]
     segments = torch.arange(1, num_hypotheses + 1, device=ids.device).expand_as(ids)

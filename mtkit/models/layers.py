@@ -104,10 +104,10 @@ class Rotation:
     )
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Rotates queries or keys `x`, (R, H, L, K); returns them in the same shape.
+        """Rotates queries or keys `x`, (R, H, L, K); the result has the same shape.
 
-        Columns i and i + K/2 form a pair that is rotated together. The paper pairs neighbouring columns instead. The
-        two ways differ only by a fixed permutation of the columns of queries and keys.
+        Columns i and i + K/2 form a pair that is rotated together. The paper pairs neighbouring columns instead, which
+        differs only by a fixed permutation of the columns of queries and keys.
         """
         if self.matrices is not None:
             rows, heads, length, width = x.shape
@@ -466,7 +466,7 @@ class Cache:
         return self.keys[:, :, :end], self.values[:, :, :end]
 
     def select(self, tokens: Tensor) -> None:
-        """Keeps, for each row, only the tokens at the indices `tokens`, (R, N') int64."""
+        """Keeps only some tokens of each row: those whose indices are listed in `tokens`, (R, N') int64."""
         if self.keys is not None and self.values is not None:
             places = tokens[:, None, :, None].expand(-1, self.keys.shape[1], -1, self.keys.shape[3])
             self.keys, self.values = self.keys.gather(2, places), self.values.gather(2, places)
@@ -631,8 +631,8 @@ GATES: dict[str, Callable[[Tensor], Tensor]] = {"reglu": F.relu, "geglu": F.gelu
 class FeedForward(nn.Module):
     """Two linear layers with an activation, or a gate, between them (Vaswani et al. 2017, equation 2).
 
-    With a gate, the matrix of the inner layer has 2 d_ff rows: first the rows of the gate, then the rows of the values
-    that the gate is multiplied with.
+    With a gate, the matrix of the inner layer has 2 d_ff rows: first the d_ff rows that give the gate, then the d_ff
+    rows that give the values to multiply by the gate.
     """
 
     def __init__(self, config: TransformerConfig, d_ff: int) -> None:
@@ -650,9 +650,9 @@ class FeedForward(nn.Module):
         return y
 
     def activate(self, inner: Tensor) -> Tensor:
-        """Applies the activation, or the gate, to the inner layer's output; returns (R, L, d_ff).
+        """Applies the activation or the gate to `inner`, the inner layer's output; returns (R, L, d_ff).
 
-        `inner` is (R, L, d_ff), or (R, L, 2 d_ff) with a gate.
+        `inner` is (R, L, d_ff) or, with a gate, (R, L, 2 d_ff).
         """
         if not self.is_gated:
             return self.activation(inner)
@@ -666,7 +666,7 @@ AnyLayer = TypeVar("AnyLayer", bound=nn.Module)
 
 
 class LayerList(nn.ModuleList, Generic[AnyLayer]):
-    """A ModuleList whose modules all have the type `AnyLayer`; with it, type checkers know the type of each module."""
+    """A ModuleList whose modules all have the type `AnyLayer`, so that type checkers know the type of each module."""
 
     def __init__(self, layers: Iterable[AnyLayer]) -> None:
         super().__init__(layers)
@@ -679,7 +679,7 @@ def draw_layers(num_layers: int, rate: float, training: bool) -> list[bool]:
     """Draws which layers take part in a forward pass; returns True for each that does, False for each that does not.
 
     In training, each layer is skipped with probability `rate`; outside training, no layer is skipped. The random
-    numbers are drawn on the CPU, since the CPU would have to wait for numbers drawn on another device.
+    numbers are drawn on the CPU: numbers drawn on a GPU would make the CPU wait for the GPU.
     """
     if not training or rate == 0.0:
         return [True] * num_layers
@@ -703,9 +703,9 @@ class _ZeroGradients(torch.autograd.Function):
 def with_zero_gradients(x: Tensor, unused: Sequence[Tensor]) -> Tensor:
     """Returns `x` unchanged; the backward pass through the result gives each tensor in `unused` a gradient of zeros.
 
-    Without a gradient, an optimizer would skip the unused tensors: their optimizer state would be missing from a
-    checkpoint or would have counted fewer updates. In distributed training, ranks that drew different layers would wait
-    for each other's gradients.
+    `unused` holds, for example, the weights of layers that layer dropout skips. If a tensor had no gradient, the
+    optimizer would skip the tensor: its optimizer state would be missing from a checkpoint or would have counted fewer
+    updates. In distributed training, ranks that skip different layers would wait for each other's gradients.
     """
     if not unused:
         return x

@@ -65,8 +65,8 @@ class GeneralScore(DotScore):
 class AdditiveScore(nn.Module):
     """Scores a source state by v · tanh(W query + U state) (Bahdanau et al. 2015, appendix A.1.2).
 
-    The query is the decoder's state at the current step, as for the other scores. In the paper, the query is the
-    decoder's state at the previous step.
+    The query is the decoder's state at the current step, as in DotScore and GeneralScore. In the paper, the query is
+    the decoder's state at the previous step.
     """
 
     def __init__(self, d_model: int) -> None:
@@ -97,7 +97,8 @@ ATTENTION_SCORES: dict[str, type[DotScore | AdditiveScore]] = {
 def attend(scores: Tensor, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the weighted mean of the source states for each query, (R, Q, D), and the attention weights, (R, Q, S).
 
-    `scores` is (R, Q, S), `states` is (R, S, D); `mask` is (R, S), True for source tokens and False for padding.
+    `scores`, (R, Q, S), are turned into weights by a softmax over S. `states` is (R, S, D). `mask`, (R, S), is True for
+    source tokens and False for padding, which gets the weight 0.
     """
     weights = scores.masked_fill(~mask[:, None], float("-inf")).softmax(-1)
     return weights.to(states.dtype) @ states, weights
@@ -129,9 +130,9 @@ def _autocast_of_cells(device: str) -> AbstractContextManager[object]:
 class RecurrentLayer(nn.Module):
     """One layer of recurrent cells, computed by PyTorch's fused kernels.
 
-    In a bidirectional layer, each direction has half of the width. A stack of layers consists of several such modules.
-    PyTorch also has a fused kernel for a whole stack, but on a GPU, this kernel would draw dropout from a random state
-    that no seed resets.
+    In a bidirectional layer, each direction has half of the width. A stack of layers consists of several modules of
+    this class. PyTorch also has a fused kernel for a whole stack, but on a GPU, that kernel would draw dropout from a
+    random state that no seed resets.
     """
 
     def __init__(self, cell: str, input_width: int, d_model: int, bidirectional: bool = False) -> None:
@@ -161,8 +162,8 @@ class RecurrentLayer(nn.Module):
     def read(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Reads complete rows `x`, (R, S, D); returns outputs (R, S, D) and the final state of each row, (R, G * D).
 
-        `lengths`, (R,) on the CPU, holds the number of tokens of each row. Padding is not read, so that the backward
-        direction starts at the last token of each row.
+        `lengths`, (R,) on the CPU, holds the number of tokens of each row. Padding is not read: in a bidirectional
+        layer, the backward direction starts at the last token of each row.
         """
         with _autocast_of_cells(x.device.type):
             x = self._in_dtype_of_cells(x)
@@ -366,8 +367,8 @@ class RecurrentDecoder(nn.Module):
     which has no s). Without attention, a is left out; without the summary, s is left out. Without both, as in a
     language model, the features are y itself. In a language model, the initial states of the layers are zero.
 
-    All tokens are computed at once, except with input feeding, where the features of each step are an input of the next
-    step.
+    All tokens of a call are computed at once, except with input feeding: the features of each step are then an input of
+    the next step.
     """
 
     def __init__(self, config: RecurrentConfig, embedding: Embedding, output: Output, final_widths: list[int]) -> None:
@@ -436,9 +437,10 @@ class RecurrentDecoder(nn.Module):
         return torch.cat(steps, dim=1) if len(steps) > 1 else steps[0], after
 
     def _read(self, x: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Runs all layers on `x`, starting from `states`; returns the top layer's outputs and the layers' new states.
+        """Runs all layers on the inputs `x`; returns the top layer's outputs and a list of the layers' new states.
 
-        `x` has one row per hypothesis. The old and the new state of each layer are (R, W, G * D).
+        `x` is (R * W, L, width), with one row per hypothesis; the outputs are (R * W, L, D). `states` holds the state
+        of each layer before the call. Old and new states are (R, W, G * D).
         """
         after = []
         for number, (layer, before) in enumerate(zip(self.layers, states, strict=True)):

@@ -202,8 +202,9 @@ def require_weights_of(model: TranslationModel, weights: dict[str, Tensor], wher
 def require_sizes_of(config: AnyModelConfig, weights: Mapping[str, Tensor], where: str) -> None:
     """Raises CheckpointError, with a message that begins with `where`, if the settings describe too large a model.
 
-    A model is too large if it has more layers than the weights have, or a matrix with more elements than all weights
-    together. Building such a model could take hours or all memory, whereas this check looks only at names and shapes.
+    A model is too large if it would have more layers than there are in `weights`, or a matrix with more elements than
+    all tensors of `weights` together. Building such a model could take hours or all memory, whereas this check looks
+    only at names and shapes.
     """
     encoder, decoder = (config.encoder, config.decoder) if isinstance(config, MixedConfig) else (config, config)
     num_weights = sum(map(Tensor.numel, weights.values()))
@@ -228,10 +229,11 @@ def require_sizes_of(config: AnyModelConfig, weights: Mapping[str, Tensor], wher
 
 
 def _other_widths(half: HalfConfig, side: Stack) -> list[int]:
-    """Returns the other dimension of each matrix with one dimension of `d_model`, in the encoder or decoder (`side`).
+    """Returns sizes, other than `d_model`, that determine how large the matrices of an encoder or decoder are.
 
-    Square matrices and token embeddings are left out. For a Transformer, returns the feed-forward width and the maximum
-    number of positions (1 if there is no maximum). For a recurrent encoder or decoder, returns [1].
+    For a Transformer, returns the feed-forward width and the maximum number of positions (1 if there is no maximum).
+    For a recurrent encoder or decoder, whose matrices depend only on `d_model`, returns [1]. Vocabulary sizes are left
+    out.
     """
     if isinstance(half, RecurrentConfig):
         return [1]
@@ -255,8 +257,8 @@ TENSOR_CORES = (7, 0)  # the lowest CUDA compute capability with fast matrix pro
 def pick_device(name: str) -> torch.device:
     """Returns the torch device called `name`; "auto" means the first available of cuda, mps and cpu.
 
-    For cuda, also switches off cuDNN's attention, and cuDNN's use of TF32. For cpu, also calls `keep_freed_memory`.
-    Raises MtkitError if the device is not available.
+    For cuda, also switches off the attention of cuDNN and the use of TF32 in cuDNN. For cpu, also calls
+    `keep_freed_memory`. Raises MtkitError if the device is not available.
     """
     if name == "auto":
         name = next(device for device in ("cuda", "mps", "cpu") if AVAILABLE[device]())
@@ -284,9 +286,9 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt
 def keep_freed_memory() -> None:
     """Sets glibc to keep up to 1 GB of freed memory for new tensors instead of returning it to the system at once.
 
-    Memory that was returned to the system has to be mapped again, page by page, before it is used again; this took a
-    twentieth of the time of training. Does nothing with other C libraries, or if the environment has settings for
-    malloc.
+    Memory that was returned to the system has to be mapped again, page by page, before it can be used; this mapping
+    took a twentieth of the time of training. Does nothing with other C libraries, or if the environment has settings
+    for malloc.
     """
     if sys.platform != "linux" or any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         return
@@ -326,16 +328,16 @@ def return_freed_memory() -> None:
 
 @cache
 def use_one_thread_after_fork() -> None:
-    """Sets PyTorch to one thread in all child processes that are forked from now on.
+    """Makes PyTorch use a single thread in all child processes that are forked from now on.
 
-    PyTorch's threads do not survive a fork, so a child that waited for them would hang.
+    PyTorch's threads do not survive a fork, so a child process that waited for such a thread would hang.
     """
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
 
 
 def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """Returns the dtype of `precision`, a key of DTYPES.
+    """Returns the dtype of `precision`, for example torch.bfloat16 for "bf16".
 
     Raises MtkitError for fp64 on mps, since mps does not support fp64.
     """
@@ -345,7 +347,7 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def pick_precision(name: str, device: torch.device, d_model: int) -> str:
-    """Returns the precision called `name`; "auto" means the fastest suitable one of bf16, fp16 and fp32.
+    """Returns the precision in which to train: `name` itself or, for "auto", the fastest suitable precision.
 
     "auto" means bf16 if the device is a CPU or a CUDA GPU that has instructions for bf16. On a CPU, `d_model` must also
     be at least 128, since smaller models gain nothing from bf16. On a CUDA GPU without bf16, "auto" means fp16 if the
@@ -382,16 +384,17 @@ PRECISIONS = ("fp32", "bf16", "fp16", "int8", "auto", "fp64")
 
 
 def pick_run_precision(name: str, device: torch.device, d_model: int) -> str:
-    """Returns the precision for translation called `name`; "auto" means the fastest suitable one.
+    """Returns the precision in which to translate: `name` itself or, for "auto", the fastest suitable precision.
 
     A precision is suitable if it costs less than 0.1 BLEU against fp32, on average over the models that were measured.
     Both bf16 and int8 are suitable (mtkit/commands/README.md has the table), so only speed decides. On a GPU, "auto"
-    means what it means for training: bf16, if the GPU has it. On a CPU, it means:
+    means the precision that `pick_precision` returns, such as bf16. On a CPU, "auto" means:
 
     - bf16 if the CPU multiplies matrices in bf16 (AMX) and `d_model` is at least 128;
-    - else int8 if the CPU adds products of 8-bit numbers in one instruction (VNNI) and `d_model` is at least 256, or
-      512 if it has instructions for bf16;
-    - else what it means for training: bf16 if the CPU has instructions for it and `d_model` is at least 128, else fp32.
+    - else int8 if the CPU adds products of 8-bit numbers in one instruction (VNNI) and `d_model` is at least 256 (at
+      least 512 on a CPU that has instructions for bf16);
+    - else bf16 if the CPU has instructions for bf16 and `d_model` is at least 128;
+    - else fp32.
 
     Raises MtkitError for int8 on another device than a CPU.
     """
@@ -406,7 +409,9 @@ def pick_run_precision(name: str, device: torch.device, d_model: int) -> str:
 
 
 def run_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """Returns the dtype of a model's weights in `precision`; for int8, fp32, since not all layers are quantised.
+    """Returns the dtype of a model's weights in `precision`, for example torch.bfloat16 for "bf16".
+
+    For "int8", returns torch.float32, since the weights that are not quantised are in fp32.
 
     Raises MtkitError for fp64 on mps.
     """
@@ -414,7 +419,7 @@ def run_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def precision_of(model: TranslationModel) -> str:
-    """Returns the name of the precision in which a model translates."""
+    """Returns the name of the precision in which a model translates, for example "int8" or "bf16"."""
     if isinstance(model.output.projection, Int8Linear):
         return "int8"
     return next(name for name, dtype in DTYPES.items() if dtype == model.dtype)

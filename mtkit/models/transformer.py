@@ -73,26 +73,26 @@ def make_norm(config: TransformerConfig) -> nn.Module:
 
 
 def final_norm(config: TransformerConfig) -> nn.Module:
-    """Returns the norm after the last layer of a pre-norm model; for a post-norm model, an `nn.Identity`.
+    """Returns the norm to apply after the last layer of a pre-norm model.
 
-    The layers of a post-norm model end with a norm already.
+    For a post-norm model, whose layers end with a norm already, returns an `nn.Identity`.
     """
     return make_norm(config) if config.norm_placement == "pre" else nn.Identity()
 
 
 def heads_of(config: TransformerConfig, side: Stack) -> int:
-    """Returns the number of attention heads of the encoder or decoder."""
+    """Returns the number of attention heads in each layer of the encoder or decoder (`side`)."""
     return (config.decoder_num_heads if side == "decoder" else None) or config.num_heads
 
 
 def rotary_positions(config: TransformerConfig, side: Stack) -> RotaryPositions | None:
-    """Returns the rotary position encoding of the encoder or decoder; `None` if the settings name another encoding."""
+    """Returns rotary positions for the encoder or decoder (`side`); `None` if `config` says another encoding."""
     is_rotary = config.positions_of(side) == "rotary"
     return RotaryPositions(config.d_model // heads_of(config, side)) if is_rotary else None
 
 
 def linear_biases(config: TransformerConfig, side: Stack) -> LinearBiases | None:
-    """Returns the linear biases of the encoder or decoder; `None` if the settings name another position encoding."""
+    """Returns linear biases (ALiBi) for the encoder or decoder (`side`); `None` if `config` says another encoding."""
     return LinearBiases(heads_of(config, side)) if config.positions_of(side) == "alibi" else None
 
 
@@ -100,7 +100,7 @@ class Sublayer(nn.Module):
     """The residual connection around a sublayer f, with norm and dropout.
 
     Computes x + dropout(f(norm(x))) in a pre-norm model (Xiong et al. 2020), and norm(x + dropout(f(x))) in a post-norm
-    model. If `ablate` names the residual connection, `x +` is left out.
+    model. If the setting `ablate` lists the residual connection, `x +` is left out.
     """
 
     def __init__(self, config: TransformerConfig) -> None:
@@ -166,8 +166,9 @@ def padding_mask(source: Rows, dtype: torch.dtype) -> Tensor | None:
     """Returns a mask (R, 1, 1, S) that hides the padding of source rows that are not packed.
 
     In training, the mask is a bool tensor, True for real tokens. Outside training, it has the given `dtype` and is to
-    be added to attention scores: 0 for real tokens, -inf for padding. If there is no padding, returns `None` outside
-    training on a CPU; on other devices, the check for padding would make the CPU wait, so it is left out.
+    be added to attention scores: 0 for real tokens, -inf for padding. Outside training, if the device is a CPU and
+    there is no padding, returns `None`. On other devices, the check for padding would make the CPU wait, so it is left
+    out.
     """
     mask = source.mask[:, None, None, :]
     if torch.is_grad_enabled():
@@ -212,7 +213,7 @@ def stacks_of(model: nn.Module) -> list["TransformerEncoder | TransformerDecoder
 
 
 def through_layer(layer: Callable[[Tensor], Tensor], x: Tensor, recomputes: bool) -> Tensor:
-    """Returns `layer(x)`; if `recomputes`, the backward pass recomputes the intermediate results of the layer."""
+    """Returns `layer(x)`; if `recomputes` is true, the backward pass recomputes the layer's intermediate results."""
     if not recomputes:
         return layer(x)
     y: Tensor = checkpoint(layer, x, use_reentrant=False)
@@ -255,7 +256,7 @@ def cached_distances(mask: Tensor) -> Tensor:
 
 
 class EncoderLayer(nn.Module):
-    """An encoder layer: self-attention, then a feed-forward layer, unless its width is 0."""
+    """An encoder layer: self-attention, then a feed-forward layer, which is missing if its width is 0."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -317,8 +318,8 @@ class TransformerEncoder(nn.Module):
 class DecoderLayer(nn.Module):
     """A decoder layer: self-attention, attention to the source, then a feed-forward layer.
 
-    Attention to the source is missing in a language model, and if `ablate` names cross_attention; the feed-forward
-    layer is missing if its width is 0.
+    Attention to the source is missing in a language model, and if the setting `ablate` lists "cross_attention". The
+    feed-forward layer is missing if its width is 0.
     """
 
     def __init__(self, config: TransformerConfig) -> None:
@@ -355,8 +356,9 @@ class DecoderLayer(nn.Module):
         If `cache` is given, the keys and values of these tokens are appended to the cache. If `watched` is a list, the
         weights of the attention to the source are appended to the list. `mask` comes from `TransformerState.advance`.
         `source_mask` comes from `source_attention_mask` or `padding_mask`; if it is `None`, no source token is hidden.
-        `memory` holds the keys and values of the source. `rotation` has the angles of rotary positions; it is `None`
-        with other position encodings. `factors` is as in `attend_with_factors`.
+        `memory` holds the keys and values of the source, or is `None` without attention to the source. `rotation` has
+        the angles of rotary positions; it is `None` with other position encodings. `factors` is as in
+        `attend_with_factors`.
         """
         # After cached tokens, no mask means that one new token attends to all of them.
         causal = mask is None and (cache is None or cache.length == 0)
@@ -758,7 +760,7 @@ RESIDUAL_FACTORS: dict[str, Callable[[int], float]] = {
 
 
 def multiply_residual_outputs(stack: "TransformerEncoder | TransformerDecoder") -> None:
-    """Multiplies the last matrix of each sublayer by the factor in RESIDUAL_FACTORS for the setting `residual_init`."""
+    """Multiplies the last matrix of each sublayer by a factor that depends on the setting `residual_init`."""
     sublayers = [m for m in stack.modules() if isinstance(m, SelfAttention | CrossAttention | FeedForward)]
     factor = RESIDUAL_FACTORS[stack.residual_init](len(sublayers))
     for sublayer in sublayers:
@@ -797,7 +799,7 @@ class MaskedRows(EmbeddedRows):
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedState(TransformerState):
-    """A decoding state with the keys and values of the source and the logits of target lengths, all fixed."""
+    """A decoding state with the keys and values of the source and the logits of target lengths, all constant."""
 
     length_logits: Tensor  # (R, K)
 
@@ -806,7 +808,7 @@ class MaskedState(TransformerState):
         return replace(super().keep(sentences), length_logits=self.length_logits[sentences])
 
     def advance(self, target: Rows) -> tuple[Self, Tensor]:
-        """Returns a state with empty caches, and a mask (R, 1, 1, T) that lets all tokens attend to all real tokens."""
+        """Returns a state with empty caches, and the attention mask, (R, 1, 1, T), which hides only padding."""
         assert not target.packed, "a masked decoder decodes one sentence a row"
         caches = [Cache() for _ in self.caches]
         return replace(self, caches=caches, length=target.ids.shape[1]), target.mask[:, None, None, :]
@@ -821,9 +823,9 @@ class MaskedDecoder(TransformerDecoder):
         self.lengths = Output(Embedding(NUM_LENGTHS, config.d_model, scaled=False), has_bias=True)
 
     def start(self, memory: Memory, source: Rows, watch: bool = False) -> MaskedState:
-        """Returns the state for decoding; the length is predicted from the mean of the encoder's states.
+        """Returns the state for decoding, with logits of the target length; `watch` has no effect.
 
-        Attention is not recorded, even with `watch=True`.
+        The logits are computed from the mean of the encoder's states.
         """
         state = super().start(memory, source)
         states, real = memory.states, source.mask[:, :, None]
@@ -839,7 +841,10 @@ class MaskedModel(TranslationModel):
     """
 
     def encode(self, source: Rows, watch: bool = False) -> MaskedState:
-        """Encodes the source; the state that is returned can be used for any number of calls of `decode`."""
+        """Encodes the source; the returned state can be used for any number of calls of `decode`.
+
+        Attention is not recorded, even with `watch=True`.
+        """
         state = super().encode(source, watch)
         assert isinstance(state, MaskedState)
         return state
@@ -857,7 +862,10 @@ class MaskedModel(TranslationModel):
         return replace(batch, target=target, labels=batch.labels.masked_fill(~masked, NO_LABEL))
 
     def _drawn(self, is_token: Tensor) -> Tensor:
-        """Draws the tokens to mask; returns a bool tensor (R, T), which may also be True where there is no token."""
+        """Returns a random bool tensor (R, T) that is True at the tokens to mask.
+
+        `is_token`, (R, T), is True at tokens that may be masked. The result may also be True elsewhere.
+        """
         device = is_token.device
         generator = None if self.training else torch.Generator(device).manual_seed(0)
         shares = torch.rand(len(is_token), 1, device=device, generator=generator)
