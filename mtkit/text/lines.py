@@ -58,10 +58,13 @@ class _Decompressor(Protocol):
 
     @property
     def unused_data(self) -> bytes:
-        """The bytes that were given to `decompress` but come after the end of the frame."""
+        """The bytes after the end of the frame, if `decompress` was given more bytes than the frame has."""
 
     def decompress(self, data: bytes, /) -> bytes:
-        """Decompress `data`, the next part of the frame; may return b"" until it has been given more data."""
+        """Decompress `data`, the next bytes of the frame, and return decompressed bytes.
+
+        Returns b"" if more data is needed before anything can be decompressed.
+        """
 
 
 if sys.version_info >= (3, 14):
@@ -188,7 +191,7 @@ def _standard_input() -> IO[bytes]:
 
 
 def may_pause(stream: BinaryIO) -> bool:
-    """Whether reading `stream` may have to wait for more data, as with a pipe or a terminal.
+    """Whether a read from `stream` may have to wait for data, as with a pipe or a terminal.
 
     False for regular files and streams in memory.
     """
@@ -240,7 +243,8 @@ class _DamageError(Exception):
 class _Frames(RawIOBase):
     """A stream of the decompressed bytes of all frames of a compressed stream.
 
-    A read returns as soon as it has some decompressed bytes, since a pipe may not deliver more data for a while.
+    A compressed stream consists of one or more frames, such as the members of a gzip file. A read returns as soon as
+    there are some decompressed bytes, since a pipe may not deliver more data for a while.
     """
 
     def __init__(self, stream: RawIOBase, compression: Compression) -> None:
@@ -285,7 +289,7 @@ class _Frames(RawIOBase):
 
 
 class _Decompressed(RawIOBase):
-    """A stream of the decompressed bytes of another stream, which may have been compressed several times.
+    """A stream that decompresses another stream, even one that was compressed several times or not at all.
 
     The compression is detected at the first read, since a pipe may have no data yet when the stream is created. Reading
     raises DataError if the data is damaged or in a format that is not supported.
@@ -337,10 +341,10 @@ class _Decompressed(RawIOBase):
             text = BufferedReader(_Frames(rest, compression), CHUNK_BYTES)
 
     def _member(self, stream: Any) -> Any:
-        """Open the only file in a zip archive for reading.
+        """Open the file in `stream`, a zip archive that must contain only this file; returns a stream of its bytes.
 
-        Raises DataError if the archive does not contain exactly one file, is encrypted, comes from a pipe, or is itself
-        compressed.
+        Raises DataError if the archive does not contain exactly one file, is encrypted, is itself compressed, or is
+        read from a pipe.
         """
         if stream is not self._stream or not stream.seekable():  # the list of files is at the end
             raise self._refusal("a zip archive" if self._compressions else "a zip archive in a pipe")
@@ -367,9 +371,10 @@ class _Decompressed(RawIOBase):
             raise self._refusal("a tar archive")
 
     def _refuse_truncated(self, head: bytes) -> None:
-        """Raise _DamageError if the file is cut off within the magic bytes with which its compression format begins.
+        """Raise _DamageError if the file ends within the magic bytes at its beginning.
 
-        The file name tells the format; `head` is the beginning of the file. An empty file is accepted.
+        Magic bytes identify a compression format; which format is expected depends on the extension of the file name.
+        `head` is the beginning of the file. An empty file is accepted.
         """
         compression = COMPRESSIONS.get(Path(self.name).suffix.lower())
         if (
@@ -461,8 +466,8 @@ MANY_RETURNS = 100  # number of carriage returns in one line that ordinary text 
 def read_lines(path: Path) -> Iterator[str]:
     """Yields the lines of a UTF-8 file without their line ends; the path `-` means standard input.
 
-    Text after the last line feed counts as a line. Raises DataError if the file cannot be read, is not UTF-8 or has the
-    line ends of an old Mac (carriage returns without line feeds).
+    If text follows the last line feed, this text counts as a line, too. Raises DataError if the file cannot be read, is
+    not UTF-8 or has the line ends of an old Mac (carriage returns without line feeds).
     """
     returns = CarriageReturns(path)
     number = 0
@@ -496,7 +501,7 @@ def count_lines(path: Path) -> int:
 
 
 def decode_lines(stream: BinaryIO) -> Iterator[tuple[str, bool]]:
-    """Yields (line, is_replaced) for each line as soon as it arrives.
+    """Yields (line, is_replaced) for each line of `stream` as soon as the line arrives.
 
     `is_replaced` tells whether the line contained bytes that are not UTF-8; such bytes become U+FFFD.
     """
@@ -505,10 +510,11 @@ def decode_lines(stream: BinaryIO) -> Iterator[tuple[str, bool]]:
 
 
 def decode_blocks(stream: BinaryIO) -> Iterator[tuple[list[str], list[int]]]:
-    """Yields (lines, replaced) for a block of some thousand lines at a time.
+    """Yields (lines, replaced) for each block of some thousand lines of `stream`.
 
     This is faster than `decode_lines`, but the first line of a block comes only once the whole block has been read.
-    `replaced` has the indices in `lines` of the lines that contained bytes that are not UTF-8, which become U+FFFD.
+    Bytes that are not UTF-8 become U+FFFD; `replaced` lists the indices in `lines` of the lines that contained such
+    bytes.
     """
     is_first = True
     while raw := stream.readlines(BLOCK_BYTES):
@@ -573,7 +579,10 @@ def read_columns(path: Path, source: int, target: int) -> Iterator[tuple[str, st
 
 
 def named(path: Path, name: str | None = None) -> str:
-    """The name of a file for messages and tables: `name` if given, else `path`; for `-` always "standard input"."""
+    """The name of a file for messages and tables: `name` if given, else `path`.
+
+    If `path` is `-`, the name is always "standard input".
+    """
     return "standard input" if path == STANDARD_INPUT else name or str(path)
 
 
@@ -612,7 +621,11 @@ def _raw_lines(stream: BinaryIO) -> Iterator[bytes]:
 
 
 def _raw_blocks(stream: BinaryIO, waits: bool) -> Iterator[list[bytes]]:
-    """Yields the lines that `_raw_lines` yields, many at a time; with `waits=True`, one by one, as they arrive."""
+    """Yields the lines of `stream` as bytes, with their line ends, in blocks of many lines.
+
+    With `waits=True`, each block is a single line, yielded as soon as it has arrived. A byte order mark at the
+    beginning is removed.
+    """
     if waits:
         yield from ([raw] for raw in _raw_lines(stream))
         return
@@ -626,7 +639,10 @@ def _raw_blocks(stream: BinaryIO, waits: bool) -> Iterator[list[bytes]]:
 
 
 def _decoded_at_once(block: list[bytes]) -> list[str] | None:
-    """The lines of a block without line ends; `None` if it has carriage returns or bytes that are not UTF-8."""
+    """The lines of a block as text, without line ends; `None` if the block cannot be decoded as a whole.
+
+    A block cannot be decoded as a whole if it has carriage returns or bytes that are not UTF-8.
+    """
     raw = b"".join(block)
     if b"\r" in raw:
         return None
@@ -637,7 +653,10 @@ def _decoded_at_once(block: list[bytes]) -> list[str] | None:
 
 
 def _decoded(raw: bytes) -> tuple[str, bool]:
-    """Returns (line without its line end, whether it contained bytes that are not UTF-8, which become U+FFFD)."""
+    """Returns (`raw` as text without its line end, whether `raw` contained bytes that are not UTF-8).
+
+    Bytes that are not UTF-8 become U+FFFD.
+    """
     line = _without_end(raw)
     try:
         return line.decode("utf-8"), False
@@ -650,10 +669,10 @@ def _without_end(raw: bytes) -> bytes:
 
 
 def refuse_utf16(path: Path, start: bytes) -> None:
-    """Raises DataError if `start`, the first bytes of the file at `path`, shows that it is UTF-16 or UTF-32.
+    """Raises DataError if `start`, the first bytes of the file at `path`, is UTF-16 or UTF-32.
 
-    Without a byte order mark, UTF-16 is recognised only if most letters are Latin: then most bytes at even (or at odd)
-    positions are 0, and few of the other bytes are.
+    Without a byte order mark, UTF-16 is recognised only if most letters are Latin: then most bytes at even positions,
+    or most bytes at odd positions, are 0, and few of the other bytes are 0.
     """
     name = next((name for mark, name in MARKS.items() if start.startswith(mark)), None)
     zeros = [2 * start[place::2].count(0) / max(len(start), 1) for place in (0, 1)]
@@ -684,10 +703,10 @@ class CarriageReturns:
         self._most_at = 0  # number of that line
 
     def see(self, number: int, line: bytes, is_last: bool) -> None:
-        """Count the carriage returns within `line`, whose line end has been removed; `number` is its line number.
+        """Count the carriage returns in `line`, which is given without its line end.
 
-        `is_last` tells whether the file ends after this line, without a line feed. In that case, `check` is called,
-        too.
+        `number` is the line number. `is_last` tells whether the file ends after this line without a line feed; if so,
+        `check` is called, which may raise DataError.
         """
         count = line.rstrip(b"\r").count(b"\r")
         self._total += count
@@ -745,8 +764,8 @@ CONVERTER = (
 def advice_on_csv(path: Path, lines: Sequence[str]) -> str | None:
     """Advice on how to convert a CSV file to tab-separated columns; `None` if the file does not look like CSV.
 
-    `lines` are the first lines of the file. The file looks like CSV if its name says so, if all of `lines` have the
-    same number of fields, or if the first line is in quotes and contains a separator.
+    `lines` are the first lines of the file. A file looks like CSV if it is named like a.csv or a.csv.gz, if all of
+    `lines` have the same number of fields, or if the first line is in quotes and contains a separator.
     """
     separator = csv_separator(lines) or _separator_in_line(lines[0])
     if separator is None and not is_named_csv(path):
@@ -768,8 +787,8 @@ def is_named_csv(path: Path) -> bool:
 def csv_separator(lines: Sequence[str]) -> str | None:
     """The separator that splits each line into the same number of fields, at least two; `None` if none does.
 
-    Only the different lines among the first FIRST_LINES are split, up to the first that is not valid CSV with this
-    separator. If these are fewer than LEAST_ROWS, the separator does not count.
+    Only the first FIRST_LINES lines are looked at, repeated lines only once, and only up to the first line that is not
+    valid CSV with the separator tried. If fewer than LEAST_ROWS rows remain, that separator is not accepted.
     """
     distinct = list(dict.fromkeys(lines[:FIRST_LINES]))  # repetitions always have equal numbers of commas
     for separator in SEPARATORS:
@@ -788,9 +807,10 @@ def _separator_in_line(line: str) -> str | None:
 
 
 def _field_counts(lines: Sequence[str], separator: str) -> list[int]:
-    """The number of fields of each row of CSV in `lines`.
+    """The number of fields of each row, if `lines` are read as CSV with `separator`.
 
-    Counting stops before the first row that is not valid CSV, or that ends within a field in quotes.
+    Reading stops at the first row that is not valid CSV or in which a quoted field is not closed; this row is not
+    counted.
     """
     rows = csv.reader([f"{line}\n" for line in lines], delimiter=separator, strict=True)
     counts: list[int] = []
@@ -813,9 +833,9 @@ def _converter(path: Path, separator: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    """`text` as a Python string literal in double quotes.
+    """`text` as a Python string literal in double quotes, for a Python program in a shell command.
 
-    Single quotes are not used, since the shell is given the Python program in single quotes.
+    The program itself is in single quotes in the shell command, so the literal must not contain single quotes.
     """
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
@@ -834,8 +854,8 @@ MOST_CHARACTERS = 1_000_000  # number of characters in the items read ahead, aft
 class ReadAhead(Generic[T]):
     """Iterator over items that a thread reads ahead, up to MOST_ITEMS items or MOST_CHARACTERS characters.
 
-    If reading an item fails, `__next__` raises the error in place of that item. The thread is a daemon, so that it does
-    not keep the process alive if it waits for a line that never comes.
+    If reading an item fails, `__next__` raises the error in place of that item. The thread is a daemon: the process can
+    end even while the thread waits for an item that never comes.
     """
 
     def __init__(self, items: Iterable[T], size: Callable[[T], int]) -> None:
@@ -872,10 +892,11 @@ class ReadAhead(Generic[T]):
         return bool(self._items) or self._ended
 
     def pauses(self) -> bool:
-        """Wait up to PAUSE_SECONDS for the next item; returns `True` if it did not come, but may come later.
+        """Wait up to PAUSE_SECONDS for the next item; returns `True` if the item did not come, but may come later.
 
-        `True` means that the items taken so far should be answered now. So that items that arrive one by one do not
-        delay the answers for long, calls stop waiting PATIENCE_SECONDS after the first call since the last `True`.
+        `True` means that the items taken so far should be answered now. If items keep arriving one by one, the waits
+        must not delay the answers for long: the wait of a call ends at the latest PATIENCE_SECONDS after the first call
+        since the last `True`.
         """
         now = monotonic()
         if self._first_taken is None:
@@ -888,7 +909,10 @@ class ReadAhead(Generic[T]):
         return True
 
     def close(self) -> None:
-        """Tell the thread to end, but return at once; the thread ends when the item that it is reading has arrived."""
+        """Tell the thread to end, and return at once.
+
+        The thread ends only when the item that it is reading has arrived.
+        """
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -916,14 +940,18 @@ class ReadAhead(Generic[T]):
 
 
 class InputStreams:
-    """Context manager that reads streams of lines ahead and decides when to answer the lines taken so far.
+    """Context manager that reads streams of lines ahead and decides when the lines taken must be answered.
 
     The answer to a line is its translation or score. With `line_buffered=True`, each line is answered before the next
-    one is read, and nothing is read ahead.
+    line is read, and nothing is read ahead.
     """
 
     def __init__(self, before_waiting: Callable[[], object], line_buffered: bool) -> None:
-        """`before_waiting`, which flushes the answers, is called whenever the next line has not arrived yet."""
+        """Without `line_buffered`, lines are read ahead; with it, each line is answered before the next is read.
+
+        `before_waiting` is a function that flushes the answers. It is called whenever the next line has not arrived
+        yet.
+        """
         self._before_waiting = before_waiting
         self._line_buffered = line_buffered
         self._streams: list[ReadAhead[Any]] = []
@@ -940,8 +968,9 @@ class InputStreams:
     def read(self, items: Iterable[T], may_pause: bool, size: Callable[[T], int]) -> Iterable[T]:
         """Returns an iterable over `items`, which a thread reads ahead if `may_pause` is true.
 
-        `may_pause` means that the next item may come late, as from a pipe. Nothing is read ahead if each line is
-        answered before the next (`line_buffered`). `size(item)`, in characters, limits how much is read ahead.
+        `may_pause` means that the next item may come late, as from a pipe. If `InputStreams` was created with
+        `line_buffered=True`, nothing is read ahead. `size(item)` is the number of characters of an item; the total size
+        of the items read ahead is limited.
         """
         if self._line_buffered or not may_pause:
             return items
@@ -950,7 +979,11 @@ class InputStreams:
         return self._flushing(stream)
 
     def answer_now(self) -> bool:
-        """Whether the lines taken so far should be answered before the next is taken; waits briefly for more lines."""
+        """Whether the lines taken so far should be answered before another line is taken.
+
+        Waits briefly for more lines before it returns `True`, unless each line is answered before the next line is
+        read.
+        """
         return self._line_buffered or any(stream.pauses() for stream in self._streams)
 
     def _flushing(self, stream: ReadAhead[T]) -> Iterator[T]:

@@ -83,15 +83,17 @@ def read_records(
 ) -> Iterator[Record]:
     """Yields the sentence pairs of a TMX or JSON lines file.
 
-    `languages` are the codes of source and target. If it is `None`, the pairs of a TMX file are in the two languages of
-    its first unit, the header's source language first.
+    `languages` are the language codes of source and target, such as ("en", "de"). If `languages` is `None`, a TMX file
+    must have exactly two languages in its first unit; the language that the header names as the source comes first.
 
-    A line of JSON is an array of source and target, or an object that has them under their language codes, under a pair
-    of keys in SIDES, such as source and target, or, if `languages` is `None`, as its only two texts, the source first.
-    With `is_turned`, source and target are swapped in an array, and in an object that uses keys in SIDES.
+    A line of JSON is an array of source and target, or an object with the two texts. The keys of the object are the two
+    language codes or a pair of keys in SIDES, such as "source" and "target". If `languages` is `None`, any object with
+    exactly two texts will do; its first text is the source. With `is_turned=True`, source and target are swapped in
+    arrays and in objects with keys in SIDES.
 
-    Units of TMX that lack a side are skipped; `on_lacking` is called with the line number of each. Line breaks within a
-    text become spaces. Raises DataError, with the line number, for anything that is not valid.
+    Units of TMX without a text in both languages are skipped; `on_lacking` is called with the line number of each
+    skipped unit. Line breaks within a text become spaces. Raises DataError, with the line number, for anything that is
+    not valid.
     """
     if _ending(path) in TMX:
         return _read_tmx(path, languages, on_lacking)
@@ -104,7 +106,10 @@ def _ending(path: Path) -> str:
 
 
 def _is_code(found: str, wanted: str) -> bool:
-    """Whether the language code `found` is `wanted`, or is `wanted` with a script or a region, such as en-US for en."""
+    """Whether the language code `found` is the same as `wanted`, or `wanted` with a script or a region.
+
+    For example, en-US is accepted for en. Case does not matter, and "_" counts as "-".
+    """
     found, wanted = found.lower().replace("_", "-"), wanted.lower().replace("_", "-")
     return found == wanted or found.startswith(f"{wanted}-")
 
@@ -162,7 +167,10 @@ class _Units:
         self._parser = parser
 
     def feed(self, data: bytes, is_last: bool = False) -> None:
-        """Parse more of the file; raises DataError if it is not XML, or not TMX."""
+        """Parse `data`, the next bytes of the file; `is_last` tells whether the file ends here.
+
+        Raises DataError if the file is not XML, or not TMX.
+        """
         try:
             self._parser.Parse(data, is_last)
         except expat.ExpatError as error:
@@ -172,14 +180,18 @@ class _Units:
             raise self._fault(f"its encoding cannot be read: {error}; convert it to UTF-8") from None
 
     def taken(self) -> list[tuple[int, dict[str, str]]]:
-        """The units completed since the last call, each as (number of its first line, text by language code)."""
+        """Returns the units that were completed since the last call of this method.
+
+        Each unit is (number of its first line, texts), where texts is a dict from language codes to texts.
+        """
         units, self._units = self._units, []
         return units
 
     def languages(self, line: int, texts: dict[str, str]) -> Languages:
-        """The codes of source and target: the two languages of the first unit, the header's source language first.
+        """The codes of source and target, found in the first unit of the file.
 
-        `line` and `texts` are the first unit. Raises DataError unless it has exactly two languages.
+        The first unit begins at the line `line`, and `texts` maps its language codes to its texts. The language that
+        the header names as the source comes first. Raises DataError unless the unit has exactly two languages.
         """
         codes = sorted(texts, key=lambda code: not _is_code(code, self._header_source or code))
         if len(codes) != 2:
@@ -235,7 +247,7 @@ class _Units:
 
 
 def _on_one_line(text: str) -> str:
-    """Returns the text on one line, without spaces at its ends.
+    """Returns `text` on one line, without spaces at the beginning and the end.
 
     Line breaks and tabs, with the spaces around them, become one space, since they only indent the XML. Other spaces
     are kept.
@@ -262,8 +274,9 @@ def _without_breaks(text: str) -> str:
 def _sides(path: Path, number: int, line: str, languages: Languages | None, is_turned: bool) -> tuple[str, str]:
     """Returns the source and the target of a line of JSON, which is an object or an array.
 
-    The keys of an object, or the order of an array, tell which is which; `languages` and `is_turned` are as in
-    `read_records`. `path` and `number` name the line in errors. Raises DataError unless the line has two such texts.
+    Source and target are told apart by the keys of an object, or by the order of an array; `languages` and `is_turned`
+    are the arguments of `read_records`. `path` and `number`, the line number, are for error messages. Raises DataError
+    unless the line has a source and a target that are text.
     """
     where = f"{named(path)}:{number}"
     try:
@@ -290,9 +303,10 @@ def _sides(path: Path, number: int, line: str, languages: Languages | None, is_t
 
 
 def _keys(found: dict[str, Any], languages: Languages | None, is_turned: bool) -> tuple[str, str] | None:
-    """The keys of the source and the target in an object; `None` if it is not clear which they are.
+    """The keys of source and target in the object `found`; `None` if it is not clear which keys they are.
 
-    `languages` and `is_turned` are as in `read_records`.
+    Tried in this order: the codes in `languages`; a pair of keys in SIDES, swapped if `is_turned` is true; and, if
+    `languages` is `None`, the keys of the only two texts.
     """
     if languages:
         sides = [next((key for key in found if _is_code(key, wanted)), None) for wanted in languages]
@@ -320,8 +334,8 @@ def read_corpus(corpus: CorpusConfig) -> Iterator[Pair]:
 def read_part(part: CorpusConfig) -> Iterator[Pair]:
     """Yields the (source, target) pairs of one part of a corpus; the corpus's tag is not added.
 
-    A part is a source file with its target file, or one tab-separated file. If the corpus has no source, all sources
-    are blank.
+    A part is a source file with its target file, or one tab-separated file. If a corpus has only target text, the
+    source of each pair is "".
     """
     source, target = files_of(part)
     if not part.has_source:
@@ -330,9 +344,9 @@ def read_part(part: CorpusConfig) -> Iterator[Pair]:
 
 
 def files_of(part: CorpusConfig) -> tuple[Path, Path]:
-    """The source file and the target file of one part of a corpus.
+    """Returns (source file, target file) of one part of a corpus.
 
-    For a tab-separated file, and for a target without a source, both are the same file.
+    If the part is one tab-separated file, or a target file without a source, this file is returned twice.
     """
     return part.paths[0], part.paths[-1]
 
@@ -354,26 +368,29 @@ def _read_side(corpus: CorpusConfig, side: int) -> Iterator[str]:
 
 
 def tagged_pairs(corpora: Iterable[CorpusConfig]) -> Iterator[Pair]:
-    """Yields the pairs of all corpora, one corpus after the other, with each corpus's tag before its source lines."""
+    """Yields the pairs of all corpora, one corpus after the other.
+
+    A corpus's tag, if any, is put before each of its source lines.
+    """
     for corpus in corpora:
         for source, target in read_corpus(corpus):
             yield tagged(source, corpus.tag), target
 
 
 def without_source(pairs: Iterable[Pair]) -> Iterator[Pair]:
-    """Yields all pairs with "" as the source, as a language model reads them."""
+    """Yields ("", target) for each (source, target), since a language model reads the target only."""
     return (("", target) for _, target in pairs)
 
 
 def pairs_in_turn(corpora: Iterable[CorpusConfig], is_spread: bool = True) -> Iterator[Pair]:
     """Yields the pairs of all corpora, with tags, taking one pair from each corpus in turn.
 
-    A corpus that has no pairs left is skipped. With `is_spread=True`, the pairs of each corpus are taken in the order
-    of `spread`, so that, for any n, the first n pairs are spread evenly over the corpus. With `is_spread=False`, the
-    pairs are taken in the order of the corpus.
+    A corpus that has no pairs left is skipped. With `is_spread=False`, the pairs of a corpus are taken in their own
+    order. With `is_spread=True`, they are taken in the order of `spread`: the first n pairs taken from a corpus, for
+    any n, are from places spread evenly over the corpus.
 
-    Each corpus is read into memory before the next one is opened, since all corpora together may have more files than
-    a process may open at once.
+    Each corpus is read into memory before the next one is opened, since all corpora together may have more files than a
+    process may open at once.
     """
     texts = [list(tagged_pairs([corpus])) for corpus in corpora]
     if is_spread:
@@ -394,10 +411,10 @@ def spread(count: int) -> list[int]:
 def fingerprints(
     part: CorpusConfig, fingerprint_of: Callable[[Path], str] = fingerprint
 ) -> tuple[tuple[str, str], tuple[str, str]]:
-    """Returns (path, fingerprint) for the source and for the target of one part of a corpus.
+    """Returns ((source path, source fingerprint), (target path, target fingerprint)) of one part of a corpus.
 
-    A fingerprint is a checksum of the text, which `fingerprint_of` computes for a whole file; for a tab-separated file,
-    the column number is appended.
+    A fingerprint is the checksum of a file, computed by `fingerprint_of(path)`. If the part is one tab-separated file,
+    the column number is appended to the checksum.
     """
     source, target = files_of(part)
     if part.tsv is not None:
@@ -408,10 +425,11 @@ def fingerprints(
 
 
 def known_fingerprints(part: CorpusConfig, known: Container[str]) -> tuple[tuple[str, str], tuple[str, str]]:
-    """Like `fingerprints`, but gives the old fingerprint of a file if `known` contains only the old one.
+    """Returns ((source path, source fingerprint), (target path, target fingerprint)) of one part of a corpus.
 
-    The old fingerprint is the result of `compressed_fingerprint`: earlier versions of mtkit recorded the checksum of a
-    file before decompression. Source and target are treated separately.
+    A fingerprint is the checksum of a file's decompressed text. Earlier versions of mtkit used the checksum of the
+    compressed file instead. If `known` contains this old checksum of a file but not the new one, the old checksum is
+    returned for the file.
     """
     found = fingerprints(part)
     if all(fingerprint in known for _, fingerprint in found):
@@ -432,7 +450,7 @@ def tagged(line: str, tag: str | None) -> str:
 
 
 def describe_tags(tags: Sequence[str]) -> str:
-    """A clause for messages that lists the tags that a model knows."""
+    """A clause for messages that lists the `tags` that a model knows, or says that it knows no tags."""
     return f"it knows {listed_tags(tags)}" if tags else "it knows no tags"
 
 
@@ -455,9 +473,10 @@ class ExpectedTags:
         self._unknown = f"begins with what looks like a tag, and is none of the model's: {listed}"
 
     def fault(self, line: str) -> str | None:
-        """What is wrong with the tag of `line`, as text; `None` if the tag is right.
+        """A text that says what is wrong with the tag of `line`; `None` if nothing is wrong.
 
-        The text is worded to follow "line 3" in a message. Blank lines need no tag.
+        In a message, the text follows a phrase such as "line 3". Nothing is wrong with a blank line, which needs no
+        tag.
         """
         if not self._tags or not line.strip() or split_tags(line, self._tags)[0]:
             return None
@@ -466,12 +485,12 @@ class ExpectedTags:
         return self._missing if self._needed else None
 
     def _looks_like_a_tag(self, word: str) -> bool:
-        """Whether `word` is enclosed in the same brackets as one of the tags, for example in >> and <<."""
+        """Whether `word` has the same brackets around it as one of the tags, such as >> and << in >>de<<."""
         return _brackets(word) in self._brackets
 
 
 def _brackets(word: str) -> tuple[str, str]:
-    """Returns what `word` has before its first and after its last letter or digit, such as "<" and ">"."""
+    """Returns the parts of `word` before its first letter or digit and after its last, such as (">>", "<<")."""
     begin, end = 0, len(word)
     while begin < end and not word[begin].isalnum():
         begin += 1
@@ -491,7 +510,7 @@ WILDCARD = re.compile(r"\*\*/|\*+|\?|\[!?[^/\]][^/\]]*\]|\[!?\][^/\]]*\]")
 
 @dataclass(frozen=True)
 class _Matches:
-    """A path from the settings and the files that it matches."""
+    """A path from the settings, which may be a pattern such as *.en, and the files that match it."""
 
     path: Path
     files: tuple[Path, ...]
@@ -506,11 +525,12 @@ class _Matches:
 
 
 def with_patterns_expanded(config: Config) -> Config:
-    """`config` with every file pattern replaced by the files that it matches, in natural order (2 before 10).
+    """Returns `config` with each file pattern, such as *.en, replaced by the files that match the pattern.
 
-    Raises DataError if a path is a folder, if a test set has several source files, or if the source and target files of
-    a corpus do not correspond. A pattern that matches no file is kept and raises no error here, since a run
-    that has been prepared no longer needs its text files. If the files are needed, `data_file` raises DataError later.
+    The files are in natural order (2 before 10). Raises DataError if a path is a folder, if a test set has several
+    source files, or if the source and target files of a corpus do not correspond. A pattern that matches no file is
+    kept and raises no error here, since a run that has been prepared no longer needs its text files. If the files are
+    needed, `data_file` raises DataError later.
     """
     data = config.data
     sections = {
@@ -604,9 +624,10 @@ def _corpus(config: Config, corpus: CorpusConfig, name: str) -> CorpusConfig:
 
 
 def _test_set(config: Config, test_set: TestSetConfig, name: str) -> TestSetConfig:
-    """`test_set` with its patterns replaced by the files that they match; each target file is one reference.
+    """Returns `test_set` with its file patterns, such as *.en, replaced by the files that match them.
 
-    Raises DataError if the source matches several files.
+    Each target file is one reference. `name` is the name of the setting, for messages. Raises DataError if the source
+    matches several files.
     """
     if test_set.source is None:
         return test_set
@@ -626,10 +647,10 @@ def _test_set(config: Config, test_set: TestSetConfig, name: str) -> TestSetConf
 
 
 def _more_text(config: Config, text: TokenizerTextConfig, name: str) -> list[TokenizerTextConfig]:
-    """Expands an entry of tokenizer.text into one entry for each of its source files and target files.
+    """Returns one entry for each file of `text`, an entry of the setting tokenizer.text that may have patterns.
 
-    The files are not paired, since the source and target text of an entry need not be parallel. If no pattern in the
-    entry matches a file, the entry is returned unchanged.
+    Source files and target files get separate entries, since they need not be parallel. If no pattern in `text` matches
+    a file, the list contains just `text`, unchanged. `name` is the name of the setting, for messages.
     """
     sides = {
         side: _match(config, path, f"{name}.{side}", getattr(config.languages, side))
@@ -648,16 +669,19 @@ def _match_all(config: Config, given: Path | tuple[Path, ...], name: str, ending
 
 
 def _as_given(given: Path | tuple[Path, ...], files: Sequence[tuple[Path, ...]]) -> Path | tuple[Path, ...]:
-    """Returns `files` as one flat tuple; if `given` is a path and there is only one file, returns that path."""
+    """Returns `files` in the form of the setting `given`: a single path if possible, else a flat tuple.
+
+    A single path is returned only if `given` is a path and `files` has just one file.
+    """
     found = tuple(path for some in files for path in some)
     return found[0] if isinstance(given, Path) and len(found) == 1 else found
 
 
 def _match(config: Config, path: Path, name: str, ending: str) -> _Matches:
-    """The files that `path`, a path from the settings, matches; raises DataError if `path` is a folder.
+    """The files that match `path`, a path or pattern from the settings; raises DataError if `path` is a folder.
 
     `name` is the name of the setting, for messages. `ending` is a likely extension of the files, such as a language
-    code; it is used in the advice given if `path` is a folder.
+    code; it is used in the error message about a folder.
     """
     here = config.data_path(path)
     if here.is_dir():
@@ -679,7 +703,7 @@ def _match(config: Config, path: Path, name: str, ending: str) -> _Matches:
 
 
 def _regex(pattern: str) -> str:
-    """Regular expression that is equivalent to a file pattern, with a group for each wildcard."""
+    """A regular expression that matches the same paths as a file pattern, with a group for each wildcard."""
     parts, end = [], 0
     for wildcard in WILDCARD.finditer(pattern):
         parts.append(re.escape(pattern[end : wildcard.start()]))
@@ -705,7 +729,8 @@ def _natural(text: str) -> list[str | int]:
 def _pattern_in(folder: Path, ending: str) -> str:
     """A pattern, such as *.en.gz, for the most frequent extension of the files in `folder`.
 
-    Extensions that include `ending` take precedence; for example, .en.gz does so if `ending` is en.
+    If there are extensions that include `ending`, the most frequent of them is taken. For example, .en.gz includes the
+    ending en.
     """
     endings: Counter[str] = Counter()
     for path in folder.iterdir():
@@ -717,10 +742,10 @@ def _pattern_in(folder: Path, ending: str) -> str:
 
 
 def _paired(source: _Matches, target: _Matches, name: str) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
-    """The source files and the target files, ordered so that files at the same position make a part.
+    """Returns (source files, target files) in an order in which files at the same position make a pair.
 
-    If both paths are patterns, files are paired by the text that the wildcards match. Raises DataError if a file has no
-    counterpart.
+    If both paths are patterns, files are paired if the wildcards match the same text in both. Raises DataError if a
+    file has no counterpart.
     """
     for found, other in ((source, target), (target, source)):
         if not found.files and other.files:
@@ -752,7 +777,10 @@ def _paired(source: _Matches, target: _Matches, name: str) -> tuple[tuple[Path, 
 
 
 def _unpaired(found: _Matches, other: _Matches, alone: Sequence[int], name: str) -> DataError:
-    """The error for the files of `found` at the positions `alone`, which have no counterpart in `other`."""
+    """Returns the error to raise for files of `found` that have no counterpart in `other`.
+
+    `alone` are the positions of these files in `found.files`; `name` is the name of the setting, for the message.
+    """
     assert found.keys is not None
     texts = iter(found.keys[alone[0]])
     missing = WILDCARD.sub(lambda _: next(texts), str(other.path))
@@ -766,8 +794,8 @@ def _unpaired(found: _Matches, other: _Matches, alone: Sequence[int], name: str)
 def _require_one_order(sources: Sequence[_Matches], targets: Sequence[_Matches], name: str) -> None:
     """Raise DataError if the source files and the target files list the same parts in different orders.
 
-    A part is recognised by the middle of its path, that is, without the beginning and end common to all source paths,
-    or to all target paths.
+    For this comparison, the beginning and the end that all source paths share are removed from each source path, and
+    likewise for target paths. For example, a/x.en and a/y.en become x and y.
     """
     first, second = (_distinctive([str(found.path) for found in side]) for side in (sources, targets))
     if first == second or sorted(first) != sorted(second) or len(set(first)) < len(first):
@@ -904,10 +932,11 @@ class Finding:
 
 
 def sample(lines: Iterable[T], most: int = MOST_LINES, leading: int = LEADING_LINES) -> Iterator[tuple[int, T]]:
-    """Yields (line number, line) for a sample of the first `most` lines, or pairs; numbers begin at 1.
+    """Yields (line number, line) for a sample of the first `most` of `lines`; numbers begin at 1.
 
-    The sample has the first `leading` lines. Then it takes every second line until it has taken `leading` / 2 lines,
-    then every fourth line until it has taken another `leading` / 2 lines, then every eighth, and so on.
+    The items may also be sentence pairs. The sample has the first `leading` lines. Then it takes every second line
+    until it has taken `leading` / 2 lines, then every fourth line until it has taken another `leading` / 2 lines, then
+    every eighth, and so on.
     """
     numbered = enumerate(islice(lines, most), start=1)
     yield from islice(numbered, leading)
@@ -920,8 +949,8 @@ def sample(lines: Iterable[T], most: int = MOST_LINES, leading: int = LEADING_LI
 def findings(lines: Iterable[tuple[int, str]]) -> list[Finding]:
     """Returns a Finding for each sign that occurs in many of `lines` (at least two), in the order of SIGNS.
 
-    A sign is a trace of preprocessing, such as subword marks. `lines` are pairs of a line number and a line. If the
-    text turns out to be cut into subwords, the subwords are joined before the text is searched for the later signs.
+    A sign is a trace of preprocessing, such as subword marks. `lines` are tuples (line number, line). If `lines` turn
+    out to be cut into subwords, the subwords are joined before the search for the remaining signs.
     """
     texts = [(number, text) for number, line in lines if (text := line.rstrip())]
     found: list[Finding] = []
@@ -945,9 +974,9 @@ def _finding(sign: Sign, texts: Sequence[tuple[int, str]]) -> Finding | None:
 
 
 def capitals(lines: Iterable[str]) -> float | None:
-    """The fraction of capitals among the letters that have case.
+    """The fraction of capitals among the cased letters, that is, letters that have capital and small forms.
 
-    If fewer than LEAST_LETTERS letters, or fewer than half of all letters, have case, returns `None`.
+    Returns `None` if there are fewer than LEAST_LETTERS cased letters, or if fewer than half of all letters are cased.
     """
     text = "".join(lines)
     letters = [character for character in text if character.isalpha()]
@@ -975,7 +1004,7 @@ LABEL = re.compile(r"[!-~]*[0-9][!-~]*|https?://[!-~]+")
 
 
 def advice_on_table(file: Path, lines: Sequence[str], is_test_set: bool) -> str | None:
-    """Advice if a file is a table, each row of which would be read as one sentence; else `None`.
+    """Advice if `file` is a table, of which each row would be read as one sentence; else `None`.
 
     `lines` are the first lines of the file. With `is_test_set=True`, the advice is to extract columns into files, since
     a test set cannot be given as columns of a table.
@@ -997,9 +1026,9 @@ def advice_on_table(file: Path, lines: Sequence[str], is_test_set: bool) -> str 
 
 
 def advice_on_labels(column: int | None, lines: Sequence[str], rows: Sequence[str]) -> str | None:
-    """Advice if most lines of a text are numbers or names (such as doc-12) instead of sentences; else `None`.
+    """Advice if most of `lines` are numbers or names (such as doc-12) instead of sentences; else `None`.
 
-    If the text is a column of a table, `column` is the number of that column and `rows` are rows of the table.
+    If `lines` are a column of a table, `column` is the number of that column and `rows` are rows of the table.
     Otherwise, `column` is `None`.
     """
     written = [line.strip() for line in lines if line.strip()]
@@ -1033,7 +1062,10 @@ def _column_file(file: Path, column: int) -> str:
 
 
 def _shown(row: str) -> str:
-    """The columns of `row` for messages, joined by " | "; columns longer than LONGEST_SHOWN are shortened."""
+    """Returns the columns of `row`, a line with tabs, joined by " | " for messages.
+
+    Columns longer than LONGEST_SHOWN are shortened.
+    """
     texts = [text.strip() for text in row.split("\t")]
     return " | ".join(text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 1]}…" for text in texts)
 
@@ -1084,7 +1116,7 @@ class Oversights:
         self._copies: list[str] = []
 
     def watched(self, name: str, files: Iterable[Path], pairs: Iterable[Pair], trains: bool) -> Iterator[Pair]:
-        """Yields `pairs` unchanged and checks them; call `warnings` when all pairs have been read.
+        """Yields `pairs` unchanged while looking for oversights; `warnings` returns what was found after the last pair.
 
         `name` and `files` identify the text in the warnings; `trains` means that the text is used for training.
         """
@@ -1106,7 +1138,7 @@ class Oversights:
             )
 
     def advice_on_header(self, files: Sequence[Path], source: str, target: str) -> str | None:
-        """Advice if the first pair of the files looks like the names of columns; else `None`."""
+        """Advice if `source` and `target`, the first pair of `files`, look like names of columns; else `None`."""
         if not self._is_header(source, target):
             return None
         return (
@@ -1115,9 +1147,9 @@ class Oversights:
         )
 
     def warnings(self) -> Iterator[str]:
-        """Yields the first NUM_NAMED warnings of each kind, and a line with the number of further warnings, if any.
+        """Yields warnings about header lines, then warnings about sources identical to their targets.
 
-        The kinds are header lines and sources identical to their targets.
+        Of each kind, only the first NUM_NAMED warnings are given; one more line tells the number of the others, if any.
         """
         for found in (self._headers, self._copies):
             yield from (f"mtkit: warning: {text}" for text in found[:NUM_NAMED])
@@ -1140,10 +1172,10 @@ class Oversights:
 
 
 def _deleting(files: Sequence[Path]) -> str:
-    """Shell commands that delete the first line of each file, and the file names to use in the settings afterwards.
+    """Shell commands that delete the first line of each of `files`.
 
-    In place of a compressed file, the commands write a decompressed file, whose name lacks the extension of the
-    compression.
+    A compressed file is left as it is; the commands write a decompressed file instead, named without .gz or the like.
+    The names of such new files, which the settings must name afterwards, are added after the commands.
     """
     plain = [shlex.quote(str(file)) for file in files if not read_command(file)]
     compressed = [file for file in files if read_command(file)]
@@ -1161,9 +1193,9 @@ DECOMPRESS = {".gz": "gzip -cd", ".bz2": "bzip2 -cd", ".xz": "xz -cd", ".zst": "
 
 
 def read_command(path: Path, column: int | None = None) -> str:
-    """Shell command that writes a file, or only one column of it, to standard output.
+    """Shell command that writes the decompressed text of a file, or one column of it, to standard output.
 
-    Returns "" if the file is not compressed and `column` is `None`, since other commands can then read the file itself.
+    Returns "" if the file is not compressed and `column` is `None`: then no such command is needed.
     """
     file = shlex.quote(str(path))
     command = DECOMPRESS.get(path.suffix.lower())
@@ -1174,9 +1206,10 @@ def read_command(path: Path, column: int | None = None) -> str:
 
 
 def cleaning_command(path: Path, column: int | None, filters: Sequence[str], language: str) -> str:
-    """Shell command that pipes a file, or only one column of it, through `filters` into a new file in the same folder.
+    """Shell command that pipes the text of a file through `filters` into a new file in the same folder.
 
-    If `column` is given, the new file has the language code as its extension.
+    `filters` are shell commands. If `column` is given, only this column is used, and the name of the new file ends in
+    `language`, a language code.
     """
     plain = decompressed_path(path)
     name = f"{plain.stem}.plain{plain.suffix}" if column is None else f"{plain.stem}.plain.{language}"

@@ -88,13 +88,15 @@ class Tokenizer:
     ) -> None:
         """Create a tokenizer from SentencePiece models, given as bytes.
 
-        For a shared tokenizer that mtkit trained, both models must be the same. `tags` are words that a source line may
-        begin with and that tell a multilingual model what to produce. `symbols` are placeholders that may occur
-        anywhere on both sides. Each tag and each symbol is one piece.
+        `shared` tells whether source and target share one vocabulary; if so, and if mtkit trained the tokenizer, both
+        models must be the same. `tags` are words that a source line may begin with and that tell a multilingual model
+        what to produce. `symbols` are placeholders that may occur anywhere in source and target text. Each tag and each
+        symbol is one piece.
 
         A tokenizer that mtkit did not train (`is_mapped`) has its own ids for the pieces: `vocabularies` are the pieces
-        of source and target in the order of their ids, and `specials` has the ids of the special tokens. In that case,
-        the two models themselves normalise text, and `source_normalization` and `target_normalization` are "model".
+        of source and target in the order of their ids, and `specials` has the ids of the special tokens. For such a
+        tokenizer, the two models themselves normalise text, and `source_normalization` and `target_normalization` are
+        "model".
         """
         self.specials = specials or Specials()
         self._source: _Model | MappedModel
@@ -189,8 +191,9 @@ class Tokenizer:
     ) -> "Tokenizer":
         """A copy of this tokenizer with other models and tags.
 
-        `vocabularies` are the new vocabularies of a tokenizer that mtkit did not train (`is_mapped`); for any other
-        tokenizer, `vocabularies` must be `None`.
+        `models` are the SentencePiece models of source and target, as bytes. `vocabularies` are lists of the pieces of
+        source and target; they are needed if mtkit did not train the tokenizer (`is_mapped`), and must be `None`
+        otherwise.
         """
         description = self._description
         return Tokenizer(
@@ -225,7 +228,7 @@ class Tokenizer:
     def is_mapped(self) -> bool:
         """Whether the tokenizer has its own ids for the pieces, that is, was not trained by mtkit.
 
-        The ids of any other tokenizer are those of its SentencePiece models.
+        A tokenizer that mtkit trained uses the ids of its SentencePiece models.
         """
         return self._description.is_mapped
 
@@ -238,14 +241,19 @@ class Tokenizer:
         return self._target.encode(lines, num_threads)
 
     def bulk_encode_source(self, lines: Sequence[str], num_threads: int = 1) -> Encoded:
-        """Encode like `encode_source`, but much faster and in less memory, for large amounts of text.
+        """The ids of each source line, computed faster and in less memory than by `encode_source`.
 
-        If the tokenizer segments each word independently of the others, the ids of words are cached.
+        This is meant for large amounts of text. If the tokenizer segments each word independently of other words, the
+        ids of words are cached.
         """
         return self._bulk_source.encode(lines, num_threads)
 
     def bulk_encode_target(self, lines: Sequence[str], num_threads: int = 1) -> Encoded:
-        """Encode like `encode_target`, but much faster and in less memory; see `bulk_encode_source`."""
+        """The ids of each target line, computed faster and in less memory than by `encode_target`.
+
+        This is meant for large amounts of text. If the tokenizer segments each word independently of other words, the
+        ids of words are cached.
+        """
         return self._bulk_target.encode(lines, num_threads)
 
     @cached_property
@@ -261,23 +269,27 @@ class Tokenizer:
 
         For bpe, `alpha` is the probability that a merge is skipped (Provilkov et al. 2020), and `nbest` has no effect.
 
-        For unigram, a segmentation of each word is sampled in proportion to p ** `alpha`, where p is its probability
-        under the model (Kudo 2018, section 3.2): from the `nbest` best segmentations of the word or, with `nbest=-1`,
-        from all of them.
+        For unigram, a segmentation of each word is sampled from the `nbest` best segmentations of the word or, with
+        `nbest=-1`, from all of them. The sampling is in proportion to p ** `alpha`, where p is the probability of a
+        segmentation under the model (Kudo 2018, section 3.2).
 
         The same arguments give the same ids.
         """
         return self._sampler(self._source, alpha, nbest)(texts, seed)
 
     def sample_target(self, texts: Sequence[str], alpha: float, nbest: int, seed: int) -> list[list[int]]:
-        """The ids of each target text, segmented at random as `sample_source` does.
+        """The ids of each target text, segmented at random; the texts must come from `normalize_target`.
 
-        The texts must come from `normalize_target`.
+        `alpha`, `nbest` and `seed` mean what they mean for `sample_source`: for bpe, `alpha` is the probability that a
+        merge is skipped; for unigram, it is the exponent of the probabilities of the `nbest` best segmentations.
         """
         return self._sampler(self._target, alpha, nbest)(texts, seed)
 
     def _sampler(self, model: "_Model | MappedModel", alpha: float, nbest: int) -> SegmentationSampler:
-        """The sampler of segmentations for these arguments; equal arguments give the same sampler again."""
+        """A function that segments texts at random with `model`; a sampler is made once and kept for later calls.
+
+        `alpha` and `nbest` are those of `sample_source`.
+        """
         if (model, alpha, nbest) not in self._samplers:
             defined = _user_defined(self.models[model is self._target])
             subwords = model.subword_model(tuple(dict.fromkeys((*self.tags, *defined))))
@@ -296,19 +308,23 @@ class Tokenizer:
     def decode_target(
         self, tokens: Sequence[Sequence[int]], unknown_texts: Sequence[Sequence[str]] | None = None
     ) -> list[str]:
-        """The text of each row of target ids, decoded as `decode_source` does.
+        """The text of each row of target ids; decoded bytes that are not UTF-8 become U+FFFD.
 
+        Special tokens are left out, except that the unknown token is shown as <unk> if `target_shows_unknown` is true.
         If `unknown_texts` is given, it has one list of texts for each row, and the n-th unknown token of a row is shown
         as the n-th text in the list for that row.
         """
         return self._target.decode(tokens, unknown_texts)
 
     def source_words(self, lines: Sequence[str]) -> list[list[str]]:
-        """For each line, the words to which its tokens belong: one word for each id that `encode_source` returns."""
+        """For each line, a list with one word for each id that `encode_source` returns.
+
+        The word is the one in the line that the token with this id belongs to.
+        """
         return [_word_of_each(row) for row in self._source.pieces_of_lines(lines)]
 
     def target_texts(self, lines: Sequence[str]) -> list[list[str]]:
-        """For each line, the texts of its tokens: one text for each id that `encode_target` returns.
+        """For each line, a list with one text for each id that `encode_target` returns.
 
         The text of a known token is its piece; the text of an unknown token is the part of the line that became this
         token. A space mark (▁) at the beginning of a text is left out.
@@ -337,7 +353,11 @@ class Tokenizer:
         return self._source.sentencepiece_model()
 
     def target_sentencepiece(self) -> bytes:
-        """A SentencePiece model for target lines, like that of `source_sentencepiece` for source lines."""
+        """A SentencePiece model, as bytes, that normalises target lines and segments them as `encode_target` does.
+
+        It differs from `encode_target` in the same rare cases in which the model from `source_sentencepiece` differs
+        from `encode_source`.
+        """
         return self._target.sentencepiece_model()
 
     def source_scores(self) -> list[float]:
@@ -348,7 +368,10 @@ class Tokenizer:
         return self._source.scores()
 
     def target_scores(self) -> list[float]:
-        """SentencePiece's scores of the target pieces, by id; `source_scores` explains the scores."""
+        """SentencePiece's scores of the target pieces, by id.
+
+        For unigram, the scores are log-probabilities; for bpe, they are negative ranks of merges.
+        """
         return self._target.scores()
 
     def normalize_source(self, line: str) -> str:
@@ -400,7 +423,10 @@ class Normalizer:
 
 
 def _rule(name: str) -> Any:
-    """SentencePiece's normalizer for the rule called `name`; it collapses spaces and writes no space marks (▁)."""
+    """An object of SentencePiece that applies the normalisation rule called `name` to a line.
+
+    The object also collapses spaces; it writes no space marks (▁).
+    """
     options: dict[str, Any] = {"add_dummy_prefix": False, "escape_whitespaces": False, "remove_extra_whitespaces": True}
     if name in RULES_KEEPING:
         return sentencepiece.SentencePieceNormalizer(model_proto=_model_with_rule(name), **options)
@@ -433,7 +459,7 @@ def _model_with_rule(name: str) -> bytes:
 
 
 class _Model:
-    """A SentencePiece model that mtkit trained, together with the normalisation of the side that uses it."""
+    """A SentencePiece model that mtkit trained, with the normaliser for source lines or for target lines."""
 
     def __init__(self, model: bytes, normalizer: Normalizer) -> None:
         self._processor: Any = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -449,7 +475,10 @@ class _Model:
         return ids
 
     def subword_model(self, symbols: tuple[str, ...]) -> SubwordModel:
-        """A SubwordModel for sampling segmentations, without special and byte pieces; it never splits `symbols`."""
+        """The pieces for sampling segmentations, without special and byte pieces.
+
+        `symbols` are pieces that must never be split.
+        """
         processor = self._processor
         ids = {
             processor.id_to_piece(id_): id_
@@ -460,7 +489,7 @@ class _Model:
         return SubwordModel(ids, scores, symbols, lambda word: processor.encode(word, out_type=int))
 
     def pieces_of_lines(self, lines: Sequence[str]) -> list[list[str]]:
-        """The pieces of each line; an unknown piece is given as its text, not as <unk>."""
+        """The pieces of each line; a token without a piece is given as its text, not as <unk>."""
         pieces: list[list[str]] = self._processor.encode([self.normalizer(line) for line in lines], out_type=str)
         return pieces
 
@@ -492,7 +521,7 @@ class _Model:
         return [self._processor.get_score(id_) for id_ in range(self.vocab_size)]
 
     def sentencepiece_model(self) -> bytes:
-        """The model as bytes, with the normalisation of its side included."""
+        """The model as bytes, with the normalisation rule of its side (source or target) included."""
         return with_normalizer(self._processor.serialized_model_proto(), self.normalizer.spec)
 
 
@@ -529,7 +558,10 @@ class _WordModel(_Model):
 
 
 def _word_of_each(pieces: Sequence[str]) -> list[str]:
-    """For each piece of a line, the word that the piece belongs to, without space marks (▁)."""
+    """For each of `pieces`, which are the pieces of a line, the word that the piece belongs to.
+
+    The words have no space marks (▁).
+    """
     groups = group_by_word(pieces)
     words: dict[int, str] = {}
     for group, piece in zip(groups, pieces, strict=True):
@@ -553,9 +585,9 @@ def _segments_words_alone(model: bytes) -> bool:
 
     True only for bpe and char, and only if the model cuts text at its spaces, has no compiled normalisation rule, and
     has no piece with a space or a space mark (▁) after its first character. The model must also have a piece for the
-    space mark: without one, an unknown token might include the mark and the unknown word before it. False for unigram,
-    since rounding of the sums of log-probabilities may decide which of two about equally probable segmentations of a
-    word is the best, and the sums differ with the words before it.
+    space mark: without such a piece, an unknown word, the space mark after it and the next word might become one
+    unknown token. False for unigram: if two segmentations of a word are about equally probable, the rounding of the
+    sums of log-probabilities may decide which is better, and the sums differ with the words earlier in the line.
     """
     pieces = pieces_of(model)
     return (
@@ -572,7 +604,7 @@ def _segments_words_alone(model: bytes) -> bool:
 
 @dataclass(frozen=True)
 class _Description:
-    """The content of tokenizer.json: for each key except `format` and `hash`, a field of the same name."""
+    """The content of tokenizer.json; each key of the file except `format` and `hash` is a field."""
 
     type: ModelType
     shared: bool
@@ -653,7 +685,7 @@ def _specials(sides: dict[str, dict[str, Any]]) -> Specials:
 
 
 def _known_ids(side: dict[str, Any]) -> list[Any]:
-    """The values of the special ids of one side; if the begin id is `None`, it is left out."""
+    """The values of `side`, the special ids of source or target by name, without a begin id of `None`."""
     return [id_ for name, id_ in side.items() if not (name == "begin" and id_ is None)]
 
 
@@ -672,7 +704,10 @@ def _read_vocabulary(content: bytes, path: Path) -> list[str]:
 
 
 def _read_file(files: Mapping[str, bytes], path: Path, sha256: str) -> bytes:
-    """The content `files[path.name]`; raises CheckpointError if it is missing or has a checksum other than `sha256`."""
+    """Returns `files[path.name]`, the content of a file.
+
+    Raises CheckpointError if the file is missing or its checksum is not `sha256`.
+    """
     if path.name not in files:
         raise CheckpointError(f"{path}: missing; copy it again or train the tokenizer again")
     model = files[path.name]
@@ -685,7 +720,7 @@ def _read_file(files: Mapping[str, bytes], path: Path, sha256: str) -> bytes:
 
 
 def _check_model(model: bytes, path: Path, mapped: bool) -> None:
-    """Raise CheckpointError if `model` is no SentencePiece model, or if its special ids are not mtkit's.
+    """Raise CheckpointError if `model` is no SentencePiece model, or has other special ids than mtkit's.
 
     With `mapped=True`, mtkit did not train the tokenizer, and any special ids are accepted.
     """
@@ -739,11 +774,11 @@ def train_tokenizer(
 ) -> list[VocabularyReport]:
     """Train a tokenizer and save it in `directory`; returns a report for each SentencePiece model trained.
 
-    If settings.shared is true, one model is trained on both sides, else one on each side. `source` and `target` are
-    functions that return a new iterator over the lines at each call; each function is called twice. The same lines and
-    settings give files with the same bytes. `tags` are words of the source that become one piece each, even if they do
-    not occur in the lines. Raises ConfigError for unsuitable settings, tags and symbols, and DataError if there is no
-    text.
+    If settings.shared is true, one model is trained on source and target text, else one model on each. `source` and
+    `target` are functions that return a new iterator over the lines at each call; each function is called twice. The
+    same lines and settings give files with the same bytes. `tags` are words of the source that become one piece each,
+    even if they do not occur in the lines. Raises ConfigError for unsuitable settings, tags and symbols, and DataError
+    if there is no text.
     """
     for side, rule in (("source", settings.source_normalization), ("target", settings.target_normalization)):
         if rule == "model":
@@ -792,9 +827,10 @@ def _check_tags(tags: Sequence[str], normalizer: Normalizer) -> None:
 
 
 def check_symbols(symbols: Sequence[str], normalizers: Mapping[str, Callable[[str], str]]) -> None:
-    """Raise ConfigError for symbols that a side's normalisation would change, or that are reserved names such as <s>.
+    """Raise ConfigError for symbols that normalisation would change, or that are reserved names such as <s>.
 
-    `normalizers` maps the name of each side to its normalisation function.
+    `symbols` are texts that are never split. `normalizers` maps the name of each side (source or target) to a function
+    that normalises a text.
     """
     for symbol in symbols:
         for side, normalizer in normalizers.items():
@@ -812,9 +848,10 @@ def check_symbols(symbols: Sequence[str], normalizers: Mapping[str, Callable[[st
 def _train_model(
     side: Side, lines: Lines, settings: TokenizerConfig, symbols: Sequence[str]
 ) -> tuple[bytes, VocabularyReport]:
-    """Train the SentencePiece model of one side, or of both (side "shared"); returns the model as bytes, and a report.
+    """Train a SentencePiece model on `lines`; returns the model as bytes, and a report.
 
-    Raises DataError if all lines are blank, and ConfigError if the vocabulary size or coverage is too small.
+    `side` is "source", "target" or, for a model that source and target share, "shared". Raises DataError if all lines
+    are blank, and ConfigError if the vocabulary size or coverage is too small.
     """
     num_lines = sum(1 for _ in lines())
     words, lines_seen = _count_words(_sample(lines(), num_lines, settings.sample_lines))
@@ -850,10 +887,10 @@ def _train_model(
 def _sentencepiece_model(
     words: Mapping[str, int], settings: TokenizerConfig, size: int, symbols: Sequence[str]
 ) -> bytes:
-    """Train a SentencePiece model on words with their counts; returns the model as bytes.
+    """Train a SentencePiece model; returns the model as bytes.
 
-    The model has at most `size` pieces; each of `symbols` becomes one of them, which is never split. Raises
-    RuntimeError if SentencePiece fails.
+    `words` maps words to their counts. The model has at most `size` pieces. Each of `symbols` becomes a piece that is
+    never split. Raises RuntimeError if SentencePiece fails.
     """
     model = io.BytesIO()
     # Within words, SentencePiece would replace characters that are not covered; such words would never match a text.
@@ -912,10 +949,10 @@ def _normalized(lines: Lines, normalizer: Normalizer) -> Lines:
 
 
 def _sample(lines: Iterable[str], num_lines: int, most: int) -> Iterator[str]:
-    """Yields a uniform random sample of at most `most` of the `num_lines` lines, in order; always the same sample.
+    """Yields a uniform random sample of `lines`, in their order; the same lines always give the same sample.
 
-    The sample is drawn by Knuth's algorithm S (volume 2, section 3.4.2), since SentencePiece's own sampling is not
-    reproducible.
+    `num_lines` is the number of `lines`, `most` the largest size of the sample. The sample is drawn by Knuth's
+    algorithm S (volume 2, section 3.4.2), since SentencePiece's own sampling is not reproducible.
     """
     rng = random.Random(0)
     wanted = min(most, num_lines)
@@ -966,11 +1003,12 @@ def _is_model(content: bytes) -> bool:
 def existing_tokenizer(
     source: Path, target: Path, shared: bool, tags: Sequence[str] = (), symbols: Sequence[str] = ()
 ) -> Tokenizer:
-    """Create a tokenizer from the SentencePiece models in two files.
+    """Create a tokenizer from the SentencePiece models in the files `source` and `target`.
 
-    `shared` means that both sides share one vocabulary. `tags` are words of the source; `symbols` occur on both sides.
-    Tags, symbols, and padding, begin and end tokens that a model lacks are added after the model's own pieces. Raises
-    ConfigError for unsuitable models, tags and symbols.
+    `shared` means that source and target share one vocabulary. `tags` are words that a source line may begin with;
+    `symbols` are texts in source and target that are never split. If a model lacks tags, symbols, or the padding, begin
+    or end token, these are added after the model's own pieces. Raises ConfigError for unsuitable models, tags and
+    symbols.
     """
     for_target = [*tags, *symbols] if shared else symbols
     source_model, source_special = _completed(source, [*tags, *symbols])
@@ -1023,7 +1061,10 @@ def _completed(path: Path, symbols: Sequence[str]) -> tuple[bytes, SpecialIds]:
 
 
 def _check_whole(model: bytes, path: Path, symbols: Sequence[str]) -> None:
-    """Raise ConfigError for symbols that the model in the file at `path` cannot keep as one piece."""
+    """Raise ConfigError if one of `symbols` cannot become a piece of its own in `model`.
+
+    `path` is the file of the model, for messages.
+    """
     if symbols and model_type_of(model) == "word":
         raise ConfigError(
             f"tokenizer.model {path}: is of type word, which can be given no tags and symbols; found {symbols[0]}"
@@ -1038,9 +1079,9 @@ def _check_whole(model: bytes, path: Path, symbols: Sequence[str]) -> None:
 def check_sampling(tokenizer: Tokenizer, settings: TokenizerConfig, bpe_dropout: float, alpha: float | None) -> None:
     """Raise ConfigError if the tokenizer cannot produce the random segmentations that the settings ask for.
 
-    `bpe_dropout` and `alpha` are the values of training.bpe_dropout and training.unigram_alpha; 0 and `None` ask for no
-    random segmentations. Only tokenizers that mtkit did not train are checked. `settings`, the settings of the
-    tokenizer, tell how the message names it.
+    `bpe_dropout` and `alpha` are the values of training.bpe_dropout and training.unigram_alpha; if they are 0 and
+    `None`, no random segmentations are asked for. Only tokenizers that mtkit did not train are checked. `settings` are
+    the settings of the tokenizer; they are used to name the tokenizer in the message.
     """
     if not tokenizer.is_mapped or not (bpe_dropout or alpha is not None):
         return
@@ -1059,8 +1100,8 @@ def check_sampling(tokenizer: Tokenizer, settings: TokenizerConfig, bpe_dropout:
 def bundled_settings(settings: TokenizerConfig, tokenizer: Tokenizer) -> TokenizerConfig:
     """The tokenizer settings to store in a model bundle.
 
-    If the setting tokenizer.model names an existing SentencePiece model, this setting is left out. Instead, the type,
-    the vocabulary size and other settings are those of `tokenizer`.
+    If the setting tokenizer.model is not used, these are `settings`. If it names an existing SentencePiece model, the
+    stored settings leave the name out, and describe `tokenizer` instead: its type, vocabulary size and so on.
     """
     if settings.model is None:
         return settings
@@ -1079,11 +1120,11 @@ def bundled_settings(settings: TokenizerConfig, tokenizer: Tokenizer) -> Tokeniz
 
 
 def extended(tokenizer: Tokenizer, pieces: Sequence[str], tags: Sequence[str]) -> Tokenizer:
-    """A copy of `tokenizer` with new pieces and tags added after its own pieces, which keep their ids.
+    """A copy of `tokenizer` with new pieces and tags; the old pieces keep their ids.
 
-    A single character becomes an ordinary piece; a longer text becomes a piece that is never split. Tags are added to
-    the source vocabulary only, unless both sides share one vocabulary. Raises ConfigError for pieces and tags that
-    cannot be added.
+    The new pieces and tags come after the old pieces. A single character becomes an ordinary piece; a longer text
+    becomes a piece that is never split. Tags are added to the source vocabulary only, unless source and target share
+    one vocabulary. Raises ConfigError for pieces and tags that cannot be added.
     """
     _check_new(tokenizer, [*pieces, *tags])
     all_tags = (*tokenizer.tags, *tags)
@@ -1101,8 +1142,8 @@ def extended(tokenizer: Tokenizer, pieces: Sequence[str], tags: Sequence[str]) -
 def without_last(tokenizer: Tokenizer, count: int) -> Tokenizer:
     """A copy of `tokenizer` without the last `count` target pieces, which `extended` added.
 
-    The copy encodes target text as the tokenizer did before these pieces were added. The source side of the copy must
-    not be used.
+    The copy encodes target text as the tokenizer did before the pieces were added. The copy must not be used for source
+    text.
     """
     new = set(tokenizer.target_pieces(range(tokenizer.target_vocab_size - count, tokenizer.target_vocab_size)))
     model = tokenizer.models[1]
@@ -1151,14 +1192,17 @@ def _fault(tokenizer: Tokenizer, known: Container[str], piece: str) -> str | Non
 
 
 def _splits(piece: str, symbol: str) -> bool:
-    """Whether, in some text, `piece` could overlap an occurrence of `symbol`, so that the symbol would not be found."""
+    """Whether `piece` contains `symbol`, or ends in the beginning of `symbol`.
+
+    If the tokenizer found such a piece in a text, it might fail to find the symbol that the piece overlaps.
+    """
     return symbol in piece or any(piece.endswith(symbol[:length]) for length in range(1, len(symbol)))
 
 
 def _with(model: bytes, new: Sequence[str]) -> bytes:
-    """`model` with the pieces in `new` added, except those that `model` already has.
+    """`model` with the texts in `new` added as pieces, except those that are already pieces of `model`.
 
-    Single characters get the lowest score, so that they do not change how other text is segmented.
+    A single character gets the lowest score, so that adding it does not change how other text is segmented.
     """
     old = pieces_of(model)
     least = min(piece.score for piece in old) - 1.0
