@@ -286,9 +286,9 @@ class Tokenizer:
         return self._sampler(self._target, alpha, nbest)(texts, seed)
 
     def _sampler(self, model: "_Model | MappedModel", alpha: float, nbest: int) -> SegmentationSampler:
-        """A function that segments texts at random with `model`; a sampler is made once and kept for later calls.
+        """Returns a function that segments texts at random with `model`; equal arguments give the same function.
 
-        `alpha` and `nbest` are those of `sample_source`.
+        `alpha` and `nbest` have the meaning that they have in `sample_source`.
         """
         if (model, alpha, nbest) not in self._samplers:
             defined = _user_defined(self.models[model is self._target])
@@ -585,9 +585,9 @@ def _segments_words_alone(model: bytes) -> bool:
 
     True only for bpe and char, and only if the model cuts text at its spaces, has no compiled normalisation rule, and
     has no piece with a space or a space mark (▁) after its first character. The model must also have a piece for the
-    space mark: without such a piece, an unknown word, the space mark after it and the next word might become one
-    unknown token. False for unigram: if two segmentations of a word are about equally probable, the rounding of the
-    sums of log-probabilities may decide which is better, and the sums differ with the words earlier in the line.
+    space mark: without such a piece, an unknown word and the space mark after it might become one unknown token. False
+    for unigram: if two segmentations of a word are about equally probable, the rounding of the sums of
+    log-probabilities may decide which is better, and the sums differ with the words earlier in the line.
     """
     pieces = pieces_of(model)
     return (
@@ -1100,8 +1100,8 @@ def check_sampling(tokenizer: Tokenizer, settings: TokenizerConfig, bpe_dropout:
 def bundled_settings(settings: TokenizerConfig, tokenizer: Tokenizer) -> TokenizerConfig:
     """The tokenizer settings to store in a model bundle.
 
-    If the setting tokenizer.model is not used, these are `settings`. If it names an existing SentencePiece model, the
-    stored settings leave the name out, and describe `tokenizer` instead: its type, vocabulary size and so on.
+    Returns `settings` unchanged unless tokenizer.model names an existing SentencePiece model. In that case, the
+    returned settings name no model; they give the type, the vocabulary size and other properties of `tokenizer`.
     """
     if settings.model is None:
         return settings

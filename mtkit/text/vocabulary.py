@@ -48,12 +48,12 @@ class Part:
 
 
 def split_line(line: str, fits: Callable[[str], bool]) -> list[Part]:
-    """Split `line` into parts for which `fits` is true, each as long as possible.
+    """Split `line` into parts, each as long as possible, such that `fits(text)` is true for the text of each part.
 
     The line is cut after a sentence if possible, else after a clause, else at a space, else between any two visible
-    characters. Nothing is lost except white space at the cuts and at the ends of the line; a blank line has no parts. A
-    part that does not fit can only be a single character. Every prefix of a text that fits is assumed to fit, too. For
-    a line of n characters, all texts passed to `fits` have O(n log n) characters in total.
+    characters. Nothing is lost except white space at the cuts and at the ends of the line; a blank line has no parts.
+    If a part does not fit, it is a single character. If a text fits, every prefix of the text is assumed to fit, too.
+    For a line of n characters, all texts passed to `fits` have O(n log n) characters in total.
     """
     cuts = (
         list(_ends(_SENTENCE_MARKS, line)),
@@ -81,11 +81,11 @@ def split_tags(line: str, tags: Collection[str]) -> tuple[str, str]:
 
 
 def join_parts(parts: Sequence[str], separators: Sequence[str]) -> str:
-    """Join `parts`, the translations of the parts of a line; `separators[i]` follows `parts[i]`.
+    """Join `parts`, the translations of the parts of a line; `separators[i]` is put after `parts[i]`.
 
-    The separators are those of the source (`Part.separator`); the last one is not used. A source without spaces may be
-    translated into a language with spaces. So if a separator is empty but the translation before it ends like a
-    sentence, a space is inserted, unless the next translation is in a script without spaces.
+    The separators are those between the parts of the source line (`Part.separator`); the last separator is not used. A
+    source without spaces may be translated into a language with spaces. So if a separator is empty but the translation
+    before it ends like a sentence, a space is inserted, unless the translation after it is in a script without spaces.
     """
     joined = ""
     separator = ""
@@ -98,7 +98,10 @@ def join_parts(parts: Sequence[str], separators: Sequence[str]) -> str:
 
 
 def _ends(marks: re.Pattern[str], line: str) -> Iterator[int]:
-    """Yields the positions directly after the punctuation marks that end a sentence or a clause."""
+    """Yields the positions in `line` directly after punctuation that ends a sentence or a clause.
+
+    `marks` matches such punctuation; a match inside a number, such as the full stop in 3.5, is skipped.
+    """
     for match in marks.finditer(line):
         if _MAY_FOLLOW.match(line, match.end()) or not _ALWAYS_END.isdisjoint(match.group()):
             yield match.end()
@@ -108,7 +111,7 @@ def _best_end(line: str, begin: int, last: int, cuts: Sequence[list[int]], fits:
     """The position in `line` at which to end the part that starts at `begin`.
 
     `cuts` are lists of possible positions, the preferred list first; `last` is the position where the trailing white
-    space of the line begins. `fits` is as in `split_line`.
+    space of the line begins. `fits(text)` tells whether a text is short enough for a part.
     """
     reach = _reach(line, begin, last, fits)
     if reach == last:
@@ -127,7 +130,10 @@ def _best_end(line: str, begin: int, last: int, cuts: Sequence[list[int]], fits:
 
 
 def _reach(line: str, begin: int, last: int, fits: Callable[[str], bool]) -> int:
-    """The end position of the longest text from `begin` that fits; `begin + 1` if no text fits."""
+    """The end position of the longest text that starts at `begin` and fits; `begin + 1` if no text fits.
+
+    `fits(text)` tells whether a text is short enough. The end position is at most `last`.
+    """
 
     def fits_to(end: int) -> bool:
         return fits(line[begin:end].rstrip())
@@ -147,9 +153,10 @@ def _reach(line: str, begin: int, last: int, fits: Callable[[str], bool]) -> int
 
 
 def _inside_a_character(line: str, begin: int, position: int) -> bool:
-    """Whether a cut at `position` would split a visible character.
+    """Whether a cut of `line` at `position` would split a visible character.
 
-    For example, such a cut would separate an accent from its letter, or one half of a flag from the other.
+    For example, a cut may separate an accent from its letter, or one half of a flag from the other half. The part to
+    cut starts at `begin`.
     """
     after = line[position]
     if after == _JOINER or line[position - 1] == _JOINER or "\U0001f3fb" <= after <= "\U0001f3ff":  # skin tones
@@ -185,8 +192,8 @@ class SubwordModel:
     def can_vary(self, word: str) -> bool:
         """Whether `word` may have several segmentations.
 
-        A word may have several if each of its characters is a piece of the model and none of `symbols` occurs in the
-        word. A character that is not a piece has only one segmentation: the unknown token or its bytes.
+        A word may have several segmentations if each of its characters is a piece of the model and the word contains
+        none of `symbols`. A character that is not a piece has only one segmentation: the unknown token or its bytes.
         """
         return all(character in self.ids for character in word) and not any(symbol in word for symbol in self.symbols)
 
@@ -212,9 +219,10 @@ class SegmentationSampler:
 
 
 def bpe_dropout(model: SubwordModel, dropout: float) -> MakeWordSampler:
-    """Returns a function that makes, for a given word, a sampler of its segmentations by BPE-dropout.
+    """Returns a function from a word to a sampler; the sampler returns random segmentations of the word.
 
-    At each step of BPE, each possible merge is skipped with probability `dropout` (Provilkov et al. 2020, algorithm 1).
+    Segmentations are drawn by BPE-dropout: at each step of BPE, each possible merge is skipped with probability
+    `dropout` (Provilkov et al. 2020, algorithm 1).
     """
 
     def make_sampler(word: str) -> WordSampler:
@@ -249,9 +257,9 @@ def _sample_merges(
 
 
 def _merges(symbols: list[str], model: SubwordModel) -> list[int]:
-    """The positions of the pieces that can be merged with the next piece, best merge first; ties go to the leftmost.
+    """The positions of the pieces in `symbols` that BPE can merge with the next piece, best merge first.
 
-    `symbols` are the pieces of a word after some merges.
+    `symbols` are the pieces of a word after some merges. Of equally good merges, the leftmost comes first.
     """
     scores = model.scores
     pairs = [(scores.get(left + right), position) for position, (left, right) in enumerate(pairwise(symbols))]
@@ -263,11 +271,11 @@ def _merged(symbols: list[str], position: int) -> list[str]:
 
 
 def unigram_sampling(model: SubwordModel, alpha: float, num_best: int) -> MakeWordSampler:
-    """Returns a function that makes, for a given word, a sampler of its segmentations under a unigram model.
+    """Returns a function from a word to a sampler; the sampler returns random segmentations of the word.
 
-    A segmentation is sampled in proportion to p ** `alpha`, where p is its probability under the model (Kudo 2018,
-    section 3.2). Words are sampled separately: each from its `num_best` best segmentations or, with `num_best=-1`, from
-    all of its segmentations (by forward filtering and backward sampling).
+    A segmentation is drawn in proportion to p ** `alpha`, where p is its probability under the unigram model (Kudo
+    2018, section 3.2). Segmentations are drawn from the `num_best` best of the word or, with `num_best=-1`, from all of
+    them (by forward filtering and backward sampling).
     """
     longest = max(map(len, model.ids), default=1)
 
@@ -287,18 +295,22 @@ Edge = tuple[int, int, float]  # a piece in the lattice of a word: start positio
 
 
 def _edges(word: str, end: int, longest: int, model: SubwordModel) -> list[Edge]:
-    """The pieces of `word` that end at position `end`; `longest` is the number of characters of the longest piece."""
+    """The pieces of the model that end at position `end` of `word`, as (start position, id, score).
+
+    `longest` is the number of characters of the longest piece in the model.
+    """
     starts = range(max(0, end - longest), end)
     found = ((start, word[start:end]) for start in starts)
     return [(start, model.ids[piece], model.scores[piece]) for start, piece in found if piece in model.ids]
 
 
 def _forward_filter(edges: list[list[Edge]], alpha: float) -> list[tuple[list[float], list[tuple[int, int]]]]:
-    """For each position in a word, the pieces that end there and their cumulative probabilities.
+    """For each position in a word, the pieces that end at this position, with cumulative probabilities.
 
-    The entry for a position is (cumulative probabilities, list of (start position, id)), with one item for each piece
-    in both lists. The probability of a piece is that of being the last one in a random segmentation of the text before
-    the position, where a segmentation is drawn in proportion to its model probability to the power `alpha`.
+    `edges` are the pieces that end at each position. The result has (cumulative probabilities, list of (start position,
+    id)) for each position; both lists have one item for each piece. The probability of a piece is the probability that
+    it is the last piece in a random segmentation of the text before the position. A segmentation with the probability p
+    under the model is drawn in proportion to p ** `alpha`.
     """
     forward = [0.0]  # by position: log of the summed weights of all segmentations of the text before it
     steps: list[tuple[list[float], list[tuple[int, int]]]] = [([], [])]
@@ -322,7 +334,10 @@ def _backward_sample(steps: list[tuple[list[float], list[tuple[int, int]]]], rng
 
 
 def _best_paths(edges: list[list[Edge]], num_best: int) -> list[tuple[float, list[int]]]:
-    """The `num_best` best segmentations of a word, as (score, ids), best first."""
+    """The `num_best` best segmentations of a word, as (score, ids), best first.
+
+    `edges` has, for each position in the word, the pieces that end at this position.
+    """
     best: list[list[tuple[float, list[int]]]] = [[(0.0, [])]]
     for here in edges[1:]:
         paths = ((total + score, [*ids, id_]) for start, id_, score in here for total, ids in best[start])
@@ -367,11 +382,11 @@ _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 def word_of_each_piece(pieces: Sequence[str]) -> list[int]:
-    """Returns, for each piece of a line, the index of the word in which it begins.
+    """Returns, for each piece of a line, the index of the word in which the piece begins.
 
-    Words are separated by white space. So, unlike in `group_by_word`, a text in a script without spaces is one word.
-    Some pieces show no text: a lone space mark, and each byte of a character except the last. Such a piece belongs to
-    the word of the next piece that shows text or, at the end of the line, to the last word.
+    Words are separated by white space, so a text in a script without spaces is one word; `group_by_word` differs in
+    this. Some pieces show no text: a lone space mark, and each byte of a character except the last byte. Such a piece
+    belongs to the word of the next piece that shows text or, at the end of the line, to the last word.
     """
     words: list[int] = []
     number, inside, num_invisible = -1, False, 0
@@ -393,7 +408,10 @@ def word_of_each_piece(pieces: Sequence[str]) -> list[int]:
 
 
 def _texts_of(pieces: Sequence[str]) -> Iterator[str]:
-    """Yields the text of each piece; the text of a character that is split into byte pieces comes with the last one."""
+    """Yields the text of each piece; a space mark is a space.
+
+    If a character is split into byte pieces, its text comes with the last of these pieces; the others have the text "".
+    """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for piece in pieces:
         byte = _BYTE.fullmatch(piece)
@@ -428,7 +446,7 @@ class Encoded:
         return Encoded(np.fromiter(chain.from_iterable(rows), dtype, int(lengths.sum())), lengths)
 
     def only(self, kept: NDArray[np.bool_]) -> "Encoded":
-        """Returns only the lines for which `kept`, which has one value for each line, is true."""
+        """Returns an Encoded with only those lines for which `kept` is true; `kept` has one value for each line."""
         if kept.all():
             return self
         return Encoded(self.ids[np.repeat(kept, self.lengths)], self.lengths[kept])
@@ -443,15 +461,15 @@ class Encoded:
 
 
 def id_dtype(vocab_size: int) -> np.dtype[Any]:
-    """Returns the NumPy dtype for the ids of a vocabulary: uint16 if it holds all of them, else uint32."""
+    """Returns the NumPy dtype for the ids of a vocabulary: uint16 if all ids fit into 16 bits, else uint32."""
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
 class BulkEncoder:
     """Encodes large amounts of text fast, by caching the ids of words.
 
-    Looking up a word takes a fraction of the time of segmenting it again. A tokenizer that does not segment each word
-    as if it were the whole line encodes whole lines, without a cache.
+    Looking up a word takes a fraction of the time of segmenting the word again. The cache is used only if the tokenizer
+    segments each word of a line as if the word were the whole line; otherwise, whole lines are encoded.
     """
 
     def __init__(
@@ -462,7 +480,8 @@ class BulkEncoder:
     ) -> None:
         """`encode(lines, num_threads)` is a function that returns the ids of each line.
 
-        `segments_words_alone` tells whether this function segments each word of a line as if it were the whole line.
+        `segments_words_alone` tells whether `encode` segments each word of a line as if the word were the whole line;
+        if so, the ids of words are cached.
         """
         self._encode = encode
         self._segments_words_alone = segments_words_alone
@@ -470,7 +489,7 @@ class BulkEncoder:
         self._known: dict[str, bytes] = {}  # the ids of each word, as bytes
 
     def encode(self, lines: Sequence[str], num_threads: int) -> Encoded:
-        """Returns the ids of each line, which are those that the function passed to `__init__` would return."""
+        """Returns the ids of each line, the same as the function passed to `__init__` returns."""
         if not self._segments_words_alone or not lines:
             return Encoded.of(self._encode(lines, num_threads), self._dtype)
         words = " ".join(lines).split(" ")
@@ -481,10 +500,10 @@ class BulkEncoder:
         return Encoded(np.frombuffer(b"".join(found), self._dtype), np.diff(ends[last_words], prepend=0))
 
     def _known_words(self, words: set[str], num_threads: int) -> dict[str, bytes]:
-        """Returns a dict from `words`, and perhaps other words, to their ids, which are the bytes of an array.
+        """Returns a dict from words to their ids; the ids of a word are the bytes of an array.
 
-        New words are added to the cache, except those longer than LONGEST_WORD. If the cache would have more than
-        MOST_WORDS words, it is emptied first.
+        The dict has all of `words`, and perhaps other words. New words are added to the cache, except those longer than
+        LONGEST_WORD. If the cache would have more than MOST_WORDS words, it is emptied first.
         """
         known = self._known
         new = [word for word in words if word not in known]
@@ -509,9 +528,9 @@ NUM_SPECIAL = 4
 
 @dataclass(frozen=True)
 class SpecialIds:
-    """The ids of the special tokens of one side.
+    """The ids of the special tokens of one side, source or target.
 
-    A tokenizer that mtkit did not train may have other ids than these defaults.
+    The defaults are the ids in tokenizers that mtkit trained; other tokenizers may have other ids.
     """
 
     pad: int = PAD
@@ -521,12 +540,12 @@ class SpecialIds:
 
     @property
     def all(self) -> tuple[int, ...]:
-        """All special ids of this side; if the begin id is `None`, it is left out."""
+        """All special ids of this side; the begin id is left out if it is `None`."""
         return tuple(id_ for id_ in (self.pad, self.unknown, self.begin, self.end) if id_ is not None)
 
     @property
     def never_generated(self) -> tuple[int, ...]:
-        """The special ids that search must never generate: all special ids except that of the end token."""
+        """The special ids that search must never generate: all special ids except the end id."""
         return tuple(id_ for id_ in self.all if id_ != self.end)
 
 
@@ -634,8 +653,8 @@ def rule_keeping(rule: bytes, text: str) -> bytes:
     Raises ValueError if the rule does not replace `text` in the first place.
 
     A compiled rule consists of the size of a double-array trie (Darts-clone), the trie, and the replacements. Each unit
-    of the trie contains the byte that leads to this unit, a flag that tells whether a text that the rule replaces
-    ends there, and the offset of the units for the next bytes. Clearing the flag disables the replacement.
+    of the trie contains the byte that leads to the unit, a flag that tells whether a text that the rule replaces ends
+    at this unit, and the offset of the units for the next bytes. Clearing the flag disables the replacement.
     """
     charsmap = bytearray(_submessage(rule, CHARSMAP))
     position = 0
@@ -664,13 +683,13 @@ def rule_marking_spaces(rule: bytes) -> bytes:
 
 
 def _unit(charsmap: bytearray, position: int) -> int:
-    """The 32-bit unit at `position` in the trie, which starts 4 bytes into the compiled rule."""
+    """The 32-bit unit at `position` in the trie of a compiled normalisation rule; the trie starts at byte 4."""
     unit: int = struct.unpack_from("<I", charsmap, 4 * position + 4)[0]
     return unit
 
 
 def _offset(unit: int) -> int:
-    """Decodes a unit of the trie: returns the offset of the units for the next bytes."""
+    """The offset of the units for the next bytes, as encoded in `unit`, a unit of the trie."""
     return (unit >> 10) << ((unit & 1 << 9) >> 6)
 
 
@@ -715,13 +734,13 @@ def with_defined(model: bytes, texts: Sequence[str]) -> bytes:
 
 
 def _with_encoded(model: bytes, pieces: Sequence[bytes]) -> bytes:
-    """Returns `model` with the encoded `pieces` in place of its own, and its vocabulary size updated."""
+    """Returns `model` with its pieces replaced by the encoded `pieces`, and its vocabulary size updated."""
     trainer = _replace_fields(_submessage(model, TRAINER), VOCAB_SIZE, _encode_field(VOCAB_SIZE, len(pieces)))
     return _replace_fields(_replace_fields(model, PIECES, b"".join(pieces)), TRAINER, _encode_field(TRAINER, trainer))
 
 
 def without_last_pieces(model: bytes, count: int) -> bytes:
-    """Returns `model` without its last `count` pieces; undoes `with_pieces`."""
+    """Returns `model` without its last `count` pieces, for example those that `with_pieces` added."""
     pieces = [field.encoded for field in _fields(model) if field.number == PIECES]
     return _with_encoded(model, pieces[: len(pieces) - count])
 
@@ -775,12 +794,18 @@ def _read_varint(message: bytes, position: int) -> tuple[int, int]:
 
 
 def _submessage(message: bytes, number: int) -> bytes:
-    """The encoded submessage in field `number`; if the field occurs several times, its contents are concatenated."""
+    """The encoded submessage in field `number` of `message`.
+
+    If the field occurs several times, its contents are concatenated.
+    """
     return b"".join(_require_bytes(field.value) for field in _fields(message) if field.number == number)
 
 
 def _last_number(message: bytes, number: int, default: int) -> int:
-    """The integer in field `number`; `default` if the field is missing, the last one if it occurs several times."""
+    """The integer in field `number` of an encoded message; `default` if the field is missing.
+
+    If the field occurs several times, the last integer is returned.
+    """
     *_, value = (default, *(field.value for field in _fields(message) if field.number == number))
     if not isinstance(value, int):
         raise ValueError(f"field {number} is no number")
@@ -840,9 +865,9 @@ def _write_varint(value: int) -> bytes:
 
 
 def _replace_fields(message: bytes, number: int, fields: bytes) -> bytes:
-    """Returns `message` with all fields of number `number` replaced by `fields`, which are already encoded.
+    """Returns `message` with all fields of number `number` replaced by `fields`, encoded fields as bytes.
 
-    If the message has no such field, `fields` are added at the end.
+    If the message has no field of this number, `fields` are added at the end.
     """
     kept: list[bytes] = []
     position = None
@@ -862,7 +887,7 @@ UNKNOWN_TEXT = "<unk>"  # what is shown for an unknown token
 
 
 class MappedModel:
-    """The model of one side of a tokenizer that mtkit did not train, such as Marian's.
+    """The source or target model of a tokenizer that mtkit did not train, such as Marian's.
 
     It consists of a SentencePiece model, which normalises text itself, and a vocabulary that assigns ids to the pieces.
     """
@@ -870,7 +895,7 @@ class MappedModel:
     def __init__(self, model: bytes, vocabulary: Sequence[str], special: SpecialIds, tags: Sequence[str]) -> None:
         """`model` is a SentencePiece model as bytes; `vocabulary` lists the pieces in the order of their ids.
 
-        `tags` are pieces of the vocabulary that a line may begin with.
+        `special` has the ids of the special tokens. `tags` are pieces of the vocabulary that a line may begin with.
         """
         self._model = model
         self._processor: Any = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -889,13 +914,13 @@ class MappedModel:
         self.shows_unknown = not any(map(self._processor.is_byte, self._known))
 
     def normalizer(self, line: str) -> str:
-        """The normalised line; tags at its beginning are not changed."""
+        """Returns `line`, normalised; tags at the beginning of the line are not changed."""
         tags, text = ("", encodable(line)) if self._keeps_ids else split_tags(encodable(line), self._tags)
         normal: str = self._processor.normalize(text).replace(SPACE_MARK, " ").strip(" ")
         return f"{tags} {normal}".strip(" ") if tags else normal
 
     def encode(self, lines: Sequence[str], num_threads: int) -> list[list[int]]:
-        """The ids of each line, tags first; a piece that is not in the vocabulary becomes the unknown token."""
+        """The ids of each line, those of its tags first; a piece without an id becomes the unknown token."""
         if self._keeps_ids:
             return self._own_ids(list(map(encodable, lines)), num_threads)
         split = [split_tags(encodable(line), self._tags) for line in lines]
@@ -915,7 +940,7 @@ class MappedModel:
         return rows
 
     def pieces_of_lines(self, lines: Sequence[str]) -> list[list[str]]:
-        """The pieces of each line, tags first; an unknown piece is given as its text, not as <unk>."""
+        """The pieces of each line, its tags first; a token without a piece is given as its text, not as <unk>."""
         split = [split_tags(encodable(line), self._tags) for line in lines]
         rows = self._processor.encode([text for _, text in split], out_type=str)
         return [[*tags.split(), *row] for (tags, _), row in zip(split, rows, strict=True)]
@@ -925,12 +950,18 @@ class MappedModel:
         return self._model
 
     def scores(self) -> list[float]:
-        """SentencePiece's scores of the pieces in the vocabulary, by id; 0 for pieces that SentencePiece lacks."""
+        """SentencePiece's scores of the pieces in the vocabulary, by id.
+
+        A piece that is not in the SentencePiece model has the score 0.
+        """
         known = {ours: self._processor.get_score(id_) for id_, ours in self._known.items()}
         return [known.get(id_, 0.0) for id_ in range(self.vocab_size)]
 
     def subword_model(self, symbols: tuple[str, ...]) -> SubwordModel:
-        """A SubwordModel for sampling segmentations, without special and byte pieces; it never splits `symbols`."""
+        """The pieces for sampling segmentations, without special and byte pieces.
+
+        `symbols` are pieces that must never be split.
+        """
         processor, special = self._processor, set(self._special.all)
         own = {
             processor.id_to_piece(id_): id_
@@ -945,9 +976,9 @@ class MappedModel:
     def decode(
         self, tokens: Sequence[Sequence[int]], unknown_texts: Sequence[Sequence[str]] | None = None
     ) -> list[str]:
-        """The text of each row of ids; of the special tokens, only unknown tokens are shown.
+        """The text of each row of ids; special tokens are left out, except unknown tokens.
 
-        Unknown tokens are shown as <unk>. If `unknown_texts` is given, it has one list of texts for each row, and the
+        An unknown token is shown as <unk>. If `unknown_texts` is given, it has one list of texts for each row, and the
         n-th unknown token of a row is shown as the n-th text in the list for that row. A model with byte fallback never
         shows unknown tokens.
         """
@@ -966,9 +997,9 @@ class MappedModel:
         return [next(found).replace(SPACE_MARK, " ").strip(" ") if row else "" for row in rows]
 
     def _shown(self, id_: int) -> Sequence[str]:
-        """The pieces to decode for an id; none if the id is a special token that is not to be shown.
+        """The pieces that stand for the id `id_` in decoding; none if `id_` is a special token to be left out.
 
-        Of the special tokens, only the unknown token is shown, and only if `shows_unknown` is true.
+        All special tokens are left out except the unknown token, which is shown if `shows_unknown` is true.
         """
         if id_ == self._special.unknown and self.shows_unknown:
             # In two pieces, since SentencePiece shows its own <unk> as a question mark.
@@ -981,11 +1012,11 @@ class MappedModel:
 
 
 def with_unknown(tokens: Sequence[int], pieces: Sequence[str], unknown: int, texts: Sequence[str]) -> list[str]:
-    """Returns the pieces of `tokens` for SentencePiece to decode, with `texts` in place of unknown tokens, in order.
+    """Returns the pieces to decode, with `texts` in place of unknown tokens, in order.
 
-    `unknown` is the id of the unknown token. If there are too few texts, the remaining unknown tokens become <unk>.
-    Texts are inserted character by character, since a complete text might equal a piece that decoding hides, such as
-    <unk>.
+    `tokens` are ids, `pieces` the piece of each id, and `unknown` is the id of the unknown token. If there are too few
+    texts, the remaining unknown tokens become <unk>. Texts are inserted character by character, since a complete text
+    might equal a piece that decoding hides, such as <unk>.
     """
     left = iter(texts)
     shown: list[str] = []
