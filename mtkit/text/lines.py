@@ -733,7 +733,7 @@ class CarriageReturns:
 
 @contextmanager
 def reading_file(path: Path) -> Iterator[None]:
-    """Within the block, turn errors in reading the file at `path` into DataError."""
+    """Context manager that turns errors in reading the file at `path` into DataError."""
     try:
         yield
     except FileNotFoundError:

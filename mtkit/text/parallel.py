@@ -3,12 +3,12 @@
 A corpus of several files consists of parts. A part is one source file with its target file, or one tab-separated file.
 
 TMX is the XML format in which translation memories are exchanged (LISA, TMX 1.4b). JSON lines has one object or array
-per line. Both come from strangers, so XML that declares entities, or refers to other files, is refused. The settings
-name text files and tab-separated files only.
+per line. Such files come from strangers, so XML that declares entities, or refers to other files, is refused. The
+settings name text files and tab-separated files only.
 
 Odd text is what is not plain sentences: text that other tools have tokenised, cut into subwords, escaped or lower-
-cased; tables; header lines; and parallel text whose source and target are identical. Shell commands that correct it are
-suggested.
+cased; tables; header lines; and parallel text whose source and target are identical. The advice on odd text contains
+shell commands that correct the text.
 """
 
 import glob
@@ -54,7 +54,7 @@ from mtkit.text.vocabulary import split_tags
 
 
 class Record(NamedTuple):
-    """A sentence pair and the number of the line where it begins, from 1."""
+    """A sentence pair, and the number (from 1) of the line of the file at which the pair begins."""
 
     line: int
     source: str
@@ -327,7 +327,10 @@ COLUMN = ", column "  # comes between the fingerprint of a tab-separated file an
 
 
 def read_corpus(corpus: CorpusConfig) -> Iterator[Pair]:
-    """Yields the (source, target) pairs of a corpus, part by part; the corpus's tag is not added."""
+    """Yields the (source, target) pairs of a corpus; the corpus's tag is not added.
+
+    A corpus may have several parts, such as pairs of files; they are read one after the other.
+    """
     return chain.from_iterable(map(read_part, corpus.parts))
 
 

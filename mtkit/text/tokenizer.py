@@ -1,7 +1,8 @@
 """The tokenizer, which converts text to ids and back and can be trained, saved and loaded.
 
-The text of each side is normalised by that side's own rule before the SentencePiece model segments it, so one model can
-serve both sides. Tokenizers are made by training SentencePiece models, from existing models, or by adding pieces.
+Source text and target text each have a normalisation rule, which is applied before a SentencePiece model segments the
+text; so one model can serve both. Tokenizers are made by training SentencePiece models, from existing models, or by
+adding pieces.
 """
 
 import hashlib
@@ -65,12 +66,12 @@ RULES_KEEPING = {"nmt_nfkc_zwnj": ("nmt_nfkc", "\u200c")}
 
 
 class Tokenizer:
-    """Converts text to ids and back, for both sides.
+    """Converts source and target text to ids, and ids back to text.
 
-    Encoding adds no special tokens, and decoding leaves them out. Decoding the ids of a text returns the normalised
-    text: with the side's normalisation rule applied, spaces stripped and collapsed, and SentencePiece's space marks (▁)
-    turned into spaces. Unless the model has byte fallback, each word or run of characters for which there is no piece
-    becomes <unk>.
+    Encoding adds no special tokens, and decoding leaves them out. If a text is encoded and then decoded, the result is
+    the normalised text: with the normalisation rule of source or target applied, spaces stripped and collapsed, and
+    SentencePiece's space marks (▁) turned into spaces. Unless the model has byte fallback, each word or run of
+    characters for which there is no piece becomes <unk>.
     """
 
     def __init__(
@@ -147,7 +148,8 @@ class Tokenizer:
     def from_files(files: Mapping[str, bytes], directory: Path) -> "Tokenizer":
         """Create a tokenizer from `files`, a mapping from file names to the contents of the files.
 
-        Raises the errors that `load` raises; `directory` is only used in error messages.
+        Raises CheckpointError if a file is missing, damaged or of another format; `directory` is only used in the
+        message.
         """
         description = _read_description(files, directory / SETTINGS_FILE)
         content = {name: _read_file(files, directory / name, sha256) for name, sha256 in description.sha256.items()}
@@ -210,7 +212,10 @@ class Tokenizer:
 
     @property
     def models(self) -> tuple[bytes, bytes]:
-        """The SentencePiece models of source and target, as bytes; the same model twice if both sides share it."""
+        """The SentencePiece models of source and target, as bytes.
+
+        If source and target share one model, this model is given twice.
+        """
         names = _model_names(self._description.shared, self._description.is_mapped)
         return self._models[names[0]], self._models[names[-1]]
 
@@ -221,7 +226,7 @@ class Tokenizer:
 
     @property
     def is_shared(self) -> bool:
-        """Whether both sides share one vocabulary."""
+        """Whether source and target share one vocabulary."""
         return self._description.shared
 
     @property
@@ -1033,9 +1038,9 @@ def existing_tokenizer(
 
 
 def _completed(path: Path, symbols: Sequence[str]) -> tuple[bytes, SpecialIds]:
-    """Reads the SentencePiece model at `path`, and adds the special tokens and the `symbols` that it lacks.
+    """Reads the SentencePiece model at `path`, and adds special tokens and `symbols` that the model lacks.
 
-    Returns the model as bytes, and the ids of its special tokens.
+    Returns the changed model as bytes, and the ids of its special tokens.
     """
     model = read_model(path)
     _check_whole(model, path, symbols)

@@ -572,7 +572,10 @@ START_TOKENS: dict[str, Callable[[SpecialIds], int | None]] = {
 
 @dataclass(frozen=True)
 class BoundaryTokens:
-    """The ids of the tokens that a model expects at the beginning and end of sentences, and where it expects them."""
+    """The tokens that a model expects at the beginning and end of sentences.
+
+    The fields have their ids, and tell whether the decoder's input begins with a start token.
+    """
 
     source_end: int = END
     start: int = BEGIN  # first input of the decoder
