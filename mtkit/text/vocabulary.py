@@ -100,7 +100,7 @@ def join_parts(parts: Sequence[str], separators: Sequence[str]) -> str:
 def _ends(marks: re.Pattern[str], line: str) -> Iterator[int]:
     """Yields the positions in `line` directly after punctuation that ends a sentence or a clause.
 
-    `marks` matches such punctuation; a match inside a number, such as the full stop in 3.5, is skipped.
+    `marks` matches such punctuation; a match inside a word or number, such as the full stop in 3.5, is skipped.
     """
     for match in marks.finditer(line):
         if _MAY_FOLLOW.match(line, match.end()) or not _ALWAYS_END.isdisjoint(match.group()):
