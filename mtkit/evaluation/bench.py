@@ -90,7 +90,7 @@ def machine_facts(device: torch.device) -> Record:
 
 
 def machine_text(record: Record) -> str:
-    """Returns two lines of text on versions and machine, from a record that has what `machine_facts` returns."""
+    """Returns two lines of text on versions and machine; `record` contains the entries of `machine_facts`."""
     threads = f"{counted(record['threads'], 'thread')} on {counted(record['cores'], 'core')}"
     return (
         f"mtkit {record['mtkit']}, torch {record['torch']}, Python {record['python']}\n"
@@ -164,7 +164,7 @@ class Variant:
 
     @property
     def num_workers(self) -> int | None:
-        """The number of workers as `with_workers` takes it: `None` for "auto"."""
+        """The number of worker processes; `None` stands for "auto", which chooses it for this machine."""
         return None if self.workers == "auto" else self.workers
 
 
@@ -199,8 +199,9 @@ def _all_settings(variant: Variant, overrides: Sequence[str]) -> Sequence[str]:
 class Ids:
     """A tokenizer that wraps another one, and stores the ids of all text that it encodes and decodes.
 
-    With `replays`, `encode_source` looks up stored ids, and `decode_target` returns empty texts, so a translator that
-    uses it spends no time on tokenization. Without `replays`, it acts as the tokenizer that it wraps.
+    If the attribute `replays` is true, `encode_source` looks up the stored ids, and `decode_target` returns empty
+    texts, so a translator with this tokenizer spends no time on tokenization. If `replays` is false, which is the
+    default, text is encoded and decoded by the wrapped tokenizer.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -210,9 +211,10 @@ class Ids:
         self.replays = False
 
     def encode_source(self, lines: Sequence[str], num_threads: int = 1) -> list[list[int]]:
-        """Returns the ids of each line, as `Tokenizer.encode_source` does.
+        """Returns the token ids of each source line, and stores them.
 
-        If the attribute `replays` is true, the ids are looked up instead; the lines must have been encoded before.
+        If the attribute `replays` is true, the stored ids of the lines are returned without encoding anything; all
+        lines must have been encoded before.
         """
         if not self.replays:
             self.sources.update(zip(lines, self.tokenizer.encode_source(lines, num_threads), strict=True))
@@ -221,7 +223,7 @@ class Ids:
     def decode_target(
         self, tokens: Sequence[Sequence[int]], unknown_texts: Sequence[Sequence[str]] | None = None
     ) -> list[str]:
-        """Returns the text of each translation, as `Tokenizer.decode_target` does; with `replays`, empty texts."""
+        """Returns the text of each translation; empty texts if the attribute `replays` is true."""
         if self.replays:
             return [""] * len(tokens)
         self.outputs += tokens
@@ -250,9 +252,9 @@ class Rows:
 
 @contextmanager
 def counting_rows(translator: Translator) -> Iterator[Rows]:
-    """Context manager that counts the rows that the translator's decoder computes in the block.
+    """Context manager that counts the rows, one per hypothesis and step, that the decoder computes in the block.
 
-    In an ensemble, the rows of the first model are counted.
+    In an ensemble, only the rows of the first model are counted.
     """
     rows = Rows()
     model = translator.model.members[0] if isinstance(translator.model, Ensemble) else translator.model
@@ -316,11 +318,12 @@ def bench_translation(
 ) -> Record:
     """Measure how fast a model translates the first `num_lines` lines of `source`; returns the record.
 
-    Each variant first translates all lines once, untimed, to warm up. This also counts decoder rows; for a variant with
-    workers, the rows are those of the same variant in one process. In each round, the variants take turns: each
-    translates all lines from text to text and then, if it has no workers, from ids to ids. No round begins after
-    `minutes` minutes, but there is at least one. Load time, start-up time and peak memory are measured in a fresh
-    process for each variant, with its workers. With `reference`, the record has BLEU of these lines.
+    Each variant first translates all lines once, untimed, to warm up; meanwhile, decoder rows are counted. For a
+    variant with workers, they are counted while the same model translates in one process. In each round, the variants
+    take turns: each translates all lines from text to text and then, if it has no workers, from token ids to token ids.
+    No round begins after `minutes` minutes, but there is at least one. Load time, start-up time and peak memory are
+    measured in a fresh process for each variant, with its workers. With `reference`, the record has BLEU of these
+    lines.
 
     Some variants are impossible, such as a precision that the engine lacks; their records hold only the fields of the
     variant and the reason, `fault`. Raises MtkitError if all variants are impossible, or if the model, a setting or a
@@ -377,8 +380,8 @@ def _in_order(
 ) -> list[Record]:
     """Returns one record for each variant of `wanted`, in the same order.
 
-    This is its record in `results`. An impossible variant has none; its record holds the fields of the variant and, as
-    `fault`, the reason from `faults`.
+    `results` has the records of the variants that were measured, `faults` the reasons why other variants are
+    impossible. The record of an impossible variant holds the fields of the variant and, as `fault`, the reason.
     """
     return [results.get(variant) or {**asdict(variant), "fault": faults[variant]} for variant in wanted]
 
@@ -420,7 +423,7 @@ def _open(
 
 
 def _read(source: Path, reference: Path | None, num_lines: int) -> tuple[list[str], list[str] | None]:
-    """Returns the first `num_lines` lines of the source and, if there is a reference, those of the reference.
+    """Returns the first `num_lines` lines of the source, and as many of the reference; `None` without a reference.
 
     Raises DataError if all these lines are blank, or if the two files have different numbers of lines.
     """
@@ -450,7 +453,11 @@ def _opened(translator: Translator, lines: list[str], meter: Meter) -> _Opened:
 
 
 def _warmed_up(variant: Variant, opened: _Opened, translator: Translator, lines: list[str], meter: Meter) -> _Measured:
-    """Returns a variant that is ready to be measured; with workers, translates all lines once with them, untimed."""
+    """Returns a variant with its translations of the lines and no times yet, ready to be measured.
+
+    If `translator` has workers, they translate all lines once now, untimed. Otherwise, the translations are those in
+    `opened`.
+    """
     texts = opened.texts if translator is opened.translator else _translated(translator, lines, meter)
     tokens = sum(map(len, translator.tokenizer.encode_target(texts)))
     return _Measured(variant, opened, translator, texts, tokens)
@@ -552,7 +559,8 @@ def bench_latency(
     translates some lines untimed. No round begins after `minutes` minutes, but there is at least one. The median and
     the 99th percentile are taken over the calls of all rounds.
 
-    The records of impossible variants and the errors are those of `bench_translation`.
+    If a variant is impossible, its record holds only the fields of the variant and the reason, `fault`. Raises
+    MtkitError if all variants are impossible, or if the model, a setting or the file is wrong.
     """
     begun = time.monotonic()
     lines = [line for line in _read(source, None, num_lines)[0] if line.strip()]
@@ -640,8 +648,9 @@ SAMPLE_SECONDS = 0.05  # interval between two samples of the memory of all proce
 def own_peak(translator: Translator, working: Translator) -> int | None:
     """Returns the peak memory of this process, in bytes; `None` if it is not known.
 
-    It is not known if `working`, the translator that was used, has workers, if CTranslate2 translated on a GPU (PyTorch
-    does not see that memory), or if the operating system does not report it.
+    `translator` is in this process; `working`, the one that translated, is the same object unless it has workers. The
+    peak is not known if there are workers, if CTranslate2 translated on a GPU (PyTorch does not see that memory), or if
+    the operating system does not report it.
     """
     device = translator.model.device
     if working is not translator or (translator.engine is not None and device.type != "cpu"):
@@ -675,7 +684,7 @@ def memory_of_all(process: int) -> int | None:
 
 
 def _fresh(model: Path, measured: _Measured, overrides: Sequence[str], lines: list[str]) -> Record:
-    """Have a fresh process load the model and translate the lines; returns its times and its peak memory.
+    """Have a fresh process load the model and translate the lines; returns times and peak memory of that process.
 
     `start_seconds` is the time from the start of the process to its first translation; `load_seconds` is the part of
     that time in which the model is loaded. With workers on a CPU, `peak_bytes` is the largest of samples taken every
@@ -878,9 +887,9 @@ RANDOM_RATIO = 0.15  # the standard deviation of the logarithm of target length 
 
 
 def random_lengths(num_pairs: int, longest: int, seed: int) -> tuple[list[int], list[int]]:
-    """Returns random lengths of `num_pairs` sources, and those of their targets, in tokens without end marks.
+    """Returns random lengths of `num_pairs` sources, and of as many targets, in tokens without end marks.
 
-    All lengths are from 1 to `longest`.
+    All lengths are from 1 to `longest`; a target has about the same length as its source.
     """
     rng = np.random.default_rng(seed)
     logs = rng.normal(math.log(RANDOM_MEDIAN), RANDOM_DEVIATION, num_pairs)
@@ -918,10 +927,10 @@ class _Data:
 
 @contextmanager
 def _data(config: Config, made_up: bool) -> Iterator[_Data]:
-    """Context manager that gives the data of the run, or data made in a temporary folder.
+    """Context manager that gives the data of the run that `config` describes, or data made in a temporary folder.
 
-    If the run has no data of these settings, the tokenizer and the data are made. With `made_up`, random data is made
-    in any case. The run itself is only read.
+    If the run has no data yet that was made with these settings, tokenizer and data are made from its text. With
+    `made_up`, random data is made in any case. Nothing is written to the run directory.
     """
     run = config.run_path
     if not made_up and is_prepared(config):
@@ -977,7 +986,7 @@ class Sums:
     def add(self, batch: Batch, flops: Callable[[int, int, int], float]) -> None:
         """Add a batch to the totals.
 
-        `flops` returns its floating-point operations, given its numbers of source tokens, target tokens and pairs.
+        `flops` takes numbers of source tokens, target tokens and pairs, and returns the floating-point operations.
         """
         self.pairs += batch.num_pairs
         self.source_tokens += batch.source_tokens
@@ -1117,7 +1126,7 @@ def profiled(work: Callable[[], object], device: torch.device) -> list[tuple[str
 
 
 class Trial:
-    """Trains a model on a feed of batches, and measures its updates."""
+    """Trains a model on batches of a corpus, and measures the time of its updates."""
 
     def __init__(self, updater: Updater, target_vocab_size: int, feed: Feed) -> None:
         config = feed.config
@@ -1133,7 +1142,7 @@ class Trial:
     def run(
         self, stream: Stream, meter: Meter, num_updates: int = LEAST, seconds: float = 0.0, waiting: bool = False
     ) -> Sums:
-        """Make updates until there are at least `num_updates` and `seconds` seconds have passed; returns the sums.
+        """Make updates until there are at least `num_updates` and `seconds` seconds have passed; returns totals.
 
         On a GPU, the times of the parts of an update (`Sums.parts`) are right only with `waiting`, which waits for
         the GPU after each part.
@@ -1211,7 +1220,7 @@ def training_text(record: Record) -> str:
 def _operators_text(operators: Sequence[Record]) -> str:
     """Returns a table of the operators that take most of an update's time, and of all matrix products together.
 
-    `operators` is that entry of the record of `bench_training`.
+    `operators` is the entry "operators" of the record that `bench_training` returns.
     """
     total = sum(each["milliseconds"] for each in operators)
     products = [each for each in operators if each["name"] in PRODUCTS]

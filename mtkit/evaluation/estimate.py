@@ -55,7 +55,7 @@ LOGIT_COPIES = 3  # logits, log-probabilities, and the memory of top-k
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast settings train on this machine."""
+    """How fast a model trains on this machine: seconds per update, and sentence pairs per update."""
 
     update_seconds: float
     pairs_per_update: float
@@ -109,7 +109,10 @@ def estimate(config: Config) -> Record:
 
 
 def measure_speed(config: Config) -> Speed:
-    """Returns how fast these settings train; errors are as in `estimate`."""
+    """Returns how fast these settings train, measured in a few updates; the run is only read.
+
+    Raises MtkitError if the settings or the text are wrong, or memory runs out.
+    """
     config = with_patterns_expanded(carried_over(config))
     with _data(config) as data:
         return _measure(data, pick_device(config.device), validates=False).speed
@@ -133,7 +136,7 @@ class _Data:
     def vocab_sizes(self) -> tuple[int, int]:
         """The vocabulary sizes of source and target.
 
-        If the tokenizer was trained on a sample, they are at least the sizes in the settings.
+        If the tokenizer was trained on a sample, each size is at least that in the settings.
         """
         sizes = self.corpus.manifest.source.vocab_size, self.corpus.manifest.target.vocab_size
         settings = self.config.tokenizer
@@ -192,8 +195,9 @@ def _data(config: Config) -> Iterator[_Data]:
 def _sampled(config: Config, folder: Path) -> tuple[Config, int]:
     """Writes every n-th pair of each training corpus to `folder`; returns settings for the sample, and n.
 
-    The settings have their run directory in `folder`. If there is a file of alignments, those of the sample are also
-    written. The sample has at most about SAMPLE_PAIRS pairs; n is 1 if there are no more pairs than that.
+    The returned settings name the sample as training text, and a run directory in `folder`. If training is guided by a
+    file of word alignments, every n-th line of that file is written, too. The sample has at most about SAMPLE_PAIRS
+    pairs; n is 1 if all corpora together have no more pairs than that.
     """
     corpora = training_corpora(config)
     counts = [sum(count_lines(part.paths[0]) for part in corpus.parts) for corpus in corpora]
@@ -239,8 +243,8 @@ class _Measured:
 def _measure(data: _Data, device: torch.device, validates: bool = True) -> _Measured:
     """Measures the time and memory of a few updates.
 
-    With `validates`, also makes updates with the largest batches and times a validation; the peak memory then includes
-    theirs. Raises MtkitError if memory runs out.
+    With `validates`, also makes updates with the largest batches and times a validation; the peak memory is then taken
+    over all of this. Raises MtkitError if memory runs out.
     """
     config = data.config
     precision = pick_precision(config.training.precision, device, config.model.d_model)
@@ -335,9 +339,9 @@ def translation_bytes(config: Config, target_vocab_size: int, num_parameters: in
 
 
 def _length(settings: TrainingConfig, pace: Pace) -> tuple[int, float]:
-    """Returns the number of updates until `max_steps` or `max_minutes` ends training, and the seconds that they take.
+    """Returns the number of updates until `max_steps` or `max_minutes` ends training, and the seconds of training.
 
-    `pace` holds the seconds of an update and of a validation; the validations between the updates are included.
+    `pace` holds the seconds of an update and of a validation. The seconds of training include regular validations.
     """
     each = pace.update + pace.validation / settled(settings.validate_every)
     updates = settled(settings.max_steps)
@@ -349,8 +353,8 @@ def _length(settings: TrainingConfig, pace: Pace) -> tuple[int, float]:
 def _disk(settings: TrainingConfig, updates: int, measured: _Measured, data: _Data) -> int:
     """Returns the most disk space that a run takes, in bytes: binarized data, checkpoints and the bundle.
 
-    The checkpoints counted are the last ones, kept for resuming; those that may be averaged with the best one so far;
-    the last ones that may be averaged with a best one still to come; and one that is being written.
+    Four kinds of checkpoints count: the last ones, kept for resuming; the ones kept for an average around the best
+    checkpoint so far; the ones kept in case a better checkpoint follows; and the one that is being written.
     """
     every = [settled(settings.save_every), settled(settings.validate_every)]
     written = len({step for gap in every for step in range(gap, min(updates, 1000 * gap) + 1, gap)}) + 1
@@ -369,8 +373,8 @@ def _free_disk(path: Path) -> int:
 def _faults(record: Record, config: Config) -> list[str]:
     """Returns a sentence for each thing that does not fit this machine; [] if everything fits.
 
-    The things are the memory of training, the memory of translation, and the disk space; `record` is that of
-    `estimate`.
+    The memory of training, the memory of translation and the disk space are checked; `record` is the record that
+    `estimate` returns.
     """
     faults = []
     free = record["free_bytes"]

@@ -123,10 +123,10 @@ def score_models(
     """Translate the test data with a model, or with two models that are compared, and score the translations.
 
     The second model is `against`; if that is `None`, only the first model is scored. The languages are those of the
-    first model. `overrides` are settings such as decoding.beam_size=1. These, `engine` and `precision`, which are as in
-    `load`, apply to both models. `num_workers` is the number of processes that translate; `None` chooses it for this
-    machine. Raises MtkitError if a model, the test data or a setting is wrong or missing. Where possible, the error is
-    raised before anything is translated.
+    first model. `overrides` are settings such as decoding.beam_size=1; they, `engine` (such as "torch") and `precision`
+    (such as "bf16") apply to both models. `num_workers` is the number of processes that translate; `None` chooses it
+    for this machine. Raises MtkitError if a model, the test data or a setting is wrong or missing. Where possible, the
+    error is raised before anything is translated.
     """
     _require_seed(scoring, against)
     with ExitStack() as opened:
@@ -180,7 +180,7 @@ def score_texts(hypothesis: Path, against: Path | None, data: TestData, scoring:
 def _require_seed(scoring: Scoring, against: Path | None) -> None:
     """Raises MtkitError if the scoring needs a seed and the environment variable SACREBLEU_SEED is invalid.
 
-    Like `_require_tokenizers`, this function is called before anything is translated.
+    A seed is needed for confidence intervals, and to compare with `against`. Called before anything is translated.
     """
     if scoring.confidence or against is not None:
         resampling_seed()
@@ -253,8 +253,9 @@ def evaluate_models(
 ) -> list[ScoredSet]:
     """Translate and score test sets with one model, or with two models that are compared.
 
-    `systems` holds the name and the translator of each model; `sets` holds test sets by name. Raises the errors of
-    `evaluate`, before anything is translated.
+    `systems` holds the name and the translator of each model; `sets` holds test sets by name. Before anything is
+    translated, raises MtkitError if a model does not know the tag of a test set, and DataError if a file is unreadable
+    or the files of a test set differ in their number of lines.
     """
     for name, test_set in sets.items():
         for system, translator in systems:
@@ -272,9 +273,9 @@ def evaluate_models(
 
 
 def _tag(translator: Translator, name: str, test_set: SetFiles) -> str | None:
-    """Returns the tag for a test set.
+    """Returns the tag to put before the sources of a test set; `None` for no tag.
 
-    This is the tag of the test set called `name` in the model's own settings, if there is one, else that of `test_set`.
+    If the model's own settings have a test set called `name`, its tag is used, else the tag of `test_set`.
     """
     own = translator.config.data.test.get(name)
     return own.tag if own else test_set.tag
@@ -376,9 +377,9 @@ def score_set(
 ) -> list[ScoredSet]:
     """Score one system on the test set called `name`, or compare it with the second system `against`, if given.
 
-    Returns a score for each metric and system; if `scoring.by_length` is true, which needs `sources`, for each length
-    bucket that is not empty. Warns of text that looks tokenised, and of text without spaces between words if BLEU's
-    tokenizer cannot segment it.
+    Returns a score for each metric and system. If `scoring.by_length` is true, there is one for each length bucket that
+    is not empty, instead of one for the whole set; this needs `sources`. Warns of text that looks tokenised, and of
+    text without spaces between words if BLEU's tokenizer cannot segment it.
     """
     systems = [system] if against is None else [system, against]
     texts = [("translation" if against is None else one.name, one.lines) for one in systems]

@@ -111,8 +111,8 @@ def _sides(continuations: Continuations) -> tuple[Tensor, Tensor, Tensor]:
 def _likeliest(step: BeamStep, count: int) -> list[tuple[float, int, int]]:
     """Returns (log-probability, parent, token) for the `count` most probable continuations of a step, best first.
 
-    The log-probability is that of the whole hypothesis, and the parent the index in the beam of the prefix that it
-    extends. Impossible continuations are left out.
+    The log-probability is that of the prefix together with the token. The parent is the prefix's index in the beam.
+    Impossible continuations are left out.
     """
     sums = (step.totals[0][:, None] + step.log_probs[0]).flatten()
     values, places = sums.topk(min(count, len(sums)))
@@ -147,7 +147,8 @@ class Explained:
 def explain_sentence(translator: Translator, source: str) -> Explained:
     """Translate a sentence; return the translation with its search steps, probabilities and attention.
 
-    Raises the errors of `explain`, and DataError if the model finds no translation.
+    Raises MtkitError if the model does not search by beam or greedy search; DataError if `source` is blank or too long,
+    or if the model finds no translation.
     """
     decoding, model, tokenizer = translator.config.decoding, translator.model, translator.tokenizer
     translator.require_task("translation")
@@ -191,8 +192,9 @@ def forced(
 ) -> tuple[NDArray[np.float64], list[NDArray[np.float32]]]:
     """Returns the log-probabilities (Q, V) of the next token after each prefix of a translation, and the attention.
 
-    `source` and `target` are token ids without end marks. The attention is a matrix (H, Q, S) for each layer; the list
-    is empty if the model has no attention.
+    `source` and `target` are token ids without end marks. Q is the number of target tokens and V the vocabulary size.
+    The attention is a tensor (heads, Q, source tokens) for each layer; the list is empty if the model has no attention.
+    Q and the source tokens include the end mark.
     """
     batch = padded_batch(ragged([source]), ragged([target]), model.boundaries).to(model.device)
     features, state = model.decode(batch.target, model.encode(batch.source, watch=True))

@@ -149,7 +149,7 @@ def note(*content: Content) -> Html:
 
 
 def folded(summary: str, *content: Content) -> Html:
-    """Returns content that is hidden behind `summary` until the reader clicks on that.
+    """Returns content that is hidden behind `summary` until the reader clicks on `summary`.
 
     When the page is printed, folded content is shown, too. Only the folded tables of numbers in figures stay hidden,
     since they may be long.
@@ -398,7 +398,7 @@ def weight_map(title: str, rows: Sequence[str], columns: Sequence[str], weights:
 
 
 def weighted_words(words: Sequence[str], weights: Sequence[float]) -> Html:
-    """Returns words side by side; the background of each is as strong as its weight, from 0 to 1.
+    """Returns words side by side, each on a background as strong as the word's weight, from 0 to 1.
 
     The weight stands below the word, in %.
     """
@@ -406,7 +406,7 @@ def weighted_words(words: Sequence[str], weights: Sequence[float]) -> Html:
 
 
 def weighted_word(word: str, weight: float) -> Html:
-    """Returns one word of `weighted_words`."""
+    """Returns a word on a background as strong as its weight, from 0 to 1, with the weight below it in %."""
     return element("span", word, element("small", f"{100 * weight:.0f}"), style=f"--w:{100 * min(weight, 1):.0f}%")
 
 
@@ -430,7 +430,7 @@ def _range(values: Iterable[float]) -> tuple[float, float]:
 def _picture(width: float, height: float, label: str, drawn: Iterable[Html], fixed: bool = False) -> Html:
     """Returns an SVG picture of the elements `drawn`; `label` describes it to screen readers.
 
-    With `fixed`, its size on the page does not change with the width of the page.
+    With `fixed`, the picture keeps its size when the page becomes wider or narrower.
     """
     size = {"width": f"{width:.0f}", "height": f"{height:.0f}"} if fixed else {}
     return element("svg", *drawn, viewBox=f"0 0 {width:.0f} {height:.0f}", role="img", aria_label=label, **size)

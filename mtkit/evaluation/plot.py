@@ -404,7 +404,7 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     """Read all events in the log.jsonl of a run directory, in order; an incomplete last line is ignored.
 
     Raises CheckpointError if the run directory has no log yet, since training has only just begun. Raises DataError if
-    `run` is not a run directory, or if the log is damaged. Only here are the values of events checked, against WANTED.
+    `run` is not a run directory, or if the log is damaged. The values of events are checked against WANTED.
     """
     path = run / "log.jsonl"
     try:
@@ -489,7 +489,8 @@ def _fault_of_event(event: dict[str, Any]) -> str | None:
 def read_history(run: Path) -> History:
     """Read the training and validation events in the log.jsonl of a run directory.
 
-    Raises the errors of `read_log`, and DataError if the log has no training or validation events.
+    Raises CheckpointError if there is no log yet, since training has only just begun; DataError if `run` is not a run
+    directory, or if the log is damaged or has no training or validation events.
     """
     events = [event for event in read_log(run) if event.get("event") in ("train", "validation")]
     if not events:
@@ -499,10 +500,10 @@ def read_history(run: Path) -> History:
 
 
 def series(history: History, event: str, key: str, by: str = "step") -> tuple[list[float], list[float]]:
-    """Returns the x and y values of a curve: the steps of all events of kind `event`, and their values of `key`.
+    """Returns the x and y values of a curve: steps, and the values of `key` in the events of the kind `event`.
 
-    Events without `key` are left out. If `by` is "minutes", the first list holds minutes of training instead of steps.
-    Raises DataError if the log has no minutes.
+    Events are such as "validation", keys such as "nll". Events without `key` are left out. If `by` is "minutes", the
+    first list holds minutes of training instead of steps. Raises DataError if the log has no minutes.
     """
     points = [(one["step"], one[key]) for one in history.events if one["event"] == event and one.get(key) is not None]
     steps, figures = [step for step, _ in points], [figure for _, figure in points]

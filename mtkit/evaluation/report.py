@@ -88,7 +88,7 @@ class Reported:
 
     @classmethod
     def open(cls, key: str, path: Path, overrides: Sequence[str]) -> "Reported":
-        """Opens the model at `path`; if that is an unfinished run, tells the user which checkpoint is opened."""
+        """Opens the model at `path`; if `path` is an unfinished run, prints which checkpoint is opened."""
         bundle = open_model(path)
         tell(bundle.storage)
         events = read_log(path) if (path / "log.jsonl").exists() else []
@@ -400,13 +400,16 @@ def _sentences(systems: Sequence[Reported], one: TestSet) -> Iterator[Html]:
 def _lowest_first(scores: Sequence[float], sources: Sequence[str]) -> list[int]:
     """Returns the indices of the sentences, those with the lowest scores first.
 
-    Of sentences with equal scores, those with the longest source, in characters, come first: they say most.
+    Of sentences with equal scores, those with the longest source, in characters, come first.
     """
     return sorted(range(len(scores)), key=lambda place: (scores[place], -len(sources[place])))
 
 
 def _highest_first(scores: Sequence[float], sources: Sequence[str]) -> list[int]:
-    """Returns the indices of the sentences, those with the highest scores first, and of equal ones the longest."""
+    """Returns the indices of the sentences, those with the highest scores first.
+
+    Of sentences with equal scores, those with the longest source, in characters, come first.
+    """
     return _lowest_first([-score for score in scores], sources)
 
 
@@ -511,7 +514,7 @@ def _samples(systems: Sequence[Reported]) -> list[Html]:
 
 
 def _settings(systems: Sequence[Reported]) -> Html:
-    """A table of the settings in which a system differs from the defaults; ≠ marks those in which systems differ."""
+    """A table of all settings that any system has changed; ≠ marks settings with different values in the systems."""
     changed = [_changed(system) for system in systems]
     whole = [dict(settings_of(system.bundle.config.model_dump(mode="json"))) for system in systems]
     names = {name for settings in changed for name in settings}
@@ -528,16 +531,16 @@ def _settings(systems: Sequence[Reported]) -> Html:
 
 
 def _changed(system: Reported) -> dict[str, Any]:
-    """The settings that differ from their defaults, and the architecture, by names such as "model.d_model"."""
+    """Returns settings by names such as "model.d_model": all that differ from the default, and the architecture."""
     config = system.bundle.config
     changed = dict(settings_of(config.model_dump(mode="json", exclude_defaults=True)))
     return {"model.architecture": config.model.architecture, **changed}
 
 
 def _place_of(all_settings: Sequence[dict[str, Any]]) -> Any:
-    """Returns a sort key for names of settings: a function from a name to its place in config.yaml.
+    """Returns a sort key that puts names of settings in the order of `all_settings`, that of config.yaml.
 
-    The place is that of the first occurrence of the name in `all_settings`; unknown names come last.
+    It is a function from a name to a number. Unknown names come last.
     """
     order = list(dict.fromkeys(name for settings in all_settings for name in settings))
     return lambda name: order.index(name) if name in order else len(order)
