@@ -164,7 +164,7 @@ class Variant:
 
     @property
     def num_workers(self) -> int | None:
-        """The number of worker processes; `None` stands for "auto", which chooses it for this machine."""
+        """The number of worker processes; `None` stands for "auto", a number that suits this machine."""
         return None if self.workers == "auto" else self.workers
 
 
@@ -180,7 +180,7 @@ def default_beam_sizes(model: Path) -> list[int | None]:
 
 
 def load_arguments(model: Path, variant: Variant, overrides: Sequence[str]) -> Record:
-    """Returns the arguments with which `load` opens the model so that it translates as `variant` says.
+    """Returns keyword arguments for `load`, to open the model for translation as `variant` says.
 
     `overrides` are further settings, such as decoding.length_penalty=0.6.
     """
@@ -394,7 +394,7 @@ def _alone(variant: Variant) -> Variant:
 def _open(
     model: Path, wanted: Sequence[Variant], overrides: Sequence[str]
 ) -> tuple[dict[Variant, Translator], dict[Variant, str]]:
-    """Returns a Translator without workers for each possible variant, and the reason why each other one is impossible.
+    """Returns a Translator without workers for each possible variant and, for each impossible variant, the reason.
 
     Variants that differ only in workers share a Translator. Raises MtkitError if all variants are impossible, or if the
     model or a setting is wrong.
@@ -595,7 +595,7 @@ def bench_latency(
 
 
 def _one_by_one(translator: Translator, lines: Sequence[str]) -> list[tuple[float, int]]:
-    """Translates the lines one call at a time; returns (seconds, number of tokens in the translation) for each."""
+    """Translates the lines one call at a time; returns (seconds, number of output tokens) for each line."""
     seconds, texts = [], []
     for line in lines:
         begun = time.perf_counter()
@@ -802,7 +802,7 @@ def latency_text(record: Record) -> str:
 
 
 def _value(found: Record, name: str) -> str:
-    """Returns the field `name` of the record of a variant as text for a table, "-" for `None`.
+    """Returns the field `name` of `found`, the record of a variant, as text for a table; "-" for `None`.
 
     "auto" is followed by the value that was chosen, as in "auto:bf16".
     """
@@ -831,9 +831,9 @@ def transformer_flops(
     feed-forward width, N and M the numbers of layers in encoder and decoder, V the size of the target vocabulary,
     and S and T the mean lengths of source and target in tokens. Then the forward pass takes:
 
-    - for each source token, 2 N (4 d^2 + 2 d f) + 2 M (2 d^2), the latter for keys and values of attention to the
-      source;
-    - for each target token, 2 M (6 d^2 + 2 d f) + 2 V d, the latter for the logits;
+    - for each source token, 2 N (4 d^2 + 2 d f) + 2 M (2 d^2); the second term is for keys and values of attention to
+      the source;
+    - for each target token, 2 M (6 d^2 + 2 d f) + 2 V d; the second term is for the logits;
     - for attention itself, 4 S d N for each source token and (2 T d + 4 S d) M for each target token.
 
     With a gate, 2 d f becomes 3 d f. The backward pass takes twice as many operations as the forward pass (Kaplan
@@ -1142,7 +1142,7 @@ class Trial:
     def run(
         self, stream: Stream, meter: Meter, num_updates: int = LEAST, seconds: float = 0.0, waiting: bool = False
     ) -> Sums:
-        """Make updates until there are at least `num_updates` and `seconds` seconds have passed; returns totals.
+        """Make updates until there are at least `num_updates` and `seconds` seconds have passed; returns their totals.
 
         On a GPU, the times of the parts of an update (`Sums.parts`) are right only with `waiting`, which waits for
         the GPU after each part.

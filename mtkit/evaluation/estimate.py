@@ -2,7 +2,7 @@
 
 Speed is measured in a few updates of a new model on the run's data or, if that is not prepared yet, on a sample of the
 text. Memory is the peak over these updates, updates with the largest batches, and a validation. On a CPU, memory may
-grow further in later updates. `measure_speed` measures the speed alone, by which `mtkit new` chooses a model.
+grow further in later updates. `measure_speed` measures only the speed; `mtkit new` chooses a model by it.
 """
 
 import io

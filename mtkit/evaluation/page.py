@@ -32,8 +32,8 @@ Content = str | Iterable[str] | None  # what an element may contain; None is lef
 def element(name: str, /, *content: Content, **attributes: object) -> Html:
     """Returns the HTML element `name` with the given content and attributes.
 
-    An underscore at the end of an attribute is dropped (`class_`), others become hyphens (`aria_label`). An attribute
-    whose value is `None` or `False` is left out; one that is `True` has no value.
+    An underscore at the end of an attribute is dropped (`class_`), other underscores become hyphens (`aria_label`). An
+    attribute whose value is `None` or `False` is left out; one that is `True` has no value.
     """
     said = [
         f" {key.rstrip('_').replace('_', '-')}" + ("" if value is True else f'="{escape(str(value))}"')

@@ -275,7 +275,7 @@ def position_table(config: Config, num_positions: int) -> NDArray[np.float32]:
 def waves_to_draw(table: NDArray[np.float32]) -> list[int]:
     """Returns the indices of the dimensions, columns of `table`, to draw as curves.
 
-    For each number n in `CROSSINGS`, this is the dimension whose number of zero crossings is nearest to n.
+    For each number n in `CROSSINGS`, the dimension whose number of zero crossings is nearest to n is chosen.
     """
     crossings = (np.diff(np.signbit(table), axis=0) != 0).sum(axis=0)
     return sorted({int(np.abs(crossings - wanted).argmin()) for wanted in CROSSINGS})

@@ -115,7 +115,7 @@ class Reported:
         return {score["metric"]: score for score in read_scores(self.bundle) if score["test_set"] == test_set}
 
     def stored_lines(self, test_set: str) -> list[str] | None:
-        """The translations of a test set that mtkit run has stored; `None` if there are none."""
+        """The translations that `mtkit run` has stored for a test set; `None` if there are none."""
         path = self.path / "translations" / f"{test_set}.txt"
         if bundle_at(self.path) in (None, self.path) or not path.is_file():
             return None
@@ -462,7 +462,7 @@ PANELS = (
 
 
 def _training(systems: Sequence[Reported]) -> list[Html]:
-    """Charts of the training curves, and a table of changes and faults in the log."""
+    """Returns charts of the training curves, and a table of changes and faults that were logged in training."""
     charts = []
     for event, key, title in PANELS:
         curves = []

@@ -71,7 +71,7 @@ def seeded() -> Iterator[None]:
 def made(config: AnyModelConfig, vocab_size: int = VOCAB) -> TranslationModel:
     """Returns a random model in fp64, without dropout.
 
-    Its biases and gains are random, too: with biases of zero, some faults would stay hidden.
+    The biases and gains of the model are random, too: with biases of zero, some faults would stay hidden.
     """
     model = new_model(config, vocab_size, vocab_size, seed=1).double().eval()
     generator = torch.Generator().manual_seed(2)
@@ -162,9 +162,10 @@ def leak_of_attention(weigh: Weigh) -> float:
 
 
 def leak_of_decoder(model: TranslationModel) -> float:
-    """Returns the largest change of features that must not depend on a target word, when this word changes.
+    """Changes a target word, and returns the largest change of the decoder's features for words up to that word.
 
-    These are the features from which the word itself and the words before it are predicted. 0 means that nothing leaks.
+    The features from which a word is predicted must not depend on that word or on later words, so 0 is right. Each word
+    of a random sentence is changed in turn, and the largest change of all is returned.
     """
     [source], [target] = sentences(5), sentences(LENGTH, seed=2)
 
@@ -210,12 +211,12 @@ def leaks() -> Figures:
     """How much of later words leaks into the outputs for earlier ones, for each entry of MASKS and for whole models.
 
     A leak is the largest change of the outputs for earlier words when a word changes. The figures of whole models are
-    "decoder" and "encoder", and those with a part changed, such as "decoder, no mask".
+    "decoder" and "encoder"; the figures of models with one part changed are such as "decoder, no mask".
 
-    "steps" is the largest difference between features from incremental decoding and those from a full forward pass over
-    each prefix. "steps, no mask", the same in a model without the causal mask, should be 0, too. Such a model must
-    compute the whole prefix again at each step: with a cache of keys and values, earlier words could not see later
-    ones.
+    "steps" is the largest difference between features from incremental decoding and features from a full forward pass
+    over each prefix. "steps, no mask" is this difference in a model without the causal mask, and should be 0, too. Such
+    a model must compute the whole prefix again at each step: with a cache of keys and values, earlier words could not
+    see later words.
     """
     found = {name: leak_of_attention(weigh) for name, weigh in MASKS.items()}
     found["decoder"] = leak_of_decoder(transformer())
@@ -234,7 +235,8 @@ def connection() -> Figures:
     """How much the decoder's outputs depend on the source, and how large the encoder's gradient is.
 
     - "states replaced, one vector": the largest change of the features of a recurrent model without attention when
-      noise replaces the encoder's states of the source tokens; the final states, from which the decoder starts, stay
+      noise replaces the encoder's states of the source tokens; the decoder still
+      starts from the true final states
     - "states replaced, attention": the same for a recurrent model with attention
     - "gradient of the encoder, cross-attention" and "gradient of the encoder, no cross-attention": the norm of the
       gradients of the encoder's layers, in a Transformer with and in one without cross-attention
@@ -339,7 +341,7 @@ def misfit_of_best_map(table: Tensor, offset: int) -> float:
     """Returns the error of the best affine map from each code to the code `offset` positions later.
 
     The error is the norm of the residuals over all positions, divided by the norm of the later codes' deviations from
-    their mean. 0 means that the map is exact, 1 that it is no better than their mean.
+    their mean. 0 means that the map is exact, 1 that it is no better than always giving that mean.
     """
     before, after = table[:-offset], table[offset:]
     before = torch.cat([before, torch.ones(len(before), 1, dtype=before.dtype)], 1)
@@ -349,15 +351,17 @@ def misfit_of_best_map(table: Tensor, offset: int) -> float:
 
 @torch.no_grad()
 def codes_compared() -> Figures:
-    """Properties of position codes, and whether a linear map leads from a code to a later one.
+    """Properties of position codes, and whether a linear map leads from each code to a later code.
 
-    "rotation" is the largest error of `offset_map`, a rotation, from a sinusoidal code to the one 1, 7 or 100 positions
-    later. "best map" is, for each kind of code, the error of the best affine map to the code 7 positions later
-    (`misfit_of_best_map`), fitted and measured on the same positions. These figures are for sinusoids of width 128:
+    "rotation" is the largest error when `offset_map`, a rotation, computes from each sinusoidal code the code that is
+    1, 7 or 100 positions later. "best map" is, for each kind of code, the error of the best affine map to the code 7
+    positions later (`misfit_of_best_map`), fitted and measured on the same positions. These figures are for sinusoids
+    of width 128:
 
     - "smallest step", "largest step": the distance of two neighbouring codes, relative to the length of a code
-    - "directions with 99 % of the variance", "dimensions in use": of the first 50 codes, the number of principal
-      directions, and of dimensions that vary by more than 0.1
+    - "directions with 99 % of the variance": how many principal directions have 99 % of the variance of the first 50
+      codes
+    - "dimensions in use": how many dimensions vary by more than 0.1 among the first 50 codes
     - "before unlike after": the largest difference between a code's dot product with the code k positions before it and
       its dot product with the code k positions after it, for k of 1, 5 and 20
     - "closest positions": the smallest distance of two codes
@@ -391,7 +395,10 @@ def codes_compared() -> Figures:
 
 @torch.no_grad()
 def similarity() -> Figures:
-    """The cosines of the code of position 25 with those of positions 1 to 49, for three codes."""
+    """The cosines between the code of position 25 and each code of positions 1 to 49, for three kinds of codes.
+
+    The kinds are sinusoidal, binary and learned codes; a key is such as "binary, 7".
+    """
     found: Figures = {}
     for kind in ("sinusoidal", "binary", "learned"):
         table = nn.functional.normalize(codes(kind)[:50], dim=1)
@@ -475,7 +482,7 @@ def learning_rates() -> Figures:
 
 
 def loss_at(odds: float, vocab_size: int, smoothing: float) -> tuple[float, float]:
-    """Returns the loss of a token, and its derivative with respect to `odds`, the log-odds of the label.
+    """Returns the smoothed loss of a token, and the derivative of the loss by `odds`, the log-odds of the label.
 
     The other tokens of the vocabulary share the rest of the probability evenly.
     """
@@ -491,7 +498,7 @@ def loss_at(odds: float, vocab_size: int, smoothing: float) -> tuple[float, floa
 
 
 def lowest_loss(vocab_size: int, smoothing: float) -> tuple[float, float]:
-    """Returns the label's probability that minimises the loss, and the minimum; the former is at most 1 - 1e-9."""
+    """Returns the probability of the label, at most 1 - 1e-9, that minimises the smoothed loss, and that minimum."""
     low, high = 0.0, -math.log(1e-9)
     for _ in range(60):
         middle = (low + high) / 2
@@ -503,11 +510,12 @@ def lowest_loss(vocab_size: int, smoothing: float) -> tuple[float, float]:
 
 
 def smoothing() -> Figures:
-    """The minimum of the label-smoothed loss ("floor"), and the label's probability there, by vocabulary and smoothing.
+    """The minimum of the label-smoothed loss, for several sizes of the vocabulary and amounts of smoothing.
 
-    mtkit spreads the smoothing mass over all V words. Other tools spread it over the V - 1 wrong words, which is the
-    same as mtkit's way with the smoothing multiplied by V / (V - 1) ("spread over the others"). "surer than that" is
-    how far the loss is above its minimum if the label gets the probability 0.999.
+    "floor, 5, 0.1" is the minimum for 5 words and smoothing 0.1; "best probability, 5, 0.1" is the probability of the
+    label at this minimum. mtkit spreads the smoothing mass over all V words. Other tools spread it over the V - 1 wrong
+    words, which is the same as mtkit's way with the smoothing multiplied by V / (V - 1) ("spread over the others").
+    "surer than that" is how far the loss is above "floor, 8000, 0.1" if the label gets the probability 0.999.
     """
     found: Figures = {}
     for vocab_size, mass in ((5, 0.0), (5, 0.1), (5, 0.4), (8000, 0.1)):
@@ -539,7 +547,7 @@ NUM_KEYS, NUM_QUERIES = 20, 400
 def first_attention(width: int, scaled: bool) -> Tensor:
     """Returns attention weights (1, 1, Q, N) of random queries and keys of variance 1, as before training.
 
-    `width` is the width of the head; `scaled` tells whether scores are divided by its square root.
+    `width` is the width of the head; `scaled` tells whether scores are divided by the square root of `width`.
     """
     query = random_numbers(1, 1, NUM_QUERIES, width, seed=width)
     key = random_numbers(1, 1, NUM_KEYS, width, seed=width + 1)
@@ -555,7 +563,7 @@ SCALES = {"scaled": True, "unscaled": False}
 def entropy() -> Figures:
     """The mean entropy of attention over 20 keys before training, by head width, with and without scaling.
 
-    It is in nats, and at most log 20 = 3.00, if attention is even.
+    The entropy is in nats. It is highest, log 20 = 3.00, if all keys get the same weight.
     """
     return {
         f"{name}, {width}": float(torch.special.entr(first_attention(width, scaled)).sum(-1).mean())
@@ -587,7 +595,7 @@ NORMS: dict[str, dict[str, Any]] = {
 
 
 def gradients_of(model: TranslationModel, batches: Sequence[Batch], tokens: int | None = None) -> dict[str, Tensor]:
-    """Returns the gradient of the loss per target token, without label smoothing, by the name of the weight.
+    """Returns the gradient, for each weight by name, of the loss per target token, without label smoothing.
 
     The loss is summed over all batches and divided by `tokens`, by default the number of target tokens in all batches.
     """
@@ -604,8 +612,8 @@ def deep_models() -> Iterator[tuple[str, TranslationModel, Batch, int]]:
     """Yields random Transformers of several depths as (name, model, batch, number of layers).
 
     Encoder and decoder have 2, 6 or 12 layers each. For each depth, there is a model for each entry of NORMS (no norms,
-    post-norm, pre-norm), with and without residual connections; the name tells both. All batches have the same
-    sentences.
+    post-norm, pre-norm), with and without residual connections; a name is such as "norm post, no residual". All
+    batches have the same sentences.
     """
     pairs = sentences(*[12] * 8), sentences(*[12] * 8, seed=2)
     for norm, with_residual, number in itertools.product(NORMS, (True, False), (2, 6, 12)):
@@ -645,7 +653,7 @@ def gradients() -> Figures:
 def mean_cosine(model: TranslationModel, source: Rows) -> float:
     """Returns the mean cosine between the encoder's states of two words of a sentence, without end marks.
 
-    It is measured before the norm that follows the last layer of a pre-norm model, if there is one.
+    The states are those before the norm that follows the last layer of a pre-norm model, if there is such a norm.
     """
     encoder = model.encoder
     assert isinstance(encoder, TransformerEncoder)
@@ -697,8 +705,8 @@ def read_from_zero(cells: RecurrentLayer, x: Tensor) -> Tensor:
 def steps() -> Figures:
     """How many operations of a layer's forward pass must follow one another, by the length of the sentences.
 
-    This is the longest path in the autograd graph. "product against loop" is the largest difference between attention
-    computed for all words at once, and word by word.
+    The number is the length of the longest path in the autograd graph. "product against loop" is the largest difference
+    between attention computed for all words at once and attention computed word by word.
     """
     found: Figures = {}
     for (name, layer), length in itertools.product(layers_to_run().items(), STEP_LENGTHS):
@@ -794,8 +802,8 @@ NUM_SEARCHED = 6
 def search() -> Figures:
     """The log-probability of the translations that searches find with a random model, by the size of the beam.
 
-    It is the mean over a few sentences, without a length penalty. "best of all" is that of the best translation of up
-    to three words, found by scoring all of them.
+    Each figure is the mean over a few sentences, without a length penalty. "best of all" is the log-probability of the
+    best translation of up to three words, found by scoring all such translations.
     """
     vocab_size, longest = FIRST_WORD + 3, 3
     model = made(TransformerConfig(**{**SMALL, "d_model": 32, "scale_embeddings": False}), vocab_size)
@@ -822,7 +830,7 @@ def search() -> Figures:
 
 
 def side_by_side(rows: Sequence[Rows], num_padding: int) -> Rows:
-    """Returns rows of one sentence each packed into a single row, followed by `num_padding` padding tokens."""
+    """Packs rows that hold one sentence each into a single row, and adds `num_padding` padding tokens at its end."""
     padding = torch.zeros(1, num_padding, dtype=torch.int64)
     parts = [(each.ids, each.segments * number, each.positions) for number, each in enumerate(rows, start=1)]
     ids, segments, positions = (torch.cat([*part, padding], 1) for part in zip(*parts, strict=True))
@@ -867,11 +875,11 @@ def batches() -> Figures:
 def chain_rule() -> Figures:
     """Whether the probabilities of all translations sum to 1, and how two means of a loss differ.
 
-    "complete" is the total probability of all translations of at most three tokens. "unfinished" is that of all longer
-    ones, computed as the total probability of all prefixes of four tokens.
+    "complete" is the total probability of all translations of at most three tokens. "unfinished" is the total
+    probability of all longer translations, computed as that of all prefixes of four tokens.
 
-    The means are taken over a short and a long sentence. "mean over tokens" is the mean loss of all their tokens, and
-    "loss per token" is the same mean as training computes it. "mean of sentence means" is the mean of the two
+    The means are taken over a short and a long sentence. "mean over tokens" is the mean loss of all tokens of both, and
+    "loss per token" is this mean as training computes it. "mean of sentence means" is the mean of the two
     sentences' mean losses, in which a short sentence has as much weight as a long one.
     """
     vocab_size, longest = FIRST_WORD + 1, 3
@@ -924,10 +932,10 @@ def memory() -> Figures:
 
 
 def reach(name: str, outputs: Tensor, x: Tensor) -> Figures:
-    """Returns the figures of `memory` for a layer; their names begin with `name`.
+    """Returns how much the output of a layer depends on each of some earlier and later words, as `memory` has it.
 
-    The layer computed `outputs` (R, L, D) from `x` (R, L, D). The current word is that at index L - 6, so that there
-    are five later words.
+    The layer computed `outputs` (R, L, D) from `x` (R, L, D); the names of the figures begin with `name`. The current
+    word is at index L - 6, so that there are five later words.
     """
     place = outputs.shape[1] - 6
     direction = random_numbers(*outputs[:, place].shape, seed=3)
@@ -940,9 +948,10 @@ def reach(name: str, outputs: Tensor, x: Tensor) -> Figures:
 def ranks() -> Figures:
     """Whether two halves of a batch, as on two devices, give the gradient of the whole batch.
 
-    A figure is the norm of the difference to the gradient of the whole batch, relative to the norm of the latter.
-    "halves" sums the gradients of both halves and divides by the tokens of the whole batch, as training does; "mean of
-    halves" averages the gradients of their mean losses, which differs if the halves have different numbers of tokens.
+    A figure is the norm of the difference from the gradient of the whole batch, relative to the norm of that gradient.
+    "halves" sums the gradients of both halves and divides by the tokens of the whole batch, as training does. "mean of
+    halves" averages the gradients of the mean losses of the halves, which gives another gradient if one half has more
+    tokens than the other.
     """
     model = transformer()
     sources, targets = sentences(9, 8, 2, 3), sentences(8, 9, 3, 1, seed=2)
@@ -990,9 +999,10 @@ VOCAB_SIZES = (150, 300, 1000, 4000)
 
 
 def families_of(counts: Counter[str]) -> list[list[str]]:
-    """Returns the families of word forms in a text: a word of three letters or more, then the forms that occur.
+    """Returns the families of word forms in a text, such as ["walk", "walked", "walking"].
 
-    The forms are the word with each ending in FORMS, at least two of which occur. `counts` holds the words of the text.
+    A family is a word of at least three letters, followed by its forms with the endings in FORMS that also occur in the
+    text; there are at least two such forms. `counts` holds the words of the text.
     """
     families = [[base, *(base + form for form in FORMS if base + form in counts)] for base in sorted(counts)]
     return [family for family in families if len(family) > 2 and len(family[0]) > 2]

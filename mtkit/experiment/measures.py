@@ -160,8 +160,8 @@ NUM_RESAMPLES = 400
 def resamples(num_sentences: int) -> NDArray[np.float64]:
     """Returns how often each resample contains each sentence, (1 + NUM_RESAMPLES, N).
 
-    The first row contains each sentence once; the other rows are random. They depend on N alone, so that all variants
-    are measured on the same resamples (paired bootstrap).
+    The first row contains each sentence once; the other rows are random. All rows depend on N alone, so that all
+    variants are measured on the same resamples (paired bootstrap).
     """
     generator = np.random.default_rng(num_sentences)
     drawn = generator.multinomial(num_sentences, [1 / num_sentences] * num_sentences, size=NUM_RESAMPLES)
@@ -171,7 +171,8 @@ def resamples(num_sentences: int) -> NDArray[np.float64]:
 def values_of(measure: Measure, rows: Statistics) -> NDArray[np.float64]:
     """Returns a measure on the sentences and on resamples of them, (1 + NUM_RESAMPLES,), from the statistics (N, K).
 
-    With a single row, or with numbers that are not finite, all values are that of the sentences themselves.
+    The first value is for the sentences themselves. With a single row, or with numbers that are not finite, all values
+    equal the first.
     """
     if len(rows) == 1 or not np.isfinite(rows).all():
         return constant(float(measure.value(rows.sum(0, keepdims=True))[0]))
@@ -217,7 +218,7 @@ class Subject:
 
     @property
     def tag(self) -> str | None:
-        """The tag to put before each source of `test_lines`; `None` if there is none, or if the sources have theirs."""
+        """The tag to put before each source of `test_lines`; `None` if none is needed, or if they begin with tags."""
         return self.test_set.tag if self.test_set else None
 
     def done(self, _: int) -> None:
@@ -293,13 +294,17 @@ def likelihood(subject: Subject) -> Record:
     """Measures how well the model predicts each validation token from the reference tokens before it.
 
     A masked model (cmlm) predicts all tokens of a target at once, from the source and the target length alone. The
-    columns are those of `_likelihood_rows`.
+    record has a row for each validation pair, with sums over its target tokens, such as the negative log-likelihood;
+    `_likelihood_rows` lists the columns.
     """
     return {"sets": {"all": _likelihood_rows(subject, 0)}}
 
 
 def wrong_source(subject: Subject) -> Record:
-    """Measures the same as `likelihood`, with each source replaced by that of the next pair."""
+    """Measures how well the model predicts the validation tokens when each source is replaced by the next pair's.
+
+    The record has the form of the record of `likelihood`.
+    """
     return {"sets": {"all": _likelihood_rows(subject, 1)}}
 
 
@@ -442,7 +447,7 @@ def alignments(subject: Subject) -> Record:
 def training(subject: Subject) -> Record:
     """Returns facts of the training: parameters, minutes, updates, last loss, and 1 if it ended well, else 0.
 
-    They are the columns of a single row, which ends with a 1 that the measures divide by.
+    The facts are the columns of a single row, which ends with a 1 that the measures divide by.
     """
     events = read_log(subject.run)
     trained = [event for event in events if event["event"] == "train"]
@@ -529,10 +534,10 @@ def parsed_record(text: str) -> Record:
 
 
 def rows_of(record: Record, name: str) -> Statistics | None:
-    """Returns the statistics called `name` in a record, (N, K); `None` if it has none.
+    """Returns the statistics called `name` in a record, (N, K); `None` if the record has none of this name.
 
-    `name` is a key of the record's "sets", or of its "parts", each of which selects sentences of the set "all". `None`
-    in a record stands for infinity.
+    `name` is a key of the record's "sets", such as "all", or of the record's "parts", such as "short". A part is a
+    selection of the sentences of "all". A number that is `None` in the record stands for infinity.
     """
     if name in record.get("parts", {}):
         whole = rows_of(record, "all")
@@ -686,8 +691,9 @@ class Estimate:
 def estimate(values: Values) -> Estimate:
     """Returns the mean over the seeds, with its noise: half the width of a 95 % interval.
 
-    The noise has two parts: that of the sentences, half the width of the bootstrap interval, and with several seeds
-    that of their mean, by Student's t distribution. The two are independent, so their squares are added.
+    The noise has two parts: the noise of the sentences, half the width of the bootstrap interval; and, with several
+    seeds, the noise of the mean over the seeds, by Student's t distribution. The two parts are independent, so their
+    squares are added.
     """
     points = values[:, 0]
     noise = 0.0
@@ -705,7 +711,7 @@ def estimate(values: Values) -> Estimate:
 
 
 def value_of(node: ast.expr, lookup: Lookup) -> Values:
-    """Returns the values (S, 1 + B) of a numeric expression; `lookup` gives those of each reference in it.
+    """Returns the values (S, 1 + B) of a numeric expression; `lookup` returns the values of a reference in it.
 
     All measures in the expression must have the same number of seeds.
     """
@@ -761,7 +767,7 @@ class MissingError(Exception):
 def find(expression: Expression, lookup: Lookup, condition: str | None = None) -> Finding:
     """Returns the finding on an expression: whether it holds, and by how much.
 
-    If `lookup` raises MissingError for a measure, the error is caught, and its state becomes that of the finding. If
+    If `lookup` raises MissingError for a measure, the error is caught, and the finding gets the state of the error. If
     measures have different numbers of seeds, only the seeds that all of them have count; results of boards (checks
     without training) have no seeds and do not matter here. The finding contains `condition`.
     """
@@ -837,7 +843,7 @@ VERDICTS = (CLAIM_HOLDS, HOLDS_IF, CONTRADICTED, NOT_SHOWN, INVALID, NOT_TESTED)
 
 @dataclass(frozen=True)
 class Verdict:
-    """The verdict on the claim of an experiment, with the findings that it is from."""
+    """The verdict on the claim of an experiment, with the findings from which it follows."""
 
     kind: str  # one of VERDICTS
     text: str  # `kind`, with the condition if there is one

@@ -93,7 +93,7 @@ td a { white-space: nowrap; } .stacks a { white-space: normal; } li { max-width:
 def write_report(cards: Sequence[Card], lab: Lab, folder: Path, output: Path) -> None:
     """Write the page on these experiments to `output`; raises MtkitError if a page cannot be written there.
 
-    `folder` is the folder of the experiment files, or the one file, and appears in the commands on the page.
+    `folder` is a folder of experiment files, or a single file; commands on the page name it.
     """
     require_page(output, "experiment report")
     write_page(output, report_page(cards, lab, folder))
@@ -197,9 +197,9 @@ def _finding_figures(finding: Finding) -> str:
 
 
 def _finding_cell(finding: Finding, card: Card, lab: Lab) -> Html:
-    """Returns the figures of a prediction or condition, with links to the runs and boards that they are from.
+    """Returns the figures of a prediction or condition, with links to the runs and boards that gave them.
 
-    If it is not a single comparison, only the links are returned.
+    If the finding is not on a single comparison, only the links are returned.
     """
     figures, links = _finding_figures(finding), _sources(finding, card, lab)
     if not links:
@@ -257,9 +257,10 @@ def _readers(card: Card, lab: Lab) -> Html | None:
 
 
 def _differences(card: Card, lab: Lab) -> Iterator[Html]:
-    """Yields, as YAML, what each variant and control changes, and then the settings of the base that they start from.
+    """Yields, as YAML, the settings that each variant and control changes, and then the settings of the base.
 
-    Yields nothing if there are no variants; the base is left out if nothing has been run at the size chosen.
+    All variants start from the base. Yields nothing if there are no variants; leaves out the base if no variant is
+    meant to run at the chosen size.
     """
     if not card.variants:
         return
@@ -495,10 +496,11 @@ LOGGED = {
 
 
 def _curves(card: Card, lab: Lab, measure: str) -> tuple[Drawn, Html | None]:
-    """Returns the variants drawn, and a chart of a measure in the course of training, with a curve for each variant.
+    """Returns how many seeds of each variant are drawn, and a chart of a measure in the course of training.
 
-    The values are those in the training logs; a measure that is not logged is replaced by the validation loss. Only the
-    first seed is drawn, and only trainings that have ended. The chart is `None` if there is nothing to draw.
+    The chart has a curve for each variant. The values are those in the training logs; a measure that is not logged is
+    replaced by the validation loss. Only the first seed is drawn, so each number is 1, and only trainings that have
+    ended. The chart is `None` if there is nothing to draw.
     """
     event, key = LOGGED.get(measure, ("validation", "nll"))
     curves = []
@@ -520,7 +522,7 @@ def _logged(training: Training, event: str, key: str) -> list[tuple[float, float
 
 
 def _lines_over_subsets(card: Card, lab: Lab, measure: str, how: str) -> tuple[Drawn, Html | None]:
-    """Returns how many seeds each variant in the chart has, and a chart of a measure by subset of the test sentences.
+    """Returns how many seeds of each variant are drawn, and a chart of a measure on subsets of the test sentences.
 
     `how` is a key of `Measure.by`, such as "length", which has the subsets "short", "medium" and "long". The chart has
     a line for each variant; it is `None` if there is nothing to draw.
@@ -807,9 +809,9 @@ def _page(config: Config, seed: int) -> str:
 
 
 def _maps(translator: Translator, sources: Sequence[str], reference: Sequence[str]) -> list[Html]:
-    """Returns maps of the attention to the first NUM_MAPS sources as the model reads the references.
+    """Returns maps of the attention to the first NUM_MAPS sources when the model predicts the reference translations.
 
-    With references, attention does not depend on how good the model's translations are.
+    `reference` has a line for each source. On references, attention does not depend on how well the model translates.
     """
     maps = []
     for place, (source, target) in enumerate(zip(sources[:NUM_MAPS], reference, strict=False), start=1):

@@ -157,7 +157,7 @@ class Card:
     def config(self, variant: str, size: Size, seed: int, data: str = DEMO) -> Config:
         """Returns the settings of a variant or control; raises ConfigError if they are wrong.
 
-        `seed` counts from 1: seed 1 is the one in the settings, seed 2 the one after it.
+        `seed` counts from 1: 1 means the seed in the settings, 2 the next higher seed, and so on.
         """
         settings = merged(self.settings(size, data), self.variants[variant])
         first = (settings.get("training") or {}).get("seed", 1)
@@ -237,7 +237,7 @@ def load_folder(folder: Path) -> list[Card]:
     """Returns the experiments in a folder, or the one in a file, highest teaching value first.
 
     A YAML file in the folder is an experiment if it has the key `experiment`; other YAML files have the settings that
-    experiments start from. If there are mistakes, raises ConfigError, whose message has those in all files.
+    experiments start from. If there are mistakes, raises ConfigError, whose message names the mistakes in all files.
     """
     if not folder.exists():
         raise ConfigError(f"{folder}: no such folder; wants a folder of experiments, such as configs/lecture")
@@ -281,8 +281,8 @@ def card_named(name: str, folder: Path) -> Card:
 def chosen_cards(cards: list[Card], names: list[str], folder: Path) -> list[Card]:
     """Returns the experiments with these names or short forms, such as 02, in the order of `cards`.
 
-    If `names` is empty, returns all of them. Raises ConfigError, whose message names `folder`, if a name is that of no
-    experiment or of several.
+    If `names` is empty, returns all of them. Raises ConfigError, whose message names `folder`, if a name fits no
+    experiment or several.
     """
     found = []
     for name in names:
@@ -304,7 +304,7 @@ def overlay_path(base: Path) -> Path:
 
 
 def size_paths(base: Path) -> dict[Size, Path]:
-    """Returns, for each size, the path of the file that changes the settings in `base` for it, such as base-toy.yaml.
+    """Returns, for each size, the path of the file with changes to the settings in `base`, such as base-toy.yaml.
 
     There need not be such files.
     """
@@ -544,7 +544,7 @@ class Lab:
     # Trainings.
 
     def training(self, card: Card, variant: str, seed: int) -> Training:
-        """Returns the training that a variant needs; raises MtkitError if its settings or its text are wrong."""
+        """Returns the training that a variant needs; raises MtkitError if settings or text are wrong."""
         known = (str(card.path), variant, seed)
         if known not in self._trainings:
             config = card.config(variant, self.choice.size, seed, self.choice.data)
@@ -602,7 +602,7 @@ class Lab:
         return self.results / "boards" / f"{name}.json"
 
     def board(self, name: str) -> dict[str, float] | None:
-        """Returns the results of the board `name`, such as "leaks", by their own names.
+        """Returns the results of the board `name`, such as "leaks": numbers by name, such as "encoder".
 
         `None` if the board was not run with this code of mtkit, or if the file of its results is damaged.
         """
@@ -675,7 +675,7 @@ class Lab:
 
     @cached_property
     def _costs(self) -> list[dict[str, Any]]:
-        """What `_note_cost` wrote about finished trainings: work, minutes, and minutes of measuring by group."""
+        """A record for each finished training with known cost: work, minutes, and minutes of measuring by group."""
         found = map(_read_cost, sorted(self.results.glob(f"runs/*/{COST}")))
         return [cost for cost in found if cost is not None]
 
@@ -770,8 +770,9 @@ def run(cards: Sequence[Card], lab: Lab, minutes: float, begun: float) -> None:
     """Run what experiments need, until `minutes` minutes after `begun`, a time of time.monotonic().
 
     Boards, which are checks without training, come first, then all trainings of the first seed, and so on; within a
-    seed, the experiment with the most teaching value per minute that it still takes comes first. Once a training has
-    ended, from whose speed times can be estimated, trainings that do not fit into the time left are not begun. A
+    seed, the experiment with the most teaching value per minute that it still takes comes first. As soon as one
+    training has ended, the times of the others are estimated from its speed, and trainings that do not fit into the
+    time left are not begun. A
     training that takes longer than estimated is stopped in time, with a checkpoint from which the next call resumes.
     Raises MtkitError at the end if boards or trainings failed, and StoppedError if a signal stops it.
     """
@@ -965,7 +966,7 @@ def _note_cost(training: Training, lab: Lab, took: dict[str, float]) -> None:
 
 
 def _read_cost(path: Path) -> dict[str, Any] | None:
-    """Returns what `_note_cost` wrote; `None` if that is missing or damaged, since it only serves estimates."""
+    """Returns the cost of a training that `_note_cost` wrote to `path`; `None` if the file is missing or damaged."""
     try:
         found = json.loads(path.read_bytes())
         work, minutes = float(found["work"]), float(found["minutes"])
@@ -1030,7 +1031,7 @@ def _has_results(card: Card, lab: Lab) -> bool:
 def read_predictions(card: Card, results: Path) -> list[dict[str, str]]:
     """Returns the predictions that readers wrote down for an experiment, each with `text` and `date`.
 
-    Raises MtkitError if their file is damaged.
+    Raises MtkitError if the file of the predictions is damaged.
     """
     path = results / "predictions" / f"{card.name}.json"
     try:
@@ -1048,8 +1049,8 @@ def read_predictions(card: Card, results: Path) -> list[dict[str, str]]:
 def listing(cards: Sequence[Card], lab: Lab) -> list[dict[str, str]]:
     """Returns a row for each experiment: name, claim, verdict, and for the first seed the state of its trainings.
 
-    "done" is how many trainings are finished, such as "2 of 5", "minutes left" an estimate for the others on this
-    machine, and "shared" how many trainings are shared with others of `cards`.
+    "done" tells how many trainings are finished, such as "2 of 5". "minutes left" is an estimate for the unfinished
+    trainings on this machine. "shared" is how many of the trainings are also needed by other experiments of `cards`.
     """
     uses: dict[str, set[str]] = {}
     for card in cards:
