@@ -235,8 +235,7 @@ def connection() -> Figures:
     """How much the decoder's outputs depend on the source, and how large the encoder's gradient is.
 
     - "states replaced, one vector": the largest change of the features of a recurrent model without attention when
-      noise replaces the encoder's states of the source tokens; the decoder still
-      starts from the true final states
+      noise replaces the encoder's states of the source tokens; the decoder still starts from the true final states
     - "states replaced, attention": the same for a recurrent model with attention
     - "gradient of the encoder, cross-attention" and "gradient of the encoder, no cross-attention": the norm of the
       gradients of the encoder's layers, in a Transformer with and in one without cross-attention
@@ -482,7 +481,7 @@ def learning_rates() -> Figures:
 
 
 def loss_at(odds: float, vocab_size: int, smoothing: float) -> tuple[float, float]:
-    """Returns the smoothed loss of a token, and the derivative of the loss by `odds`, the log-odds of the label.
+    """Returns the smoothed loss of a token, and its derivative with respect to `odds`, the log-odds of the label.
 
     The other tokens of the vocabulary share the rest of the probability evenly.
     """
@@ -932,10 +931,11 @@ def memory() -> Figures:
 
 
 def reach(name: str, outputs: Tensor, x: Tensor) -> Figures:
-    """Returns how much the output of a layer depends on each of some earlier and later words, as `memory` has it.
+    """Returns how much the output of a layer for a word depends on earlier and later words; see `memory`.
 
-    The layer computed `outputs` (R, L, D) from `x` (R, L, D); the names of the figures begin with `name`. The current
-    word is at index L - 6, so that there are five later words.
+    The layer computed `outputs` (R, L, D) from `x` (R, L, D); the names of the figures begin with `name`. The word is
+    at index L - 6, so that there are five later words. A figure is the norm of the gradient for another word, divided
+    by the norm of the gradient for the word itself.
     """
     place = outputs.shape[1] - 6
     direction = random_numbers(*outputs[:, place].shape, seed=3)

@@ -218,7 +218,7 @@ class Subject:
 
     @property
     def tag(self) -> str | None:
-        """The tag to put before each source of `test_lines`; `None` if none is needed, or if they begin with tags."""
+        """The tag to put before each source of `test_lines`; `None` for no tag, or if the sources have tags."""
         return self.test_set.tag if self.test_set else None
 
     def done(self, _: int) -> None:

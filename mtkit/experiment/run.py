@@ -282,7 +282,7 @@ def chosen_cards(cards: list[Card], names: list[str], folder: Path) -> list[Card
     """Returns the experiments with these names or short forms, such as 02, in the order of `cards`.
 
     If `names` is empty, returns all of them. Raises ConfigError, whose message names `folder`, if a name fits no
-    experiment or several.
+    experiment, or more than one.
     """
     found = []
     for name in names:
@@ -772,9 +772,9 @@ def run(cards: Sequence[Card], lab: Lab, minutes: float, begun: float) -> None:
     Boards, which are checks without training, come first, then all trainings of the first seed, and so on; within a
     seed, the experiment with the most teaching value per minute that it still takes comes first. As soon as one
     training has ended, the times of the others are estimated from its speed, and trainings that do not fit into the
-    time left are not begun. A
-    training that takes longer than estimated is stopped in time, with a checkpoint from which the next call resumes.
-    Raises MtkitError at the end if boards or trainings failed, and StoppedError if a signal stops it.
+    time left are not begun. A training that takes longer than estimated is stopped in time, with a checkpoint from
+    which the next call resumes. Raises MtkitError at the end if boards or trainings failed, and StoppedError if a
+    signal stops it.
     """
     lab.results.mkdir(parents=True, exist_ok=True)
     _warn_of_equals(cards, lab)  # raises an error for text that is not there, before the choice is noted
