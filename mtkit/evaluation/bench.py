@@ -486,7 +486,7 @@ def _time(measured: _Measured, lines: list[str], meter: Meter) -> None:
 
 
 def _result(measured: _Measured, lines: list[str], references: list[str] | None, fresh: Record) -> Record:
-    """Returns the record of one variant; `fresh` is what `_fresh` returned.
+    """Returns the record of one variant; `fresh` holds the times and the peak memory of a fresh process.
 
     BLEU is computed if there are `references`, one for each line.
     """
@@ -607,7 +607,7 @@ def _one_by_one(translator: Translator, lines: Sequence[str]) -> list[tuple[floa
 def _percentile(calls: Sequence[tuple[float, int]], percent: int) -> Record:
     """Returns a percentile of the times, in milliseconds, and the number of output tokens of the call with that time.
 
-    `calls` is what `_one_by_one` returns.
+    `calls` holds (seconds, number of output tokens) for each call.
     """
     seconds, tokens = sorted(calls)[math.ceil(len(calls) * percent / 100) - 1]
     return {"milliseconds": 1000 * seconds, "output_tokens": tokens}

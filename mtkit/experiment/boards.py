@@ -931,11 +931,11 @@ def memory() -> Figures:
 
 
 def reach(name: str, outputs: Tensor, x: Tensor) -> Figures:
-    """Returns how much the output of a layer for a word depends on earlier and later words; see `memory`.
+    """Returns how much the output of a layer for a word depends on earlier and later words.
 
     The layer computed `outputs` (R, L, D) from `x` (R, L, D); the names of the figures begin with `name`. The word is
-    at index L - 6, so that there are five later words. A figure is the norm of the gradient for another word, divided
-    by the norm of the gradient for the word itself.
+    at index L - 6, so that there are five later words. The figure for an earlier word is the norm of the gradient for
+    it, divided by the norm for the word itself; "later" is the largest norm for a later word.
     """
     place = outputs.shape[1] - 6
     direction = random_numbers(*outputs[:, place].shape, seed=3)

@@ -100,7 +100,7 @@ def write_report(cards: Sequence[Card], lab: Lab, folder: Path, output: Path) ->
 
 
 def report_page(cards: Sequence[Card], lab: Lab, folder: Path) -> str:
-    """Returns the page on these experiments as HTML; `folder` is as in `write_report`."""
+    """Returns the page on these experiments as HTML; `folder` has their files, and appears in commands on it."""
     verdicts = {card.name: lab.verdict(card) for card in cards}
     links = [("claims", "Claims"), *((card.name, _title(card)) for card in cards), ("runs", "Runs")]
     sections = [_card_section(card, verdicts[card.name], lab, folder) for card in cards]
