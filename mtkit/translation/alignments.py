@@ -36,11 +36,12 @@ Number = int | str  # a number from 1, or MEAN
 class AlignmentSettings:
     """How alignments are read off the attention of target tokens to source tokens.
 
-    Layers and heads are numbered from 1; "mean" averages over all of them, and so does `None` if only one of `layer`
-    and `head` is given. If neither is given, the head that guided alignment trained is read or, without guided
-    alignment, the mean over all heads of all layers. `step` chooses the attention weights of a target token: those of
-    the decoding step that predicted it or, as in Chen et al. (2020), those of the next step, which reads it. These
-    defaults have the lowest error rates on the demo corpus (configs/README.md, "Word alignments").
+    Layers and heads are numbered from 1; "mean" stands for the mean over all layers or all heads. If only one of
+    `layer` and `head` is given, `None` for the other also stands for the mean. If both are `None`, the head that guided
+    alignment trained is read or, without guided alignment, the mean over all heads of all layers. `step` chooses the
+    attention weights of a target token: "predicted" takes the weights of the decoding step that predicted the token;
+    "read" takes the weights of the next step, which reads the token (Chen et al. 2020). The defaults of these fields
+    have the lowest alignment error rates on the demo corpus (configs/README.md, "Word alignments").
     """
 
     units: Literal["words", "pieces"] = "words"
@@ -52,13 +53,16 @@ class AlignmentSettings:
 
 @dataclass(frozen=True)
 class Heads:
-    """The layer and the attention head from which alignments are read, or means over layers or heads."""
+    """The layer and the attention head from which alignments are read, as indices from 0.
+
+    A `layer` or `head` of `None` stands for the mean over all layers or all heads.
+    """
 
     layer: int | None  # an index; None: the mean over all layers
     head: int | None  # an index; None: the mean over all heads
 
     def weights(self, attention: "Sequence[Tensor]") -> "Tensor":
-        """Returns the attention weights (R, T, S) of this layer and head, or means over layers or heads.
+        """Returns the attention weights (R, T, S) of this layer and head, or the mean over all where one is `None`.
 
         `attention` holds the weights (R, H, T, S) of each layer.
         """
@@ -68,11 +72,12 @@ class Heads:
 
 
 def choose_heads(settings: AlignmentSettings, shape: tuple[int, int], guided: tuple[int, int] | None) -> Heads:
-    """Returns the layer and the head that `settings` ask for, or means over layers or heads.
+    """Returns the layer and the head that `settings` ask for; each may also be the mean over all.
 
-    `shape` is (number of layers with attention to the source, number of heads in each). `guided` is the (layer, head),
-    numbered from 1, that guided alignment trained, or `None`; it counts only if `settings` name neither. Raises
-    MtkitError if the model has no attention to the source, or lacks the layer or head that `settings` name.
+    `shape` is (number of layers with attention to the source, number of heads in each of these layers). `guided` is the
+    (layer, head), numbered from 1, that guided alignment trained, or `None`; it is used only if `settings` name neither
+    a layer nor a head. Raises MtkitError if the model has no attention to the source, or lacks the layer or head that
+    `settings` name.
     """
     num_layers, num_heads = shape
     if not num_layers:
@@ -133,7 +138,7 @@ def _number(name: str, text: str | None) -> Number | None:
 class Side:
     """One side of a sentence pair: its token ids, and for each token the index of the unit that it belongs to.
 
-    The index -1 means that a token belongs to no unit; such a token, for example a tag, is linked to nothing.
+    A token with the index -1, for example a tag, belongs to no unit, and is linked to nothing.
     """
 
     tokens: Sequence[int]
@@ -148,8 +153,8 @@ def links_of(
     `source` and `target` hold, for each token, the index of the unit that it belongs to; -1 if it belongs to none.
     `weights`, (T, S), are attention weights. The weight of a source unit for a target unit is summed over the tokens of
     the source unit and averaged over those of the target unit. Each target unit is linked to the source unit with the
-    largest weight (the first, if several are equal) or, with a threshold, to all (perhaps none) with at least that
-    weight.
+    largest weight (the first, if several are equal). If `threshold` is given, the target unit is linked instead to
+    every source unit whose weight is at least `threshold`, perhaps to none.
     """
     columns, rows = ([place for place, unit in enumerate(units) if unit >= 0] for units in (source, target))
     if not columns or not rows:
@@ -168,10 +173,11 @@ def raw_words(words: Sequence[int], text: str, normalize: Callable[[str], str]) 
     """Returns, for each token of a line, the index of the word of `text` that it belongs to.
 
     `text` is the line, normalised or not; its words are separated by white space. `words` holds, for each token, the
-    index of its word in the normalised line. If `text` has the same number of words, returns `words` unchanged.
-    Otherwise, `normalize` is applied to each word of `text` by itself, which shows into how many words normalisation
-    splits it (0 if it removes the word). If these are not as many words in all as the normalised line has, returns
-    `words`, where indices beyond the last word of `text` become that of the last word.
+    index of its word in the normalised line. If `text` and the normalised line have the same number of words, returns
+    `words` unchanged. Otherwise, `normalize` is applied to each word of `text` by itself, and so shows how many
+    normalised words come from the word (0 if it is removed). If the sum of these numbers is not the number of words in
+    the normalised line, returns `words`, with indices beyond the last word of `text` replaced by the index of the last
+    word.
     """
     raw = text.split()
     found = max(words, default=-1) + 1
@@ -214,8 +220,8 @@ def pharaoh(links: Links) -> str:
 def parse_gold(line: str, where: str, num_source: int, num_target: int) -> Gold:
     """Returns the gold alignment that a line in Pharaoh form describes; `p` or `?` marks links that are only possible.
 
-    Raises DataError, with a message that begins with `where`, if the line has another form, or if the index of a source
-    unit is not below `num_source` or that of a target unit is not below `num_target`.
+    Raises DataError, with a message that begins with `where`, if the line is not in this form, or if the index of a
+    source unit is not below `num_source` or that of a target unit is not below `num_target`.
     """
     sure, possible = set(), set()
     for text in line.split():
@@ -238,7 +244,11 @@ def parse_gold(line: str, where: str, num_source: int, num_target: int) -> Gold:
 
 
 def parse_links(line: str, where: str, num_source: int, num_target: int) -> Links:
-    """Returns all links of a line in Pharaoh form, both sure and possible; raises DataError as `parse_gold` does."""
+    """Returns all links of a line in Pharaoh form, such as "0-0 1p2", both sure and possible.
+
+    Raises DataError, with a message that begins with `where`, if the line is malformed, or if the index of a source
+    unit is not below `num_source` or that of a target unit is not below `num_target`.
+    """
     return tuple(sorted(parse_gold(line, where, num_source, num_target).possible))
 
 
@@ -330,8 +340,8 @@ def alignment_scores(found: Sequence[Links], gold: Sequence[Gold]) -> AlignmentS
 
     The links of all pairs are counted together (Och & Ney 2003). With links A, sure links S and possible links P, which
     include S, the error rate is 100 (1 - (|A and S| + |A and P|) / (|A| + |S|)), precision is 100 |A and P| / |A|, and
-    recall is 100 |A and S| / |S|. The paper does not define them where a denominator is 0. Here, precision and recall
-    are then 0, and so is the error rate, since nothing was linked wrongly and no sure link is missing.
+    recall is 100 |A and S| / |S|. The paper does not define scores whose denominator is 0. Here, such a score is 0. For
+    the error rate, this means that nothing was linked wrongly and no sure link is missing.
     """
     num_found = sum(len(links) for links in found)
     num_sure = sum(len(each.sure) for each in gold)

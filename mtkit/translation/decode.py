@@ -88,7 +88,10 @@ class FusedState:
         return type(self)(self.state.keep(sentences), self.of_language_model.keep(sentences))
 
     def refill(self, places: Tensor, fresh: Self) -> Self:
-        """Returns a state whose rows `places`, (R',) int64, are those of `fresh`, as in SearchState."""
+        """Returns a state whose rows `places`, (R',) int64, are replaced by the rows of `fresh`, in order.
+
+        `fresh` is the state of R' sentences before the first step, with one hypothesis each.
+        """
         return type(self)(
             self.state.refill(places, fresh.state), self.of_language_model.refill(places, fresh.of_language_model)
         )
@@ -112,10 +115,10 @@ def fused(step: Step[State], fusion: Fusion) -> Step[FusedState]:
 
 
 def can_refill(model: Model, decoding: DecodingConfig, fusion: Fusion | None = None) -> bool:
-    """Whether waiting sentences can take the places of finished ones in a search with these models and settings.
+    """Whether waiting sentences can take the places of finished sentences in a search with these models and settings.
 
-    They cannot in a search that is not token by token, with shortlists, in an exact search, and if the decoder of a
-    model has no cache, since its tokens attend to later ones.
+    `False` for mask-predict, for a search with shortlists and for exact search. Also `False` if the decoder of one of
+    the models has no cache, because tokens attend to later tokens in it.
     """
     if decoding.method == "mask_predict" or decoding.shortlist is not None or decoding.stopping == "optimal":
         return False
@@ -140,9 +143,9 @@ def decode(
 ) -> list[list[Hypothesis]]:
     """Translate sentences, each a sequence of source tokens, as one batch.
 
-    If `rooms` is given, `rooms[n]` is the largest number of rows of a batch that has sentence n. Sentences that have no
-    room wait, in order, until others are finished; `can_refill` must then be true. `left`, if given, is called from
-    time to time with the indices of sentences that have left the batch.
+    If `rooms` is given, sentence n may only be in a batch of at most `rooms[n]` sentences. Sentences for which the
+    batch has no room wait, in order, until other sentences are finished; `can_refill` must then be true. `left`, if
+    given, is called from time to time with the indices of sentences that have left the batch.
 
     Returns, for each sentence, a list of at least one hypothesis. Sampling returns `num_best` hypotheses, in the order
     drawn. Beam search returns the best hypotheses, best first: only one if `num_best` is 1, otherwise up to `2 *
@@ -151,12 +154,12 @@ def decode(
 
     `prefixes` holds, for each sentence, the target tokens with which all hypotheses for the sentence must begin. After
     the prefix, the tokens in `forbidden` are not generated; by default, these are all special ids except the end mark.
-    With `fusion`, scores and log-probabilities are those of shallow fusion. If `model` is a language model, the
-    sentences must be empty, and the prefixes are continued. `watch`, if given, is called after each step of beam
-    search; instead of greedy search, beam search then runs with beam size 1 and the stopping rule `count`, which gives
-    the same result. If the settings ask for a shortlist, `shortlist` makes a list of target tokens for each sentence,
-    and only tokens on this list are generated. Raises MtkitError if the settings ask for a coverage penalty and the
-    model has no attention.
+    With `fusion`, a language model takes part in the search (shallow fusion), and also contributes to the scores and
+    log-probabilities. If `model` is a language model, the sentences must be empty, and the prefixes are continued.
+    `watch`, if given, is called after each step of beam search; instead of greedy search, beam search then runs with
+    beam size 1 and the stopping rule `count`, which gives the same result. If the settings ask for a shortlist,
+    `shortlist` makes a list of target tokens for each sentence, and only tokens on this list are generated. Raises
+    MtkitError if the settings ask for a coverage penalty and the model has no attention.
     """
     if forbidden is None:
         forbidden = model.special.never_generated
@@ -206,7 +209,7 @@ def decode(
         extra_score = partial(coverage_penalty, strength=decoding.coverage_penalty)
 
     def begin(chosen: range) -> Any:
-        """Returns the state before the first step of consecutive sentences."""
+        """Returns the decoding state, before the first step, of the sentences whose indices are in `chosen`."""
         source = source_rows(ragged(sentences[chosen.start : chosen.stop]), model.boundaries.source_end)
         source = source.to(model.device)
         state: Any = model.encode(source, watch=decoding.coverage_penalty > 0)
@@ -393,8 +396,9 @@ def log_probs_after(
 def last_attention(state: State, wanted_by: str) -> Tensor:
     """Returns the attention weights (R, W, S) of the tokens decoded last, averaged over the heads of the last layer.
 
-    Under teacher forcing the result is (R, T, S). Raises MtkitError if the state records no attention; the error
-    message names `wanted_by`, the setting of the section `decoding` that needs attention.
+    If `state` comes from decoding whole translations at once, the result is (R, T, S). Raises MtkitError if the state
+    records no attention; the error message names `wanted_by`, the setting of the section `decoding` that needs
+    attention.
     """
     if not state.attention:
         raise MtkitError(
@@ -416,9 +420,9 @@ def _padded(prefixes: Sequence[Sequence[int]]) -> Tensor:
 def elect(texts: Sequence[str], utility: Callable[[Sequence[str]], list[list[float]]]) -> list[tuple[str, float]]:
     """Rank sampled texts by minimum Bayes risk; returns each distinct text with its mean utility, best first.
 
-    The mean is over all other samples. `utility(texts)[h][r]` must be the utility of text h with text r as the
-    reference. Equally good texts keep the order that they have in `texts`. A text that was drawn several times is also
-    compared with its other copies. If there is only one sample, its utility is 0.
+    The mean utility of a text is over all other samples as references. `utility(texts)[h][r]` must be the utility of
+    text h with text r as the reference. Equally good texts keep the order that they have in `texts`. A text that was
+    drawn several times is also compared with its other copies. If there is only one sample, its utility is 0.
     """
     counts = Counter(texts)
     different = list(counts)
@@ -440,7 +444,8 @@ def likeliest_next(
     """Returns, for each target prefix, (token, probability) of the `count` most probable next tokens, best first.
 
     `sources` holds the source tokens for each prefix; a language model needs sources without tokens. The end mark
-    counts as a token, so it may be among them. There are fewer than `count` if the vocabulary is smaller.
+    counts as a token, so it may be one of the results. If the vocabulary has fewer than `count` tokens, all of them are
+    returned.
     """
     batch = padded_batch(ragged(sources), ragged(prefixes), model.boundaries).to(model.device)
     features, _ = model.decode(batch.target, model.encode(batch.source))  # (R, T, D)
@@ -485,11 +490,12 @@ def log_probs_of(
 ) -> list[list[float]]:
     """Returns, for each pair of a source and a target, the log-probabilities of the target tokens and the end mark.
 
-    An empty source or target consists of the end mark alone. The pairs are divided into batches. The sources of a batch
-    have at most `batch_tokens` tokens, including padding, and so have the targets, unless a single pair has more.
+    An empty source or target consists of the end mark alone. The pairs are divided into batches. In a batch, the
+    sources have at most `batch_tokens` tokens, including padding, and the targets have at most as many. A single pair
+    with more tokens is a batch of its own.
 
     For a masked model, the log-probabilities are those of the tokens when all tokens are masked; the last number of
-    each list is then the log-probability of the target length instead of the end mark.
+    each list is then the log-probability of the target length, not that of the end mark.
     """
     found: list[list[float]] = [[] for _ in sources]
     lengths = [max(len(source), len(target)) + 1 for source, target in zip(sources, targets, strict=True)]
@@ -539,7 +545,7 @@ def _batch_log_probs(
 def _label_log_probs(model: Model, features: Tensor, labels: Tensor) -> Tensor:
     """Returns the log-probability of each label in `labels` (R, T) that is not NO_LABEL, as one vector.
 
-    `features` (R, T, D) are those from which the model predicts the labels.
+    `features` (R, T, D) are the outputs of the decoder from which the model predicts the labels.
     """
     real = labels != NO_LABEL
     log_probs = []
@@ -552,7 +558,10 @@ def _label_log_probs(model: Model, features: Tensor, labels: Tensor) -> Tensor:
 
 
 def _masked_log_probs(model: MaskedModel, batch: Batch) -> list[list[float]]:
-    """Returns, for each pair of a batch, the log-probabilities that `log_probs_of` returns for a masked model."""
+    """Returns, for each pair of a batch, the log-probabilities of its target tokens when all of them are masked.
+
+    The last number of each list is the log-probability of the target length.
+    """
     hidden, state = model.hide(batch, everything=True), model.encode(batch.source)
     features, _ = model.decode(hidden.target, state)
     lengths = (hidden.labels != NO_LABEL).sum(1)
@@ -580,10 +589,10 @@ def source_attention(
 ) -> list[Tensor]:
     """Returns, for each pair of a source and a target, the attention weights (T, S) of the target tokens, on the CPU.
 
-    Row t holds the weights of the decoding step that predicted target token t or, with `shift=1`, those of the next
-    step, which reads token t. `choose` is given the weights (R, H, T, S) of all layers, and returns weights (R, T, S).
-    The end marks of both sides are left out. `batch_tokens` limits batches as in `log_probs_of`. Raises MtkitError if
-    the model has no attention.
+    Row t holds the weights of the decoding step that predicted target token t. With `shift=1`, row t holds the weights
+    of the next step, which reads token t. `choose` is given the weights (R, H, T, S) of all layers, and returns weights
+    (R, T, S). The end marks of both sides are left out. A batch has at most `batch_tokens` source tokens and as many
+    target tokens, including padding. Raises MtkitError if the model has no attention.
     """
     if isinstance(model, Ensemble):  # its decode computes logits of the whole batch, not in chunks
         batch_tokens = min(batch_tokens, chunk_tokens(model))

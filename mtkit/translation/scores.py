@@ -307,7 +307,8 @@ def bleu_statistics(
 ) -> "Statistics":
     """Returns the statistics from which BLEU is computed, (N, K), a row for each line: lengths and numbers of n-grams.
 
-    Raises the errors of `corpus_scores`.
+    Raises DataError if there are no lines, or if the numbers of lines differ; MtkitError if BLEU's tokenizer is not
+    available.
     """
     _check_lengths(hypotheses, references, ())
     metric = bleu(target_language)
@@ -374,8 +375,8 @@ def compare(
 ) -> tuple[Score, Score]:
     """Returns the score of the baseline, and the score of the system with the p-value of their difference.
 
-    With the test "bootstrap", both also have a mean and a confidence interval. The p-value is 1 if the scores are
-    equal, and never below the result of `smallest_p_value`. The lines must not have trailing white space. Raises
+    With the test "bootstrap", both scores also have a mean and a confidence interval. The p-value is 1 if the scores
+    are equal, and never below the result of `smallest_p_value`. The lines must not have trailing white space. Raises
     MtkitError if the environment variable SACREBLEU_SEED is invalid.
     """
     metric._ref_cache = metric._cache_references(references)
@@ -402,10 +403,11 @@ def compare(
 def _bootstrap(
     metric: Metric, baseline: Statistics, system: Statistics, difference: float, generator: np.random.Generator
 ) -> tuple[list[tuple[float | None, float | None]], float]:
-    """Returns [(mean, interval) of the baseline, (mean, interval) of the system], and the p-value of their difference.
+    """Returns ([(mean, interval) of the baseline, (mean, interval) of the system], p-value of the difference).
 
-    These are the mean score, the half-width of the 95 % confidence interval, and the p-value of paired bootstrap
-    resampling. `difference` is the absolute difference of the scores on the whole test set.
+    All three are computed by paired bootstrap resampling: the mean is the mean score over the resamples, and the
+    interval is the half-width of the 95 % confidence interval. `difference` is the absolute difference between the
+    scores of the two systems on the whole test set.
     """
     chosen = generator.choice(len(baseline), size=(NUM_RESAMPLES, len(baseline)), replace=True)
     first, second = (resampled_scores(metric, statistics, chosen) for statistics in (baseline, system))
@@ -473,9 +475,9 @@ def swapped_differences(
 def randomization_p_value(differences: NDArray[np.float64], difference: float) -> float:
     """Returns the p-value of paired approximate randomization (Riezler & Maxwell, 2005).
 
-    `differences` (B,) are the absolute differences of the two systems' scores in B trials; `difference` is that of
-    their scores without swapped lines. The p-value is the fraction of trials whose difference is at least `difference`,
-    with add-one smoothing: (c + 1) / (B + 1) for c such trials.
+    `differences` (B,) are the absolute differences of the two systems' scores in B trials; `difference` is the absolute
+    difference between their scores when no lines are swapped. The p-value is the fraction of trials whose difference is
+    at least `difference`, with add-one smoothing: (c + 1) / (B + 1) for c such trials.
     """
     return _share(differences, difference)
 
@@ -585,7 +587,10 @@ class Unspaced:
     language: str | None  # the code of the language written in it; None if sacreBLEU has no tokenizer for it
 
     def advice(self, otherwise: str) -> str:
-        """Returns advice for the user: to name the language, if that helps, or to do as the text `otherwise` says."""
+        """Returns advice for the user, which ends with `otherwise`, such as "choose another with --tokenize".
+
+        The advice is to name the language; or, if sacreBLEU has no tokenizer for the language, only `otherwise`.
+        """
         if self.language is None:
             return f"sacreBLEU has no tokenizer of its own for it: {otherwise}"
         return (

@@ -39,9 +39,10 @@ REFILL_AT = 0.9
 class Waiting(Generic[AnyState]):
     """Sentences that wait until others leave the batch of a search, and then take their places in order.
 
-    `rooms[n]`, at least 1, is the largest number of rows of a batch that has sentence n of all N sentences. `begin`
-    returns the state before the first step of the given sentences, with one hypothesis each. `left`, if given, is
-    called from time to time with sentences that have left the batch, before others take their places.
+    Sentence n may only be in a batch of at most `rooms[n]` sentences; `rooms` has a number, at least 1, for each of all
+    N sentences. `begin` returns the decoding state of the given sentences before the first step, with one hypothesis
+    each. `left`, if given, is called from time to time with sentences that have left the batch, before others take
+    their places.
     """
 
     def __init__(
@@ -67,10 +68,13 @@ class Waiting(Generic[AnyState]):
         return found
 
     def take(self, rows: Tensor, unfinished: Tensor) -> tuple[Tensor, Tensor, AnyState] | None:
-        """Gives free places to the next sentences; returns the places, the sentences, both (R',), and their state.
+        """Gives free places to the next sentences; returns the places, the sentences and their decoding state.
 
-        Returns `None` if there is no room. `rows` (R,) holds the sentence of each row. `unfinished` (R,), on the CPU,
-        is False for rows whose places are free, and becomes True for those given away.
+        Places and sentences are (R',).
+
+        Returns `None` if the batch has no room for another sentence. `rows` (R,) holds the sentence of each row.
+        `unfinished` (R,), on the CPU, is `False` for rows whose places are free; this method sets it to `True` for the
+        places that it gives away.
         """
         free = (~unfinished).nonzero()[:, 0]
         if self.left is not None:
@@ -141,7 +145,10 @@ class TokenHistory(Generic[AnyState]):
         return type(self)(self.state.keep(sentences), *parts)
 
     def refill(self, places: Tensor, fresh: Self) -> Self:
-        """Returns the history whose rows `places` (R',) are those of `fresh`, as in SearchState."""
+        """Returns the history whose rows `places` (R',) are replaced by the rows of `fresh`, in order.
+
+        `fresh` is the history of R' sentences before the first step, with one hypothesis each.
+        """
         tokens = self.tokens.index_fill(0, places, NO_TOKEN)
         longest = int(_lengths(tokens).max())
         return type(self)(
@@ -153,7 +160,10 @@ class TokenHistory(Generic[AnyState]):
 
 
 def _lengths(tokens: Tensor) -> Tensor:
-    """Returns the number of tokens (R,) of the hypotheses of each row; `tokens` is (R, W, T), as in TokenHistory."""
+    """Returns the number of tokens (R,) of the hypotheses of each row, which all have the same length.
+
+    `tokens` (R, W, T) holds the tokens of each hypothesis, with NO_TOKEN before the first.
+    """
     return (tokens[:, 0] != NO_TOKEN).sum(1)
 
 
@@ -267,7 +277,10 @@ def power(length: Tensor, exponent: float) -> Tensor:
 
 
 def gnmt(length: Tensor, exponent: float) -> Tensor:
-    """Returns ((5 + length) / 6)^exponent (Wu et al., 2016, equation 14), kept within the limits of `power`."""
+    """Returns ((5 + length) / 6)^exponent, kept between SMALLEST_PENALTY and LARGEST_PENALTY.
+
+    This is the length penalty of Wu et al. (2016), equation 14.
+    """
     return (((5 + length) / 6) ** exponent).clamp(SMALLEST_PENALTY, LARGEST_PENALTY)
 
 
@@ -305,7 +318,10 @@ class Coverage(Generic[AnyState]):
         return type(self)(self.state.keep(sentences), self.sums[sentences], self.source_mask[sentences])
 
     def refill(self, places: Tensor, fresh: Self) -> Self:
-        """Returns the coverage whose rows `places` (R',) are those of `fresh`, as in SearchState."""
+        """Returns the coverage whose rows `places` (R',) are replaced by the rows of `fresh`, in order.
+
+        `fresh` is the coverage of R' sentences before the first step, with one hypothesis each.
+        """
         return type(self)(
             self.state.refill(places, fresh.state),
             put(self.sums, places, fresh.sums, dim=2),
@@ -355,8 +371,8 @@ def greedy_search(
 
     Of equally probable tokens, the one with the lowest id is taken. `start` (N,) holds the start tokens. `max_lengths`
     (N,) holds the maximum length of the hypothesis for each sentence, in tokens without the end mark. `end` is the id
-    of the end mark. `state` is that of all sentences that are not `waiting`. The score of a hypothesis is its
-    log-probability.
+    of the end mark. `state` is the decoding state of the sentences in the first batch; all other sentences are in
+    `waiting`. The score of a hypothesis is its log-probability.
     """
 
     def likeliest(log_probs: Tensor, sentences: Tensor, lengths: Tensor) -> Tensor:
@@ -378,8 +394,8 @@ def sample_search(
 ) -> list[list[Hypothesis]]:
     """Returns `num_samples` sampled hypotheses for each sentence, in the order of the samples.
 
-    `draw` chooses the tokens; it takes the same arguments as `Draw.__call__`. `uniform` returns the random numbers for
-    `draw`; it takes the same arguments as `UniformNumbers.__call__`. The score of a hypothesis is its log-probability
+    `draw(log_probs, uniform_numbers)` chooses the tokens of a step, as `Draw` does. `uniform(sentences, steps)` returns
+    the random numbers that `draw` needs, as `UniformNumbers` does. The score of a hypothesis is its log-probability
     under the model, regardless of the temperature and the truncation that `draw` applies. The other arguments are as in
     `greedy_search`.
     """
@@ -466,8 +482,8 @@ def _argmax(x: Tensor) -> Tensor:
 
     Of equal values, the first counts. On a CPU, `torch.argmax` over the whole vocabulary takes several times as long as
     `torch.amax`. So on a CPU, `torch.amax` first finds the block of tokens with the largest maximum. Then only this
-    block, and the tokens after the last whole block, are searched. If there are few values, `torch.argmax` searches
-    them directly: 8,000 values take 12 microseconds, which is no longer than six operators take.
+    block is searched, and the tokens after the last whole block. If there are few values, `torch.argmax` searches them
+    directly: 8,000 values take 12 microseconds, which is no longer than six operators take.
     """
     num_blocks = x.shape[2] // BLOCK
     if x.device.type != "cpu" or num_blocks < 2 or x.numel() <= FEW_VALUES:
@@ -542,7 +558,10 @@ class Draw:
         return torch.cat([self._draw_chunk(*chunk) for chunk in chunks])
 
     def _draw_chunk(self, log_probs: Tensor, uniform: Tensor) -> Tensor:
-        """Returns sampled tokens (R, W) for one chunk of rows; the arguments are those of `__call__` for these rows."""
+        """Returns sampled tokens (R, W) for one chunk of rows.
+
+        `log_probs` is (R, 1 or W, V), `uniform` (R, W); both hold only the rows of the chunk.
+        """
         order = None  # (R, W, K): the top_k tokens, most probable first; None without top_k
         # Also if top_k exceeds V: with shortlists, V depends on the batch, but the order of the tokens must not.
         if self.top_k is not None:
@@ -564,7 +583,7 @@ class Draw:
         return places[:, :, 0]
 
     def _weights(self, log_probs: Tensor) -> Tensor:
-        """Returns weights proportional to the probabilities of tokens at the temperature, in the shape (R, 1 or W, K).
+        """Returns weights (R, 1 or W, K) proportional to the probabilities of the tokens at the temperature.
 
         `log_probs` has the same shape. The largest of each K weights is 1 unless all these tokens are forbidden.
         """
@@ -576,9 +595,10 @@ class Draw:
 def _smallest_of_nucleus(weights: Tensor, top_p: float) -> Tensor:
     """Returns, for each row of `weights` (R, K), the smallest weight (R,) in the nucleus.
 
-    The largest weights that together reach the fraction `top_p` of the sum of the row form the nucleus. All weights
-    equal to the smallest of these belong to it, too. Sorting the whole vocabulary takes longer than a step of the
-    model, and most nuclei are small. So a row is sorted only if its `FIRST` largest weights do not reach this fraction.
+    The nucleus consists of as many of the largest weights as are needed to reach the fraction `top_p` of the sum of the
+    row. Weights equal to the smallest weight in the nucleus belong to the nucleus, too. Sorting the whole vocabulary
+    takes longer than a step of the model, and most nuclei are small. So a row is sorted only if its `FIRST` largest
+    weights do not reach this fraction.
     """
     mass = top_p * weights.sum(1)  # (R,)
     first = weights.topk(min(FIRST, weights.shape[1]), dim=1).values
@@ -703,7 +723,7 @@ def _joined(groups: list[Continuations]) -> Continuations:
 def _continue_group(
     ranked: Tensor, log_probs: Tensor, totals: Tensor, full: Tensor, end: int, width: int
 ) -> tuple[Continuations, Continuations]:
-    """Extends the hypotheses of one group by a token, as `continue_beam` does for all groups.
+    """Extends the hypotheses of one group of diverse beam search by one token.
 
     Returns the W = `width` best continuations with the end mark, and the W best with other tokens; each is (R, W).
     `log_probs` and `ranked` hold the log-probabilities of the next tokens: continuations are ranked by those in
@@ -734,8 +754,8 @@ def _candidates(
     """Returns the 2W best continuations, best first: their log-probabilities, parents and tokens, each (R, 2W).
 
     W is `beam_size`; the arguments are as in `continue_beam`. Since at most W of the 2W continuations end with the end
-    mark, at least W end with another token. If a sentence has fewer than 2W continuations, as it has if its hypotheses
-    have the maximum length, the remaining log-probabilities are -inf.
+    mark, at least W end with another token. If a sentence has fewer than 2W continuations, for example because its
+    hypotheses have the maximum length, the remaining log-probabilities are -inf.
     """
     # The best 2W continuations overall are among the best 2W of each hypothesis, so only those are added to the totals
     # and sorted.
@@ -783,12 +803,17 @@ class Stopping(Protocol):
 
 
 def exact(progress: SearchProgress, beam_size: int) -> Tensor:
-    """Stopping rule: a sentence is done when no hypothesis still alive can become one of its `num_best` best."""
+    """Stopping rule: a sentence is done when no unfinished hypothesis can become one of its best.
+
+    As many best hypotheses count as `beam_search` is asked for with `num_best`.
+    """
     return progress.worst_kept >= progress.best_possible
 
 
 def count(progress: SearchProgress, beam_size: int) -> Tensor:
-    """Stopping rule: a sentence is done when `beam_size` of its hypotheses have an end mark, or by the rule `exact`.
+    """Stopping rule: a sentence is done when `beam_size` of its hypotheses have an end mark.
+
+    A sentence is also done if no unfinished hypothesis can become one of its best, as in the rule `exact`.
 
     This is algorithm 1 of Kasai et al. (2022) with patience 1.
     """
@@ -807,7 +832,7 @@ Predict = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def mask_predict(predict: Predict, lengths: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-    """Returns N translations of the given `lengths` (N,): their tokens (N, T), and log-probabilities of these (N, T).
+    """Returns the tokens (N, T) of N translations with the given `lengths` (N,), and their log-probabilities (N, T).
 
     `predict` is called `iterations` times: first with all tokens masked, then each time with only those tokens masked
     that have the lowest log-probabilities; the function `num_masked` says how many. The log-probability of a token is
@@ -830,8 +855,8 @@ def mask_predict(predict: Predict, lengths: Tensor, iterations: int) -> tuple[Te
 def num_masked(lengths: Tensor, iteration: int, iterations: int) -> Tensor:
     """Returns, for each translation, how many of its tokens are masked in iteration number `iteration`, from 0.
 
-    The number is length x (iterations - iteration) / iterations, rounded down (section 4.1), but at least 1, as in the
-    authors' code.
+    The number is length x (iterations - iteration) / iterations, rounded down (Ghazvininejad et al. 2019, section 4.1),
+    but at least 1, as in the code of that paper's authors.
     """
     return (lengths * (iterations - iteration) // iterations).clamp(min=1)
 
@@ -861,7 +886,8 @@ class BeamStep:
 class _Finished:
     """For each sentence, the best hypotheses with an end mark that have been found so far, best first.
 
-    Each tensor is (R, `num_best + num_spare`); `scores` and `log_probs` are -inf where there is no hypothesis yet.
+    Each tensor has a row for each sentence, and as many columns as hypotheses are kept; `scores` and `log_probs` are
+    -inf where there is no hypothesis yet.
     """
 
     scores: Tensor
@@ -880,7 +906,7 @@ class _Finished:
         return _Finished(scores[:, :num_best], log_probs, torch.cat([self.nodes, other.nodes], dim=1).gather(1, order))
 
     def keep(self, sentences: Tensor) -> "_Finished":
-        """Returns only the hypotheses of the rows whose indices are in `sentences` (R',), in that order."""
+        """Returns the finished hypotheses of only those rows whose indices are in `sentences` (R',), in that order."""
         return _Finished(self.scores[sentences], self.log_probs[sentences], self.nodes[sentences])
 
     def store(self, rows: Tensor, finished: "_Finished") -> "_Finished":
@@ -945,12 +971,12 @@ def beam_search(
     """Returns for each sentence, in order, its best hypotheses, best first: at least 1, at most `num_best + num_spare`.
 
     `start` (N,) holds the start tokens. `max_lengths` (N,) holds the maximum length of hypotheses for each sentence, in
-    tokens without the end mark. `end` is the id of the end mark. `state` is that of all sentences that are not
-    `waiting`.
+    tokens without the end mark. `end` is the id of the end mark. `state` is the decoding state of the sentences in the
+    first batch; all other sentences are in `waiting`.
 
     The score of a hypothesis is its log-probability divided by `length_penalty(length)`, where the length includes the
-    end mark. If `extra_score` is given, `extra_score(state)` is added to the scores of the hypotheses that get the end
-    mark at a step; `state` is the state after the step, and the result is (R, W) and at most 0.
+    end mark. `extra_score`, if given, is called with the decoding state after each step. It returns a number, at most
+    0, for each hypothesis (R, W); the number is added to the score if the hypothesis gets the end mark at that step.
 
     `stopping` decides when the search for a sentence is done; this may be before the hypotheses have the maximum
     length. With the rule `exact`, the first `num_best` hypotheses are nevertheless those that a search up to the
@@ -1075,8 +1101,9 @@ def optimal_search(
     This is the depth-first search of Stahlberg & Byrne (2019, "On NMT search errors and model errors"). It tries the
     most probable next token first, and does not extend a prefix that cannot lead to a higher score than the worst of
     the `num_best` best hypotheses so far. `found` holds the hypotheses that another search has found for each sentence;
-    the bound is first computed from them. The first `num_best` hypotheses returned for a sentence are exact; up to
-    `num_spare` more, which follow, need not be. The other arguments and the scores are as in `beam_search`.
+    the search starts from these hypotheses as the best so far. The first `num_best` hypotheses returned for a sentence
+    are exact; up to `num_spare` more, which follow, need not be. The other arguments and the scores are as in
+    `beam_search`.
 
     At most `max_steps` prefixes are extended for a sentence. If the search is then incomplete, the hypotheses are the
     best ones found so far, and have `cut_short=True`.
@@ -1092,7 +1119,10 @@ def optimal_search(
 
 
 class _Best:
-    """The best hypotheses found so far for a sentence, best first."""
+    """The best hypotheses found so far for a sentence, best first.
+
+    At most `num_kept` are kept; of these, the first `num_best` must be exact.
+    """
 
     def __init__(self, hypotheses: list[Hypothesis], num_best: int, num_kept: int) -> None:
         self.hypotheses = hypotheses
@@ -1101,11 +1131,14 @@ class _Best:
 
     @property
     def bound(self) -> float:
-        """The score that a hypothesis must exceed to be one of the `num_best` best; -inf while there are fewer."""
+        """The score that a hypothesis must exceed to become one of the `self.num_best` best.
+
+        -inf while fewer hypotheses have been found.
+        """
         return self.hypotheses[self.num_best - 1].score if len(self.hypotheses) >= self.num_best else -math.inf
 
     def add(self, hypothesis: Hypothesis) -> None:
-        """Adds a hypothesis unless its score is -inf or it was added before; keeps only the best `num_kept`."""
+        """Adds a hypothesis unless its score is -inf or it was added before; keeps only the best `self.num_kept`."""
         if hypothesis.found and all(hypothesis.tokens != other.tokens for other in self.hypotheses):
             ranked = sorted([*self.hypotheses, hypothesis], key=lambda each: -each.score)
             self.hypotheses = ranked[: self.num_kept]

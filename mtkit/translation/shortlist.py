@@ -99,7 +99,7 @@ GROUP_ROWS = 64  # hypotheses whose logits are computed together; with fewer lis
 
 
 def _group_size(model: Model, num_hypotheses: int) -> int | None:
-    """Returns the number of sentences whose logits are computed together, as a group; `None` if it is all of a batch.
+    """Returns the number of sentences in a group, whose logits are computed together; `None` means all of a batch.
 
     All sentences of a batch form one group on devices other than a CPU, and if the output layer has been replaced
     (`Output.is_replaced`): several small matrix products then take longer than a large one. Otherwise, a group has
@@ -131,9 +131,9 @@ class Lists:
     def of(first: Ids, marks: NDArray[np.bool_], group_size: int | None = None) -> "Lists":
         """Returns lists of the tokens that are marked in `marks` (N, V), one list for each sentence.
 
-        All lists begin with the special tokens `first`; those that are not marked for a sentence have a place on its
-        list, but must not be generated. Modifies `marks`. A group has `group_size` sentences; with `None`, all
-        sentences are in one group.
+        All lists begin with the special tokens `first`. A special token that is not marked for a sentence is on the
+        list of the sentence, but must not be generated. Modifies `marks`. A group has `group_size` sentences; with
+        `None`, all sentences are in one group.
         """
         real_first = marks[:, first]
         marks[:, first] = False
@@ -156,14 +156,17 @@ class Lists:
         return Lists(parts[0], parts[1], columns, parts[2], group_sizes, len(first))
 
     def place_of(self, token: int) -> int:
-        """Returns the index, the same on all lists, of one of their first `num_first` tokens, such as the end mark."""
+        """Returns the index of a special token, such as the end mark, on the lists.
+
+        The index is the same on all lists, since all begin with the same special tokens.
+        """
         return self.tokens[0, : self.num_first].tolist().index(token)
 
     def places(self, sequences: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Converts sequences of token ids to places: the indices of the tokens on the list of the sentence.
+        """Converts token ids to places; the place of a token is its index on the list of the sentence.
 
-        `sequences` has one sequence for each sentence, and its tokens must be on the list of that sentence; or it is
-        empty, and so is the result.
+        `sequences` has one sequence of token ids for each sentence; all these tokens must be on the list of the
+        sentence. If `sequences` is empty, so is the result.
         """
         found = []
         for tokens, own in zip(sequences, self.tokens if sequences else [], strict=False):
@@ -249,8 +252,8 @@ def listed_step(model: Model, lists: Lists, forbidden: Sequence[int]) -> Step[Li
     token on the list, are -inf.
 
     For each group of sentences, one matrix product computes the logits of all tokens that are on any of its lists; each
-    row then takes those of the tokens on its own list. This is faster than a product for each sentence, since weights
-    are read less often.
+    row then takes the logits of the tokens on its own list. This is faster than a product for each sentence, since
+    weights are read less often.
     """
     members = model.members if isinstance(model, Ensemble) else [model]
     heads = [[member.output.of(columns.to(model.device)) for columns in lists.columns] for member in members]
@@ -398,8 +401,8 @@ def links_of(pairs: TokenPairs, null: int) -> Iterator[tuple[Ids, Ids, Ids]]:
 class Translations:
     """Probabilities of target tokens, given a source token: entry i is p(target[i] | source[i]).
 
-    Entries are sorted by source token, then by target token. The id after the last one of the source vocabulary stands
-    for no source token (the null word of Brown et al.).
+    Entries are sorted by source token, then by target token. The first id above the source vocabulary stands for no
+    source token (the null word of Brown et al.).
     """
 
     source: Ids

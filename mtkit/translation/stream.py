@@ -76,7 +76,7 @@ def translate(
     output line; `translator.align_with` must have been called.
 
     With `part`, only the lines with these indices, from 0, are translated; `prefixes` still holds a text for each line
-    of `source`, and numbers of lines, in the output and in warnings, are still those in `source`.
+    of `source`, and lines keep the numbers that they have in `source`, both in the output and in warnings.
 
     `num_lines`, if known, is the number of lines to translate, for the progress display. If a signal ends the program,
     raises StoppedError, which says how many lines were written. Raises the errors of `Translator.translate_lines`, too.
@@ -149,8 +149,10 @@ def generate(
 ) -> None:
     """Continue each line of `source` with a language model, and write the line with its continuation to `out`.
 
-    For a blank line, a whole text is generated. All arguments and the format of the output are as in `translate`.
-    Raises the errors of `Translator.generate_lines`, too.
+    For a blank line, a whole text is generated. An output line is the text or, if `with_scores` is true, `score TAB
+    text`; if `num_best` is greater than 1, `number TAB score TAB text`, where `number` is the number of the input line,
+    from 1. `line_buffered` and `num_lines` are as in `translate`. Raises the errors of `Translator.generate_lines`,
+    too.
     """
     warnings = Warnings()
     with InputStreams(out.flush, line_buffered) as streams:
@@ -210,8 +212,8 @@ def _part_of(items: Iterator[T], part: range | None) -> Iterator[T]:
 def _readable(lines: Iterable[tuple[str, bool]], name: str, warnings: Warnings, first: int = 1) -> Iterator[str]:
     """Yields the text of each line, and warns of replaced bytes and of carriage returns within a line.
 
-    `lines` holds (text, whether bytes of the line were replaced) for each line; `first` is the number of the first
-    line. Raises DataError if reading fails; the error message begins with `name`.
+    `lines` holds, for each line, its text, and `True` if bytes that are not UTF-8 were replaced in it; `first` is the
+    number of the first line. Raises DataError if reading fails; the error message begins with `name`.
     """
     try:
         for number, (line, damaged) in enumerate(lines, start=first):
@@ -295,9 +297,10 @@ class NBestList:
         return self.source, self.target
 
     def pairs(self, lines_of: LinesOf) -> Iterator[tuple[str, str]]:
-        """Yields (source line, translation) in the order of the list; keeps all source lines in memory.
+        """Yields (source line, translation) in the order of the list; `lines_of` reads the lines of a file.
 
-        Raises DataError if a line of the list is malformed, or has the number of a source line that does not exist.
+        All source lines are kept in memory. Raises DataError if a line of the list is malformed, or has the number of a
+        source line that does not exist.
         """
         sources = list(lines_of(self.source))
         for number, line in enumerate(lines_of(self.target), start=1):
@@ -341,7 +344,10 @@ class PairsFile:
         return (self.path,)
 
     def pairs(self, lines_of: LinesOf) -> Iterator[tuple[str, str]]:
-        """Yields (source, translation). Raises DataError if a line that is not blank has no tab."""
+        """Yields (source, translation) for each line; `lines_of` reads the lines of a file.
+
+        Raises DataError if a line that is not blank has no tab.
+        """
         for number, line in enumerate(lines_of(self.path), start=1):
             source, *rest = line.split("\t")
             if not rest and source.strip():
@@ -361,7 +367,7 @@ class TargetFile:
         return (self.path,)
 
     def pairs(self, lines_of: LinesOf) -> Iterator[tuple[str, str]]:
-        """Yields ("", line) for each line."""
+        """Yields ("", line) for each line; `lines_of` reads the lines of a file."""
         return (("", line) for line in lines_of(self.path))
 
 
@@ -375,7 +381,10 @@ class Summary:
     log_prob: float = 0.0
 
     def figures(self) -> dict[str, float]:
-        """Returns by name the totals, and perplexity and bits per token and per character ("bits_per_token")."""
+        """Returns the totals, the perplexity per token and per character, and the bits per token and per character.
+
+        The keys are names such as "tokens" and "bits_per_token".
+        """
         found: dict[str, float] = dict(vars(self))
         for unit, number in (("token", self.tokens), ("character", self.characters)):
             nats = -self.log_prob / max(number, 1)
@@ -384,7 +393,7 @@ class Summary:
         return found
 
     def __str__(self) -> str:
-        """Returns the figures as lines of `name TAB number`."""
+        """Returns the totals, perplexities and bits of `figures` as text, with a line `name TAB number` for each."""
         shown = {name: f"{value:.4f}" if isinstance(value, float) else value for name, value in self.figures().items()}
         return "".join(f"{name}\t{value}\n" for name, value in shown.items())
 
@@ -406,9 +415,11 @@ def score(
 
     A line is `log_prob TAB num_tokens TAB mean_log_prob`, where the end mark counts as a token. With `by_token`, a line
     is a JSON list of [piece, log_prob] pairs, in which a log-probability of minus infinity is null. With `summarized`,
-    a Summary of all translations is written instead of these lines. `alignments` is as in `translate`.
+    a Summary of all translations is written instead of these lines. If `alignments` is given, the word alignment of
+    each translation is written to it as a line in Pharaoh form.
 
-    Raises MtkitError if `texts` is a TargetFile for a translation model, or of another kind for a language model.
+    Raises MtkitError if the model is a translation model and `texts` is a TargetFile, or if the model is a language
+    model and `texts` is not a TargetFile.
 
     `tag` is put before each source. Without `tag`, warnings are printed for sources whose tag is unknown or missing. A
     path in `texts` may be `-`, which is standard input. `line_buffered`, pipes and signals are handled as in
@@ -468,11 +479,11 @@ def _each_pair(
     tag: str | None,
     line_buffered: bool,
 ) -> None:
-    """Reads pairs, and calls `write` with the result for each pair, in order.
+    """Reads the pairs of `texts`, and calls `write` with the result for each pair, in order.
 
-    `results_of(pairs, tag, at_once)` computes the results; `at_once()` says whether each result is wanted at once, so
-    that pairs are not gathered into larger batches. `verbs` say what is done, such as ("scored",
-    "scoring"), for messages and the progress display.
+    `results_of(pairs, tag, at_once)` computes the results; `at_once()` says whether the pairs read so far must be
+    processed now, instead of being gathered into larger batches. `verbs` names what is done to a pair, such as
+    ("scored", "scoring"), for messages and the progress display.
     """
     if tag is not None:
         translator.require_tag(tag)

@@ -136,7 +136,10 @@ class Translation:
 
 @dataclass(frozen=True)
 class TranslatedLine:
-    """The translations of one line, best first. A blank line has one blank translation."""
+    """The translations of one line, best first; a blank line has one blank translation.
+
+    `notes` describe problems, such as a missing translation.
+    """
 
     translations: list[Translation]
     num_parts: int  # greater than 1 if the line was too long for the model and was split
@@ -168,7 +171,7 @@ class _Part:
 
     @property
     def length(self) -> int:
-        """The length of the input, in tokens: that of the source or, for a language model, that of the prefix."""
+        """The number of tokens of the source or, for a language model, of the prefix."""
         return len(self.prefix) if self.is_generated else len(self.tokens)
 
 
@@ -360,8 +363,8 @@ class Translator:
     def next_tokens(self, prefixes: Sequence[str], count: int) -> list[list[tuple[str, float]]]:
         """Return, for each prefix, (piece, probability) of the `count` most probable next pieces, best first.
 
-        The end mark counts as a piece, so it may be among them. The model must be a language model. Raises the errors
-        of `generate_lines`.
+        The end mark counts as a piece, so it may be one of the results. The model must be a language model. Raises the
+        errors of `generate_lines`.
         """
         self.require_task("language_model")
         require_list(prefixes, "prefixes")
@@ -501,8 +504,10 @@ class Translator:
     ) -> list[list[Hypothesis]]:
         """Return the hypotheses that `decode` finds for one batch of sentences with this translator's settings.
 
-        `watch`, if given, is called after each step of beam search; only searches with PyTorch can be watched.
-        `rooms` and `left`, which are as in `decode`, are also for PyTorch only.
+        `watch`, if given, is called after each step of beam search; only searches with PyTorch can be watched. If
+        `rooms` is given, sentence n may only be in a batch of at most `rooms[n]` sentences; the other sentences wait.
+        `left`, if given, is called from time to time with the indices of sentences that are done. `rooms` and `left`
+        are for PyTorch only.
         """
         decoding, forbidden = self.config.decoding, self._forbidden
         if self.engine is None:
@@ -526,7 +531,10 @@ class Translator:
 
     @property
     def _refills(self) -> bool:
-        """Whether waiting sentences take the places of finished ones: whether they should and can."""
+        """Whether waiting sentences take the places of finished sentences in a batch.
+
+        `True` if `decoding.refill` asks for it, and the models and the kind of search allow it (see `can_refill`).
+        """
         wanted = {"on": True, "off": False, "auto": self.model.device.type != "cpu"}[self.config.decoding.refill]
         return wanted and self.engine is None and can_refill(self.model, self.config.decoding, self.fusion)
 
@@ -598,7 +606,11 @@ class Translator:
             batches = [list(chain(*batches[n : n + MOST_JOINED]))[::-1] for n in range(0, len(batches), MOST_JOINED)]
 
         def left(number: int, places: Iterable[int]) -> None:
-            """Tells `done` how many lines these parts of a batch complete, leaving out those it was told of before."""
+            """Calls `done` with the number of lines that are complete once the parts at `places` of a batch are done.
+
+            `number` is the number of the batch. Lines and parts that were counted in an earlier call are not counted
+            again.
+            """
             finished = unfinished.intersection(batches[number][place] for place in places)
             unfinished.difference_update(finished)
             lines = [parts[p].line for p in finished]
@@ -696,9 +708,9 @@ class Translator:
     def _room(self, length: int, num_wanted: int) -> int:
         """Returns the largest number of rows of a batch whose longest part has `length` tokens.
 
-        Rows, times length, times the beam size or number of samples, is at most `decoding.batch_tokens`. With short
-        lines, the log-probabilities of a step need most of the memory, so the number of log-probabilities is limited
-        too.
+        The product of the number of rows, `length`, and the beam size or number of samples is at most
+        `decoding.batch_tokens`. The number of log-probabilities in a step is limited, too, since they need most of the
+        memory if lines are short.
         """
         decoding = self.config.decoding
         width = num_wanted if decoding.draws else decoding.num_hypotheses
@@ -725,7 +737,7 @@ class Translator:
     def _joined(
         self, num_lines: int, parts: list[_Part], found: list[list[Hypothesis]], num_best: int
     ) -> list[TranslatedLine]:
-        """Returns the translations of each line, up to `num_best`, joined from those of its parts.
+        """Returns up to `num_best` translations of each line, joined from the translations of its parts.
 
         `found` holds the hypotheses of each part. `num_lines` is the number of lines to which the parts belong.
         """
@@ -802,10 +814,11 @@ class Translator:
     def _source_units(
         self, text: str, tokens: Sequence[int], num_tags: int = 0, first_unit: int = 0
     ) -> list[int] | None:
-        """Returns the unit of each source token, as in Side; `None` without alignments.
+        """Returns, for each source token, the index of the unit that it belongs to; `None` without alignments.
 
-        `text` is a line, or a part of a line; `first_unit` is the index, in the whole line, of the first unit of the
-        part. The first `num_tags` tokens are tags, which have the unit -1.
+        A unit is a word of `text` or, if pieces are aligned, a token. `text` is a line, or a part of a line;
+        `first_unit` is the index, in the whole line, of the first unit of the part. The first `num_tags` tokens are
+        tags, which have the unit -1.
         """
         if self._aligner is None:
             return None
@@ -824,7 +837,7 @@ class Translator:
         return max(len(text.split()) - continues, 0)
 
     def _kept(self, hypothesis: Hypothesis) -> tuple[int, ...]:
-        """Returns the tokens of a hypothesis if translations are aligned, since aligning needs them; otherwise ()."""
+        """Returns the tokens of a hypothesis, which aligning needs, or () if translations are not aligned."""
         return () if self._aligner is None else tuple(hypothesis.tokens)
 
     def _target_units(self, text: str, tokens: Sequence[int]) -> list[int]:
@@ -856,7 +869,7 @@ class Translator:
     def _links(self, pairs: Sequence[tuple[Side, Side]]) -> list[Links]:
         """Returns the links of each pair (source side, target side); () if a side has no tokens.
 
-        They are read off the model's attention.
+        The links are read off the model's attention.
         """
         aligner = self._aligner
         assert aligner is not None
@@ -969,7 +982,7 @@ class Translator:
 def _texts_with_warnings(lines: Iterable[TranslatedLine]) -> list[str]:
     """Returns the text of each line; issues a UserWarning for each note.
 
-    Python attributes the warnings to the code that called the caller of this function.
+    Python shows the warnings as caused by the code that called the public method, such as `translate`.
     """
     texts = []
     for number, line in enumerate(lines, start=1):
@@ -980,7 +993,7 @@ def _texts_with_warnings(lines: Iterable[TranslatedLine]) -> list[str]:
 
 
 def _nothing(_: int) -> None:
-    """Does nothing; takes the place of the parameter `done` of `translate_lines` if `done` is not given."""
+    """Does nothing; it is called as `done` if the caller of `translate_lines` gives no function `done`."""
 
 
 def _needs_tags(model: Model, tokenizer: Tokenizer, config: Config, untrained_tags: Sequence[str]) -> bool:
@@ -1012,7 +1025,7 @@ def _most_attended(weights: Tensor, words: Sequence[str]) -> list[str]:
 
 
 def _different(translations: list[Translation]) -> list[Translation]:
-    """Returns the translations in order, leaving out each whose text an earlier translation has."""
+    """Returns the translations in order, without those that have the same text as an earlier translation."""
     first: dict[str, Translation] = {}
     for translation in translations:
         first.setdefault(translation.text, translation)
@@ -1061,8 +1074,9 @@ def _line(parts: list[list[Translation]], separators: list[str], units: str) -> 
 def _joined_links(parts: Sequence[Translation], separators: Sequence[str], units: str) -> Links | None:
     """Returns the links of a line, joined from those of its translated `parts`; `None` without alignments.
 
-    In the links of a part, source units are counted from the beginning of the whole line already, so only target units
-    are shifted. `separators` holds the text that follows each part; `units` is "words" or "pieces".
+    In the links of a part, source units are already counted from the beginning of the line, but target units from the
+    beginning of the part. So only target units are shifted. `separators` holds the text that follows each part; `units`
+    is "words" or "pieces".
     """
     links: list[tuple[int, int]] = []
     num_pieces = 0
@@ -1124,7 +1138,12 @@ def load(
 ) -> Translator:
     """Open a model and return a Translator that searches with PyTorch.
 
-    The arguments and the errors are those of `mtkit.load`, which can also open a model for another engine.
+    `overrides` are settings such as "decoding.beam_size=4". `precision` is "fp32" or another of PRECISIONS. `ensemble`
+    holds the paths of more models, which translate together with the model at `path`. `language_model` is the path of a
+    language model for shallow fusion. Raises CheckpointError if a model cannot be loaded or the models do not fit
+    together; TypeError if an argument has a wrong type; MtkitError if it has a wrong value.
+
+    `mtkit.load` takes the same arguments, and can also open a model for another engine.
     """
     check_arguments(path, overrides, ensemble, language_model)
     if precision not in PRECISIONS:
@@ -1163,12 +1182,13 @@ def load(
 def _fusion(
     path: str | Path, model: TranslationModel, tokenizer: Tokenizer, config: Config, other: str | Path, precision: str
 ) -> Fusion:
-    """Opens the language model at `path` for shallow fusion with `model`, the translation model at `other`.
+    """Opens the language model at `path` for shallow fusion with the translation model `model`.
 
-    `tokenizer` and `config` are those of `model`. Raises CheckpointError unless the models have the same target
-    vocabulary and the same start token, the first is a language model, and the other is a translation model that
-    decodes token by token. Raises MtkitError if `config` asks for what shallow fusion lacks: exact search, a shortlist,
-    or samples, since its scores are no probabilities.
+    `tokenizer` and `config` belong to `model`; `other` is the path from which `model` was loaded, for error messages.
+    Raises CheckpointError unless the model at `path` is a language model, `model` is a translation model that decodes
+    token by token, and both have the same target vocabulary and the same start token. Raises MtkitError if `config`
+    asks for what shallow fusion lacks: exact search, a shortlist, or samples, since the scores of shallow fusion are
+    not probabilities.
     """
     found, found_tokenizer, found_config = _open(open_and_tell(Path(path)), [f"device={config.device}"], precision)
     if found_config.task != "language_model":
@@ -1253,7 +1273,11 @@ def check_arguments(
 
 
 def load_bundle(bundle: Bundle, overrides: Sequence[str] = (), precision: str = "fp32") -> Translator:
-    """Returns a Translator for an open bundle; `overrides`, `precision` and the errors raised are as in `load`."""
+    """Returns a Translator for an open bundle.
+
+    `overrides` are settings such as "decoding.beam_size=4"; `precision` is "fp32" or another of PRECISIONS. Raises the
+    errors of `load`.
+    """
     return _translator(*_open(bundle, overrides, precision), bundle, overrides)
 
 

@@ -86,10 +86,11 @@ class Opening:
 def with_workers(translator: Translator, opening: Opening, num_workers: int | None) -> Iterator[Translator]:
     """Context manager that gives a Translator that uses `num_workers` worker processes.
 
-    It gives the same translations as `translator`, which was opened with the arguments in `opening`. If `num_workers`
-    is `None`, their number is chosen for this machine (see `worker_devices`). If the number is 1, gives `translator`
-    itself. Also gives `translator` itself if it has an engine other than PyTorch, since such an engine has workers of
-    its own; raises MtkitError if `num_workers` is then more than 1. All workers are ended when the block ends.
+    The new Translator returns the same translations as `translator`, which was opened with the arguments in `opening`.
+    If `num_workers` is `None`, the number of workers is chosen for this machine (see `worker_devices`). If the number
+    is 1, or if `translator` has an engine other than PyTorch, no workers are used, and `translator` itself is given.
+    Raises MtkitError if `num_workers` is more than 1 for such an engine, which has workers of its own. All workers are
+    ended when the block ends.
     """
     devices = worker_devices(translator.model.device, num_workers)
     if translator.engine is not None and (num_workers or 1) > 1:
@@ -104,9 +105,10 @@ def with_workers(translator: Translator, opening: Opening, num_workers: int | No
 def worker_devices(device: torch.device, num_workers: int | None) -> list[str]:
     """Returns the device of each worker, such as "cpu" or "cuda:1", for a model that was loaded on `device`.
 
-    If `num_workers` is `None`, their number is chosen: one for each GPU or, on a CPU under Linux, one for each core
-    that this process may use, but no more than PyTorch has threads (whose number the user may have limited) and no more
-    than the memory allows; in all other cases, one. If there are more workers than GPUs, they share them.
+    If `num_workers` is `None`, the number of workers is chosen: on GPUs, one for each GPU. On a CPU under Linux, there
+    is one worker for each core that this process may use, but no more than PyTorch has threads (the user may have
+    limited these) and no more than fit into memory. In all other cases, there is one worker. If there are more workers
+    than GPUs, several workers share a GPU.
     """
     gpus = torch.cuda.device_count() if device.type == "cuda" else 0
     if num_workers is None:
@@ -119,7 +121,7 @@ def worker_devices(device: torch.device, num_workers: int | None) -> list[str]:
 
 
 class WorkerTranslator(Translator):
-    """A Translator whose `translate_lines` uses worker processes; a context manager that ends them.
+    """A Translator whose `translate_lines` uses worker processes; as a context manager, it ends the workers at the end.
 
     It gives the same translations as the Translator that it is made from. Workers are started when there is work for
     them, and ended once all lines are translated. The main process itself translates small groups of lines, such as
@@ -251,11 +253,11 @@ class _Piece:
 
 
 def _windows(pairs: Iterable[Pair], at_once: bool | Callable[[], bool], num_workers: int) -> Iterator[_Window]:
-    """Divides the lines into windows.
+    """Divides lines into windows, groups of lines that are translated together; yields each window.
 
     A window ends when it is full, with enough lines for `num_workers` workers, or when the lines read so far must be
     translated (`at_once`, as in `translate_lines`). If reading raises an exception, the last window holds the exception
-    and no lines; lines that were read after the window before are lost.
+    and no lines; lines that were read but are in no window yet are lost.
     """
     most = max(WINDOW_LINES, PIECES_PER_WORKER * num_workers * PIECE_LINES)
     most_characters = max(WINDOW_CHARACTERS, PIECES_PER_WORKER * num_workers * PIECE_CHARACTERS)
@@ -283,9 +285,10 @@ def _windows(pairs: Iterable[Pair], at_once: bool | Callable[[], bool], num_work
 
 
 def _pieces(window: _Window, num_workers: int) -> Iterator[_Piece]:
-    """Divides a window into pieces of lines that are similar in length; yields those with the longest lines first.
+    """Divides a window into pieces of lines that are similar in length; yields pieces with longer lines first.
 
-    There are at least PIECES_PER_WORKER pieces for each worker, unless they would have fewer than LEAST_LINES lines.
+    There are about PIECES_PER_WORKER pieces or more for each worker, unless such pieces would have fewer than
+    LEAST_LINES lines.
     """
     most = max(LEAST_LINES, min(PIECE_LINES, ceil(len(window.pairs) / (PIECES_PER_WORKER * num_workers))))
     places: list[int] = []
@@ -443,7 +446,8 @@ HELD = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if has
 def _undisturbed() -> Iterator[None]:
     """Context manager in which a child process can be started safely: holds signals back, and hides standard input.
 
-    Otherwise, the child would close standard input, and wait forever if a thread of this process was reading from it.
+    If standard input were not hidden, the child would close it, and would wait forever if a thread of this process was
+    just reading from it.
     """
     stdin = sys.stdin
     before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD) if hasattr(signal, "pthread_sigmask") else None
@@ -468,11 +472,11 @@ def _work(
     device: str,
     num_best: int,
 ) -> None:
-    """Receive pieces and send their translations, until the main process ends or kills this one.
+    """Receive pieces of work and send their translations, until the main process ends or kills this worker process.
 
-    Instead of the translations, it sends `None` if translating raises an exception; it sends the text of the error, and
-    ends, if the model cannot be opened. `others` are the main process's ends of connections, which a forked child must
-    close.
+    If translating raises an exception, the worker sends `None` instead of the translations. If the model cannot be
+    opened, the worker sends the text of the error, and ends. `others` are the main process's ends of connections, which
+    a forked child must close.
     """
     _take_no_interrupts()
     for other in others:
@@ -526,7 +530,10 @@ CGROUPS = (Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))  # the list of thi
 
 
 def usable_cores() -> int:
-    """The number of cores that this process may use: those of its affinity, or fewer if its cgroup limits them."""
+    """The number of cores that this process may use.
+
+    These are the cores in the CPU affinity of the process, or fewer if a cgroup of the process has a lower limit.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limits = [float(cores)]
     for folder in _cgroups("cpu"):
@@ -540,9 +547,11 @@ def usable_cores() -> int:
 
 
 def free_memory() -> int:
-    """The memory available to this process, in bytes: that of the machine, or less if its cgroup has a lower limit.
+    """The memory available to this process, in bytes.
 
-    `sys.maxsize` if it is unknown, as on systems other than Linux.
+    This is the available memory of the machine, or less if a cgroup of the process has a lower limit.
+
+    The result is `sys.maxsize` if the available memory is unknown, as on systems other than Linux.
     """
     words = _words(Path("/proc/meminfo"))
     free = [int(words[words.index("MemAvailable:") + 1]) << 10] if "MemAvailable:" in words else []
