@@ -375,8 +375,8 @@ def log_probs_after(
 ) -> Tensor:
     """Returns the log-probabilities (B, V) of the token that follows each of the prefixes (B, T).
 
-    The prefixes are those of translations of one sentence, `sentences[sentence]`; they are decoded from their
-    beginning, without a decoding state. Tokens in `forbidden`, and those that the constraints rule out, get -inf.
+    The prefixes are beginnings of translations of one sentence, `sentences[sentence]`. All their tokens are decoded
+    anew, without a decoding state. Tokens in `forbidden`, and tokens that the constraints rule out, get -inf.
     """
     prefixes = prefixes.to(model.device)
     start = prefixes.new_full((len(prefixes), 1), model.boundaries.start)

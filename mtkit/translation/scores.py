@@ -207,10 +207,10 @@ def corpus_scores(
 ) -> list[Score]:
     """Score hypotheses against references with sacreBLEU's defaults; returns a Score for each metric, in order.
 
-    The hypotheses and each reference are lists of lines of raw text. `metrics` are keys of `METRICS`. The target
-    language determines BLEU's tokenizer unless `tokenizer` names one. An empty line of a reference counts as an empty
-    reference, as in the sacrebleu command. In error messages, the references are called by the names in `names`. With
-    `confidence`, a score has a mean and a confidence interval from bootstrap resampling (Koehn, 2004).
+    `hypotheses` and each item of `references` are lists of lines of raw text. `metrics` are keys of `METRICS`. The
+    target language determines BLEU's tokenizer unless `tokenizer` names one. An empty line of a reference counts as an
+    empty reference, as in the sacrebleu command. In error messages, the references are called by the names in `names`.
+    With `confidence`, a score has a mean and a confidence interval from bootstrap resampling (Koehn, 2004).
 
     Raises DataError if there are no lines, or if the numbers of lines differ; MtkitError if BLEU's tokenizer is not
     available, or if `confidence` is true and the environment variable SACREBLEU_SEED is invalid.
@@ -293,7 +293,7 @@ def _check_lengths(hypotheses: Sequence[str], references: Sequence[Sequence[str]
 def _stripped(lines: Sequence[str]) -> list[str]:
     """Returns the lines without trailing white space.
 
-    Not all tokenizers ignore trailing white space. The sacrebleu command strips it, too.
+    Not all tokenizers ignore trailing white space. The sacrebleu command strips trailing white space, too.
     """
     return [line.rstrip() for line in lines]
 
@@ -430,7 +430,8 @@ def _randomization(
 def resampled_scores(metric: Metric, statistics: Statistics, chosen: NDArray[np.int64]) -> NDArray[np.float64]:
     """Returns the scores (B,) of B resamples of the test set.
 
-    `statistics` (N, K) are those of each line; `chosen[b]` (N,) holds the indices of the lines in resample b.
+    `statistics` (N, K) holds the statistics of each line of a translation, from which the metric is computed;
+    `chosen[b]` (N,) holds the indices of the lines in resample b.
     """
     # Single precision, as in sacreBLEU, so that means and intervals are the same.
     single = statistics.astype(np.float32)
@@ -443,9 +444,8 @@ def bootstrap_p_value(baseline: NDArray[np.float64], system: NDArray[np.float64]
     `baseline` and `system` are the scores (B,) of the two systems on B resamples of the test set; `difference` is the
     absolute difference of their scores on the test set itself. If `difference` is 0, returns 1.
 
-    Otherwise, let d be the absolute difference of the two scores on a resample, and c the number of resamples whose d
-    exceeds the mean of d over all resamples by at least `difference` (Riezler & Maxwell, 2005). Returns
-    (c + 1) / (B + 1).
+    Otherwise, let d be the absolute difference of the two scores on a resample, m the mean of d over all resamples, and
+    c the number of resamples with d - m >= `difference` (Riezler & Maxwell, 2005). Returns (c + 1) / (B + 1).
     """
     if difference <= TOLERANCE:
         return 1.0
@@ -487,8 +487,8 @@ def smallest_p_value(baseline: Statistics, system: Statistics) -> float:
 
     If neither system is better, each of these M lines could equally well have been swapped between the systems. Of the
     2^M possible outcomes, at least two have a score difference as large as the observed difference: the observed
-    outcome and its mirror image. The bound is needed because bootstrap resamples vary too little if few lines differ:
-    without the bound, a difference in a single line would be significant. If M is 15 or more, the bound has no effect.
+    outcome and its mirror image. Without the bound, a difference in a single line would be significant, because
+    bootstrap resamples vary too little if few lines differ. If M is 15 or more, the bound has no effect.
     """
     num_different = int((baseline != system).any(1).sum())
     return min(1.0, 2.0 ** (1 - num_different))

@@ -60,7 +60,7 @@ class Waiting(Generic[AnyState]):
         return len(self.sentences)
 
     def next(self, num_rows: int) -> range:
-        """Returns the next sentences, as many as have room in a batch of `num_rows` rows; they no longer wait."""
+        """Returns the next sentences, as many as can be added to a batch of `num_rows` rows; they no longer wait."""
         count = 0
         while count < len(self) and num_rows + count < self.rooms[self.sentences[count]]:
             count += 1

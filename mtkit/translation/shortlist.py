@@ -175,7 +175,10 @@ class Lists:
         return found
 
     def restored(self, found: list[list[Hypothesis]]) -> list[list[Hypothesis]]:
-        """Returns the hypotheses that a search with lists found for each sentence, with token ids instead of places."""
+        """Returns the hypotheses `found` for each sentence, with places replaced by token ids.
+
+        The place of a token is its index on the list of the sentence.
+        """
         return [
             [replace(h, tokens=own[h.tokens].tolist()) if h.tokens else h for h in hypotheses]
             for own, hypotheses in zip(self.tokens, found, strict=True)
@@ -184,8 +187,8 @@ class Lists:
     def watching(self, watch: Callable[[BeamStep], None], vocab_size: int) -> Callable[[BeamStep], None]:
         """Returns a function that a search with lists may call after each step, and that passes the step to `watch`.
 
-        In the step that `watch` gets, token ids stand in place of indices on lists. Its log-probabilities are (R, 1 or
-        W, V), where V is `vocab_size`; those of tokens that are not on the list of the sentence are -inf.
+        In the step that `watch` gets, token ids stand in place of indices on lists. The log-probabilities in this step
+        are (R, 1 or W, V), where V is `vocab_size`; they are -inf for tokens that are not on the list of the sentence.
         """
 
         def watch_ids(step: BeamStep) -> None:
@@ -337,9 +340,10 @@ class TokenPairs:
 
 
 def sample_of(corpus: Corpus, specials: Specials, most_pairs: int = MOST_PAIRS) -> Iterator[TokenPairs]:
-    """Yields the pairs of a corpus in blocks; of a larger corpus, at most `most_pairs` pairs, spread evenly over it.
+    """Yields the pairs of a corpus in blocks; at most `most_pairs` pairs in all.
 
-    Special tokens are removed; a pair whose source or target has no other tokens is left out.
+    If the corpus has more pairs, those that are yielded are spread evenly over the corpus. Special tokens are removed;
+    a pair whose source or target has no other tokens is left out.
     """
     for begin, end in spread_blocks(len(corpus), most_pairs):
         sides = []
@@ -469,7 +473,7 @@ def likeliest(found: Translations, source_size: int, kept: int = KEPT) -> NDArra
 def with_copies(best: NDArray[np.int32], special: Sequence[int]) -> NDArray[np.int32]:
     """Returns `best` (S, K), the translations of each token, with the token itself put first unless it is `special`.
 
-    If a token had K other translations, the last of them is dropped.
+    If this makes K + 1 translations of a token, the last one is dropped.
     """
     found = best.copy()
     for token in np.setdiff1d(np.arange(len(best)), special).tolist():

@@ -188,8 +188,8 @@ def list_next(translator: Translator, source: BinaryIO, out: BinaryIO, count: in
 def lines_to_come(file: Path | None) -> int | None:
     """Returns the number of lines in a file, for the progress display.
 
-    Returns `None` if `file` is `None`, if no progress is shown, or if the file can be read only once, as is the case
-    with standard input and pipes.
+    Returns `None` if `file` is `None`, if the progress display is off, or if the file can be read only once, as is the
+    case with standard input and pipes.
     """
     if file is None or file == STANDARD_INPUT or path_may_pause(file) or not is_shown():
         return None
@@ -623,9 +623,9 @@ TIE = 1e-4
 
 @dataclass(frozen=True)
 class CanaryResult:
-    """A canary (a stored source with its translation), and the result of translating that source again.
+    """A canary (a stored source with its translation), and the result of checking a model with the canary.
 
-    The new translation is made with the model that is being checked.
+    For the check, the model translates the stored source again; this gives the new translation.
     """
 
     canary: Canary
@@ -637,7 +637,10 @@ class CanaryResult:
 
     @property
     def same_text(self) -> bool:
-        """Whether `source_tokens` and `text` are equal to the source tokens and the text stored in the canary."""
+        """Whether the tokenizer encodes and decodes as when the canary was made.
+
+        `True` if `source_tokens` and `text` are equal to the source tokens and the text stored in the canary.
+        """
         return self.source_tokens == self.canary.source_tokens and self.text == self.canary.text
 
     @property

@@ -254,9 +254,9 @@ class Translator:
     def align_with(self, settings: AlignmentSettings) -> None:
         """Make translations and scores include word alignments from now on, for one more forward pass per batch.
 
-        The words are those of the line as given, including tags in the line, but without the tag given as `tag`. Even
-        if a line is translated in parts, links count the words of the whole line. Raises MtkitError if the model has no
-        attention to the source, or lacks the layer or head that `settings` name.
+        The words are those of the line as given, including tags in the line. A tag that is passed as the argument `tag`
+        is not counted as a word. Even if a line is translated in parts, links count the words of the whole line. Raises
+        MtkitError if the model has no attention to the source, or lacks the layer or head that `settings` name.
         """
         model, guided = self.config.model, self.config.guided_head
         shape = model.source_attention
@@ -593,7 +593,8 @@ class Translator:
     ) -> list[TranslatedLine]:
         """Translates all parts of the lines in a window; returns up to `num_best` translations of each line, in order.
 
-        `num_lines` is the number of lines in the window; `done` is as in `translate_lines`.
+        A window is a group of lines that are translated together; `num_lines` is their number. From time to time,
+        `done` is called with the number of lines that were completed since the call before.
         """
         order = [p for p, part in enumerate(parts) if part.is_searched]
         order.sort(key=lambda p: -parts[p].length)  # longest first, so that later batches need no more memory
@@ -917,7 +918,8 @@ class Translator:
     def _encoded(self, window: Sequence[tuple[str, str]], number: int) -> tuple[list[list[int]], list[list[int]]]:
         """Returns the source tokens and the target tokens of the pairs in a window.
 
-        Raises DataError, which gives the number of the line, if a line is too long; `number` lines precede the window.
+        A window holds pairs that are processed together; `number` is the number of pairs before it. Raises DataError,
+        with the number of the line, if a line is too long.
         """
         reads_source = self.model.reads_source
         sources = self.tokenizer.encode_source([source if reads_source else "" for source, _ in window])
@@ -936,7 +938,7 @@ class Translator:
     def _aligned(
         self, window: Sequence[tuple[str, str]], sources: Sequence[list[int]], targets: Sequence[list[int]]
     ) -> list[Links]:
-        """Returns the links of each pair in a window; `sources` and `targets` hold the tokens of the pairs."""
+        """Returns the links of each pair in `window`; `sources` and `targets` hold the tokens of the pairs."""
         pairs = []
         for (line, text), source, target in zip(window, sources, targets, strict=True):
             tags, _ = split_tags(line, self.tags)
@@ -1138,10 +1140,11 @@ def load(
 ) -> Translator:
     """Open a model and return a Translator that searches with PyTorch.
 
-    `overrides` are settings such as "decoding.beam_size=4". `precision` is "fp32" or another of PRECISIONS. `ensemble`
-    holds the paths of more models, which translate together with the model at `path`. `language_model` is the path of a
-    language model for shallow fusion. Raises CheckpointError if a model cannot be loaded or the models do not fit
-    together; TypeError if an argument has a wrong type; MtkitError if it has a wrong value.
+    `overrides` are settings such as "decoding.beam_size=4". `precision` is one of PRECISIONS, such as "fp32".
+    `ensemble` holds the paths of more models, whose probabilities are averaged with those of the model at `path`.
+    `language_model` is the path of a language model for shallow fusion. Raises TypeError if an argument has a wrong
+    type; CheckpointError if a model is missing or damaged, or the models do not fit together; ConfigError if a setting
+    is wrong; MtkitError if `precision` is unknown.
 
     `mtkit.load` takes the same arguments, and can also open a model for another engine.
     """
@@ -1275,8 +1278,8 @@ def check_arguments(
 def load_bundle(bundle: Bundle, overrides: Sequence[str] = (), precision: str = "fp32") -> Translator:
     """Returns a Translator for an open bundle.
 
-    `overrides` are settings such as "decoding.beam_size=4"; `precision` is "fp32" or another of PRECISIONS. Raises the
-    errors of `load`.
+    `overrides` are settings such as "decoding.beam_size=4"; `precision` is one of PRECISIONS, such as "fp32". Raises
+    CheckpointError if the bundle is damaged, ConfigError if a setting is wrong.
     """
     return _translator(*_open(bundle, overrides, precision), bundle, overrides)
 

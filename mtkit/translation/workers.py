@@ -223,7 +223,7 @@ class _Window:
 
     @property
     def is_finished(self) -> bool:
-        """Whether there is nothing more to wait for."""
+        """Whether all lines are translated, or the window has failed."""
         return self.has_failed or len(self.found) == len(self.pairs)
 
 
@@ -341,7 +341,7 @@ class _Crew:
         self._hand_out()
 
     def finish(self, window: _Window) -> None:
-        """Wait until the window is translated or has failed; meanwhile, keep giving pieces of all windows to workers.
+        """Wait until `window` is translated or has failed; meanwhile, keep giving pieces of all windows to workers.
 
         Raises MtkitError if MOST_KILLS workers were killed while translating the same piece, or if a worker cannot open
         the model.
@@ -392,10 +392,10 @@ class _Crew:
         self._done(len(piece.places))
 
     def _replace(self, worker: _Worker, was_working: bool = True) -> None:
-        """Put the piece of a worker that was killed back into the queue, for a new worker.
+        """Put the piece of a killed worker back into the queue, so that a new worker translates the piece.
 
-        `was_working=False` says that the worker was killed before it received the piece; this does not count as a kill
-        by the piece. Raises MtkitError if MOST_KILLS workers were killed while translating the piece.
+        `was_working=False` says that the worker was killed before it received the piece; this kill is not counted
+        against the piece. Raises MtkitError if MOST_KILLS workers were killed while translating the piece.
         """
         self._workers.remove(worker)
         how = self._bury(worker)
