@@ -592,7 +592,7 @@ def source_attention(
     Row t holds the weights of the decoding step that predicted target token t. With `shift=1`, row t holds the weights
     of the next step, which reads token t. `choose` is given the weights (R, H, T, S) of all layers, and returns weights
     (R, T, S). The end marks of both sides are left out. A batch has at most `batch_tokens` source tokens and as many
-    target tokens, including padding. Raises MtkitError if the model has no attention.
+    target tokens, including padding, unless a single pair has more. Raises MtkitError if the model has no attention.
     """
     if isinstance(model, Ensemble):  # its decode computes logits of the whole batch, not in chunks
         batch_tokens = min(batch_tokens, chunk_tokens(model))

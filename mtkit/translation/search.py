@@ -805,7 +805,7 @@ class Stopping(Protocol):
 def exact(progress: SearchProgress, beam_size: int) -> Tensor:
     """Stopping rule: a sentence is done when no unfinished hypothesis can become one of its best.
 
-    As many best hypotheses count as `beam_search` is asked for with `num_best`.
+    The best hypotheses are the first ones that `beam_search` returns, as many as its argument `num_best`.
     """
     return progress.worst_kept >= progress.best_possible
 

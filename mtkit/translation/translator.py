@@ -1144,7 +1144,7 @@ def load(
     `ensemble` holds the paths of more models, whose probabilities are averaged with those of the model at `path`.
     `language_model` is the path of a language model for shallow fusion. Raises TypeError if an argument has a wrong
     type; CheckpointError if a model is missing or damaged, or the models do not fit together; ConfigError if a setting
-    is wrong; MtkitError if `precision` is unknown.
+    is wrong; MtkitError if `precision` is unknown or the device is not available.
 
     `mtkit.load` takes the same arguments, and can also open a model for another engine.
     """
@@ -1279,7 +1279,8 @@ def load_bundle(bundle: Bundle, overrides: Sequence[str] = (), precision: str = 
     """Returns a Translator for an open bundle.
 
     `overrides` are settings such as "decoding.beam_size=4"; `precision` is one of PRECISIONS, such as "fp32". Raises
-    CheckpointError if the bundle is damaged, ConfigError if a setting is wrong.
+    CheckpointError if the bundle is damaged, ConfigError if a setting is wrong, MtkitError if the device is not
+    available.
     """
     return _translator(*_open(bundle, overrides, precision), bundle, overrides)
 
