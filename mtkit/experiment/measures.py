@@ -360,9 +360,9 @@ def _likelihood_rows(subject: Subject, turned: int) -> list[list[float]]:
 
 
 def _token_statistics(log_probs: torch.Tensor, labels: torch.Tensor) -> Statistics:
-    """Returns the row (K,) of `_likelihood_rows` for one sentence, from log-probabilities (T, V) and labels (T,).
+    """Returns the statistics of one sentence, (K,), from log-probabilities (T, V) and labels (T,).
 
-    The column with the number of characters is 0.
+    They are those that `_likelihood_rows` has for each sentence, but the number of characters is left at 0.
     """
     best, likeliest = log_probs.max(1)
     confidence, right = best.exp().double().cpu(), (likeliest == labels).double().cpu()

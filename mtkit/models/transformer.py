@@ -862,9 +862,10 @@ class MaskedModel(TranslationModel):
         return replace(batch, target=target, labels=batch.labels.masked_fill(~masked, NO_LABEL))
 
     def _drawn(self, is_token: Tensor) -> Tensor:
-        """Returns a random bool tensor (R, T) that is True at the tokens to mask.
+        """Draws which tokens to mask; returns a bool tensor (R, T) that is True at these tokens.
 
-        `is_token`, (R, T), is True at tokens that may be masked. The result may also be True elsewhere.
+        `is_token`, (R, T), is True at the tokens that may be masked. In rows without such tokens, the result is True at
+        a place that must be ignored.
         """
         device = is_token.device
         generator = None if self.training else torch.Generator(device).manual_seed(0)

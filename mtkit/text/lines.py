@@ -981,8 +981,8 @@ class InputStreams:
     def answer_now(self) -> bool:
         """Whether the lines taken so far should be answered before another line is taken.
 
-        Waits briefly for more lines before it returns `True`, unless each line is answered before the next line is
-        read.
+        This is so if no further line comes for a moment; it waits to find out. If the streams were opened with
+        `line_buffered`, the result is `True` at once.
         """
         return self._line_buffered or any(stream.pauses() for stream in self._streams)
 

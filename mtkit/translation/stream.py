@@ -357,7 +357,7 @@ class PairsFile:
 
 @dataclass(frozen=True)
 class TargetFile:
-    """A file of lines for a language model, which reads no source."""
+    """A file whose lines a language model scores; it takes the place of a pair of files, since there is no source."""
 
     path: Path
 

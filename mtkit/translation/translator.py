@@ -828,10 +828,10 @@ class Translator:
         return [-1] * num_tags + [unit + first_unit for unit in units[num_tags:]]
 
     def _num_units(self, text: str, tokens: Sequence[int], continues: bool = False) -> int:
-        """Returns the number of units from the beginning of a part to the beginning of the next part.
+        """Returns the number of units in a part of a line, which has this `text` and these `tokens`.
 
-        Units are the words of `text` or, if pieces are aligned, `tokens`. With `continues`, the next part begins within
-        the last word of this part, so this word is not counted.
+        The units are tokens if pieces are aligned, otherwise words. With `continues`, the next part goes on with the
+        last word of this part, so this word is not counted.
         """
         if self._aligner is None or self._aligner.settings.units == "pieces":
             return len(tokens)
