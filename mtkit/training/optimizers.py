@@ -227,7 +227,7 @@ class Muon(Adam):
                 pair = (weight.T, change.T) if is_tall else (weight, change)
                 by_shape[pair[0].shape].append(pair)
         for shape, pairs in by_shape.items():
-            orthogonal = orthogonalized(torch.stack([change for _, change in pairs]))
+            orthogonal = orthogonalized([change for _, change in pairs])
             size = RMS * max(shape) ** 0.5
             torch._foreach_add_([weight for weight, _ in pairs], list(orthogonal.unbind()), alpha=-group["lr"] * size)
 
@@ -251,25 +251,35 @@ def hidden_matrices(model: nn.Module) -> dict[nn.Parameter, int]:
     return found
 
 
-def orthogonalized(matrices: Tensor) -> Tensor:
-    """Returns matrices with the singular vectors of `matrices`, (M, A, B), and singular values near 1.
+def orthogonalized(matrices: list[Tensor]) -> Tensor:
+    """Returns matrices (M, A, B) with the singular vectors of `matrices`, M tensors (A, B), and singular values near 1.
 
     A must be at most B. The Newton-Schulz iteration, with the polynomials in `POLYNOMIALS`, runs on all matrices at
     once, in the precision of autocast if autocast is enabled, else in fp32. The new singular values lie between 0.76
     and 1.20, with one exception: singular values that were less than 0.003 times the norm of their matrix may stay
     below 0.76.
     """
-    device = matrices.device.type
+    device = matrices[0].device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
-    x = (matrices / (torch.linalg.matrix_norm(matrices, keepdim=True) + EPSILON)).to(dtype)
     with torch.autocast(device, enabled=False):
+        x = _normalized(matrices, dtype)
         if x.shape[2] >= 2 * x.shape[1] and dtype == torch.float32:
-            return _by_gram_matrices(x).to(matrices.dtype)
+            return _by_gram_matrices(x).to(matrices[0].dtype)
         for a, b, c in POLYNOMIALS:
             gram = x @ x.mT
             x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    orthogonal: Tensor = x.to(matrices.dtype)
-    return orthogonal
+    return x.to(matrices[0].dtype)
+
+
+def _normalized(matrices: list[Tensor], dtype: torch.dtype) -> Tensor:
+    """Returns `matrices`, each divided by its Frobenius norm, as one tensor (M, A, B) of `dtype`."""
+    norms = torch.stack(torch._foreach_norm(matrices))[:, None, None] + EPSILON
+    if matrices[0].device.type != "cpu":
+        return (torch.stack(matrices) / norms).to(dtype)  # few launches
+    x = torch.empty(len(matrices), *matrices[0].shape, dtype=dtype)
+    for each, matrix, norm in zip(x, matrices, norms, strict=True):
+        torch.div(matrix, norm, out=each)  # little memory is passed through
+    return x
 
 
 def _by_gram_matrices(x: Tensor) -> Tensor:

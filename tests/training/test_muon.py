@@ -33,7 +33,7 @@ def by_singular_values(matrix: Tensor) -> Tensor:
 def test_the_iteration_keeps_singular_vectors_and_moves_all_singular_values_near_one(shape: tuple[int, int]) -> None:
     torch.manual_seed(1)
     matrices = torch.randn(5, *shape)
-    found = orthogonalized(matrices)
+    found = orthogonalized([*matrices])
     for matrix, orthogonal in zip(matrices, found, strict=True):
         torch.testing.assert_close(orthogonal.double(), by_singular_values(matrix), rtol=0, atol=2e-4)
     large = torch.linalg.svdvals(found[torch.linalg.svdvals(matrices).amin(1) > 0.05])
@@ -46,7 +46,7 @@ def test_small_singular_values_keep_their_vectors(shape: tuple[int, int]) -> Non
     torch.manual_seed(1)
     u, _, v = torch.linalg.svd(torch.randn(shape, dtype=torch.float64), full_matrices=False)
     matrix = u @ torch.logspace(0, -6, 16, dtype=torch.float64).diag() @ v
-    found = orthogonalized(matrix.float()[None])[0]
+    found = orthogonalized([matrix.float()])[0]
     torch.testing.assert_close(found.double(), by_singular_values(matrix), rtol=0, atol=1e-3)
 
 
@@ -61,12 +61,12 @@ def test_a_matrix_of_rank_one_stays_bounded_in_bf16() -> None:
     torch.manual_seed(1)
     matrices = torch.randn(50, 32, 1) @ torch.randn(50, 1, 48)  # the largest singular value is the norm
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = orthogonalized(matrices)
+        found = orthogonalized([*matrices])
     assert 0.7 < torch.linalg.svdvals(found)[:, 0].min() <= torch.linalg.svdvals(found)[:, 0].max() < 1.3
 
 
 def test_a_matrix_of_zeros_has_an_update_of_zeros() -> None:
-    assert torch.equal(orthogonalized(torch.zeros(2, 3, 4)), torch.zeros(2, 3, 4))
+    assert torch.equal(orthogonalized([*torch.zeros(2, 3, 4)]), torch.zeros(2, 3, 4))
 
 
 @pytest.mark.parametrize("shape", [(6, 4), (4, 6)])
