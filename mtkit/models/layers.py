@@ -308,6 +308,78 @@ def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
     return x * factor.mul_(LEVELS / (LEVELS - dropped))
 
 
+# Linear layers. In bf16 on a CPU, matrix products are computed by oneDNN, which makes machine code for each shape: some
+# 3 ms each on an Intel Xeon with AMX. Nearly every batch has another number of tokens, so a seventh of the time of
+# training would go into making code. Hence rows of zeros are added in training, until the number of rows is a multiple
+# of BLOCK_ROWS. Few shapes are left then, and oneDNN keeps their code.
+
+BLOCK_ROWS = 64
+
+
+class Linear(nn.Linear):
+    """A linear layer whose matrix products, when it is trained in bf16 on a CPU, have few different shapes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps `x`, (…, I), to (…, O)."""
+        is_padded = (
+            x.device.type == "cpu"
+            and torch.is_grad_enabled()
+            and compute_dtype(x) == torch.bfloat16
+            and x.numel() > BLOCK_ROWS * x.shape[-1]
+            and not torch.compiler.is_compiling()
+        )
+        if not is_padded:
+            return super().forward(x)
+        y: Tensor = _PaddedLinear.apply(x, self.weight, self.bias)  # type: ignore[no-untyped-call]
+        return y
+
+
+class _PaddedLinear(torch.autograd.Function):
+    """A linear layer in bf16 that pads its rows by `padded_rows`. Second derivatives are not supported.
+
+    Input, weights and bias may be in fp32; their gradients then are, too.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        rows, matrix = padded_rows(x.flatten(0, -2)), weight.to(torch.bfloat16)
+        ctx.save_for_backward(rows, matrix)
+        ctx.dtypes = x.dtype, weight.dtype, None if bias is None else bias.dtype
+        # Not by `mm`, which autocast would look at first.
+        y = rows.new_empty(len(rows), len(weight))
+        if bias is None:
+            torch.mm(rows, matrix.t(), out=y)
+        else:
+            torch.addmm(bias.to(torch.bfloat16), rows, matrix.t(), out=y)
+        return y[: x.numel() // x.shape[-1]].view(*x.shape[:-1], len(weight))
+
+    @staticmethod
+    def backward(ctx: Any, by_y: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        rows, matrix = ctx.saved_tensors
+        x_dtype, weight_dtype, bias_dtype = ctx.dtypes
+        flat = by_y.flatten(0, -2)
+        by_rows = padded_rows(flat)
+        by_x = by_weight = by_bias = None
+        if ctx.needs_input_grad[0]:
+            by_x = torch.mm(by_rows, matrix)[: len(flat)].view(*by_y.shape[:-1], -1).to(x_dtype)
+        if ctx.needs_input_grad[1]:
+            by_weight = torch.mm(by_rows.t(), rows).to(weight_dtype)
+        if ctx.needs_input_grad[2]:
+            by_bias = by_rows.sum(0, dtype=bias_dtype)
+        return by_x, by_weight, by_bias
+
+
+def padded_rows(rows: Tensor) -> Tensor:
+    """Returns `rows`, (N, D), in bf16, with rows of zeros appended until their number is a multiple of BLOCK_ROWS."""
+    num_rows = len(rows)
+    if num_rows % BLOCK_ROWS == 0:
+        return rows.to(torch.bfloat16)
+    padded = rows.new_empty(num_rows + -num_rows % BLOCK_ROWS, rows.shape[1], dtype=torch.bfloat16)
+    padded[:num_rows] = rows
+    padded[num_rows:] = 0
+    return padded
+
+
 # Multi-head attention (Vaswani et al. 2017, section 3.2), with PyTorch's fused kernels or, if faster, plain products.
 
 NORM_EPS = 1e-5  # of all norms, as in Marian, M2M100 and CTranslate2
@@ -515,8 +587,8 @@ class SelfAttention(nn.Module):
         self.dropout = dropout
         self.factor = 1.0 if scaled else (d_model // num_heads) ** 0.5  # undoes the scaling of the scores
         self.is_normalized = normalized
-        self.query_key_value = nn.Linear(d_model, 3 * d_model, bias)
-        self.output = nn.Linear(d_model, d_model, bias)
+        self.query_key_value = Linear(d_model, 3 * d_model, bias)
+        self.output = Linear(d_model, d_model, bias)
         self.query_norm, self.key_norm = head_norms(d_model, num_heads, normalized)
 
     def forward(
@@ -583,9 +655,9 @@ class CrossAttention(nn.Module):
         self.num_heads = num_heads
         self.dropout = dropout
         self.factor = 1.0 if scaled else (d_model // num_heads) ** 0.5  # undoes the scaling of the scores
-        self.query = nn.Linear(d_model, d_model, bias)
-        self.key_value = nn.Linear(d_model, 2 * d_model, bias)
-        self.output = nn.Linear(d_model, d_model, bias)
+        self.query = Linear(d_model, d_model, bias)
+        self.key_value = Linear(d_model, 2 * d_model, bias)
+        self.output = Linear(d_model, d_model, bias)
         self.query_norm, self.key_norm = head_norms(d_model, num_heads, normalized)
 
     def project(self, memory: Tensor) -> tuple[Tensor, Tensor]:
@@ -639,8 +711,8 @@ class FeedForward(nn.Module):
         super().__init__()
         self.is_gated = config.activation in GATES
         self.BLOCKS = {"inner": 2 if self.is_gated else 1}
-        self.inner = nn.Linear(config.d_model, 2 * d_ff if self.is_gated else d_ff)
-        self.output = nn.Linear(d_ff, config.d_model)
+        self.inner = Linear(config.d_model, 2 * d_ff if self.is_gated else d_ff)
+        self.output = Linear(d_ff, config.d_model)
         self.activation = (GATES if self.is_gated else ACTIVATIONS)[config.activation]
         self.dropout = config.activation_dropout
 

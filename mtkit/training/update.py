@@ -43,7 +43,7 @@ from mtkit.data.batches import (
 from mtkit.errors import MtkitError, is_out_of_memory, say, working
 from mtkit.files import Stop
 from mtkit.models.interface import SLICE_ELEMENTS, Output, TranslationModel
-from mtkit.models.layers import compute_dtype, draw_from, random_generator
+from mtkit.models.layers import BLOCK_ROWS, compute_dtype, draw_from, padded_rows, random_generator
 from mtkit.models.registry import mixed_precision, return_freed_memory
 from mtkit.models.transformer import MaskedModel, call_layer, recompute_layers, stacks_of
 from mtkit.training.distributed import ALONE, GradientSum, Ranks
@@ -149,6 +149,12 @@ class _CrossEntropy(torch.autograd.Function):
         num_passes, num_tokens, _ = features.shape
         dtype = features.dtype
         exact = torch.promote_types(dtype, torch.float32)
+        # One pass on a CPU: PyTorch's softmax overwrites the logits with probabilities, which is all that the gradient
+        # needs, and the log-probability of a label is the logarithm of its probability. In bf16, that is exact to 0.002
+        # nats; it does not enter the gradient.
+        in_place = wants_gradient and num_passes == 1 and features.device.type == "cpu" and dtype != torch.float16
+        if in_place and dtype == torch.bfloat16 and num_tokens > BLOCK_ROWS:
+            features = padded_rows(features[0])[None]
         table, added = weight.to(dtype), None if bias is None else bias.to(dtype)
         mean_row = weight.to(exact).mean(0)  # (D,)
         by_features = torch.empty_like(features, dtype=exact) if wants_gradient else None
@@ -158,14 +164,10 @@ class _CrossEntropy(torch.autograd.Function):
         divergence = features.new_zeros(2, dtype=exact)  # KL(p || q) and KL(q || p)
 
         chunk = chunk_tokens(features.device.type, num_passes, len(weight))
-        # One pass on a CPU: PyTorch's softmax overwrites the logits with probabilities, which is all that the gradient
-        # needs, and the log-probability of a label is the logarithm of its probability. In bf16, that is exact to 0.002
-        # nats; it does not enter the gradient.
-        in_place = wants_gradient and num_passes == 1 and features.device.type == "cpu" and dtype != torch.float16
         part = chunk if in_place else slice_tokens(features.device.type, num_passes, len(weight))
         # Memory that is used again is faster than new memory, which a CPU has to map page by page.
         elements_per_token = num_passes * len(weight)
-        all_logits = features.new_empty(min(chunk, num_tokens) * elements_per_token)
+        all_logits = features.new_empty(min(chunk, features.shape[1]) * elements_per_token)
         memory = features.new_empty(0 if in_place else min(part, num_tokens) * elements_per_token, dtype=exact)
         for start in range(0, num_tokens, chunk):
             h = features[:, start : start + chunk].flatten(0, 1)  # (P x C, D)
@@ -175,12 +177,14 @@ class _CrossEntropy(torch.autograd.Function):
             else:
                 torch.addmm(added, h, table.T, out=logits)
             chunk_labels = labels[start : start + chunk]
-            slices = torch.split(logits.view(num_passes, -1, len(weight)), part, dim=1)
+            of_labels = logits.view(num_passes, -1, len(weight))[:, : len(chunk_labels)]
+            slices = torch.split(of_labels, part, dim=1)
             for z, slice_labels in zip(slices, torch.split(chunk_labels, part), strict=True):  # (P, C', V) and (C',)
                 y = slice_labels[:, None].expand(num_passes, -1, 1)  # (P, C', 1)
                 if in_place:
                     y_logits = z.gather(2, y).to(exact)
-                    y_log_probs = torch.softmax(z, -1, out=z).gather(2, y).to(exact).log_()
+                    y_probs = torch.softmax(z, -1, out=z).gather(2, y)
+                    y_log_probs = y_probs.to(exact).log()
                     improbable = y_log_probs.flatten() < LEAST_LOG_PROB
                     is_any = np.zeros((), dtype=bool)
                     torch.any(improbable, out=torch.from_numpy(is_any))  # nothing is read from a device
@@ -189,7 +193,8 @@ class _CrossEntropy(torch.autograd.Function):
                         y_log_probs[0, improbable] = rare.gather(1, slice_labels[improbable, None])
                     log_likelihood += y_log_probs.sum((1, 2))
                     sum_lse += (y_logits - y_log_probs).sum((1, 2))
-                    z.scatter_add_(2, y, z.new_full(y.shape, smoothing - 1))
+                    # Not by `scatter_`, which copies all of a bf16 tensor to fp32 and back on a CPU.
+                    z[0].index_put_((torch.arange(len(y_probs[0])), slice_labels), y_probs.flatten() + (smoothing - 1))
                     if by_bias is not None:
                         by_bias += z.sum((0, 1), dtype=exact)
                     continue
@@ -224,7 +229,7 @@ class _CrossEntropy(torch.autograd.Function):
             by_weight -= smoothing / len(weight) * _sum(shares, sums_h)
             if bias is not None and by_bias is not None:
                 by_bias = (by_bias - smoothing / len(weight) * sum(shares.cross_entropy) * num_tokens).to(bias.dtype)
-            ctx.save_for_backward(by_features.to(dtype), by_weight.to(weight.dtype), by_bias)
+            ctx.save_for_backward(by_features[:, :num_tokens].to(dtype), by_weight.to(weight.dtype), by_bias)
         cross_entropy = _sum(shares, (smoothing - 1) * log_likelihood - smoothing * mean_log_probs)
         negative_log_likelihood = -_sum(shares, log_likelihood)
         consistency = shares.divergence[0] * divergence[0] + shares.divergence[1] * divergence[1]
@@ -307,7 +312,8 @@ def chunk_tokens(device: str, num_passes: int, vocab_size: int) -> int:
     Each token has `num_passes` x `vocab_size` logits.
     """
     if device == "cpu":
-        return max(1, CHUNK_ELEMENTS // (num_passes * vocab_size))
+        fitting = CHUNK_ELEMENTS // (num_passes * vocab_size)
+        return max(1, fitting - fitting % BLOCK_ROWS if fitting > BLOCK_ROWS else fitting)
     return max(1, min(DEVICE_CHUNK_TOKENS, DEVICE_CHUNK_ELEMENTS // vocab_size) // num_passes)
 
 
@@ -750,7 +756,8 @@ def add_gradients(parameter: nn.Parameter, gradients: list[Tensor]) -> None:
     The tensors in `gradients` are not changed, since autograd may return the same tensor for another parameter too.
     """
     if parameter.grad is None and gradients:
-        parameter.grad = gradients.pop(0).clone()
+        first = gradients.pop(0)
+        parameter.grad = first + gradients.pop(0) if gradients else first.clone()
     for gradient in gradients:
         assert parameter.grad is not None
         parameter.grad += gradient

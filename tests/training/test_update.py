@@ -2,6 +2,7 @@
 
 import gc
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -142,6 +143,8 @@ def gradient_of(config: Config, num_threads: int) -> tuple[list[Tensor], list[fl
 
     def noting(*given: Any) -> Any:
         names.add(threading.current_thread().name)
+        if threading.current_thread() is not threading.main_thread():
+            time.sleep(0.05)  # so that no thread is done with one part before another thread has begun the next
         return objective(*given)
 
     trainer.model.train()
