@@ -308,10 +308,10 @@ def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
     return x * factor.mul_(LEVELS / (LEVELS - dropped))
 
 
-# Linear layers. In bf16 on a CPU, matrix products are computed by oneDNN, which makes machine code for each shape: some
-# 3 ms each on an Intel Xeon with AMX. Nearly every batch has another number of tokens, so a seventh of the time of
-# training would go into making code. Hence rows of zeros are added in training, until the number of rows is a multiple
-# of BLOCK_ROWS. Few shapes are left then, and oneDNN keeps their code.
+# Linear layers. In bf16 on a CPU, matrix products are computed by oneDNN, which generates machine code for each new
+# shape. This takes some 3 ms on an Intel Xeon with AMX. Nearly every batch has a different number of tokens, so without
+# padding, a seventh of the time of training goes into generating code. Therefore, in training, rows of zeros are
+# appended until the number of rows is a multiple of BLOCK_ROWS. Then there are few shapes, and oneDNN keeps their code.
 
 BLOCK_ROWS = 64
 
@@ -335,9 +335,10 @@ class Linear(nn.Linear):
 
 
 class _PaddedLinear(torch.autograd.Function):
-    """A linear layer in bf16 that pads its rows by `padded_rows`. Second derivatives are not supported.
+    """A linear layer that computes in bf16, with the rows of its input padded by `padded_rows`.
 
-    Input, weights and bias may be in fp32; their gradients then are, too.
+    Input, weights and bias may be in fp32; each gradient has the dtype of what it belongs to. Second derivatives are
+    not supported.
     """
 
     @staticmethod
@@ -345,12 +346,7 @@ class _PaddedLinear(torch.autograd.Function):
         rows, matrix = padded_rows(x.flatten(0, -2)), weight.to(torch.bfloat16)
         ctx.save_for_backward(rows, matrix)
         ctx.dtypes = x.dtype, weight.dtype, None if bias is None else bias.dtype
-        # Not by `mm`, which autocast would look at first.
-        y = rows.new_empty(len(rows), len(weight))
-        if bias is None:
-            torch.mm(rows, matrix.t(), out=y)
-        else:
-            torch.addmm(bias.to(torch.bfloat16), rows, matrix.t(), out=y)
+        y = F.linear(rows, matrix, None if bias is None else bias.to(torch.bfloat16))
         return y[: x.numel() // x.shape[-1]].view(*x.shape[:-1], len(weight))
 
     @staticmethod

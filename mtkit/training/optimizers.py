@@ -275,10 +275,10 @@ def _normalized(matrices: list[Tensor], dtype: torch.dtype) -> Tensor:
     """Returns `matrices`, each divided by its Frobenius norm, as one tensor (M, A, B) of `dtype`."""
     norms = torch.stack(torch._foreach_norm(matrices))[:, None, None] + EPSILON
     if matrices[0].device.type != "cpu":
-        return (torch.stack(matrices) / norms).to(dtype)  # few launches
+        return (torch.stack(matrices) / norms).to(dtype)  # few operators
     x = torch.empty(len(matrices), *matrices[0].shape, dtype=dtype)
     for each, matrix, norm in zip(x, matrices, norms, strict=True):
-        torch.div(matrix, norm, out=each)  # little memory is passed through
+        torch.div(matrix, norm, out=each)  # without fp32 copies of all matrices
     return x
 
 

@@ -154,7 +154,7 @@ class _CrossEntropy(torch.autograd.Function):
         # nats; it does not enter the gradient.
         in_place = wants_gradient and num_passes == 1 and features.device.type == "cpu" and dtype != torch.float16
         if in_place and dtype == torch.bfloat16 and num_tokens > BLOCK_ROWS:
-            features = padded_rows(features[0])[None]
+            features = padded_rows(features[0])[None]  # so that products have few different shapes, as in `Linear`
         table, added = weight.to(dtype), None if bias is None else bias.to(dtype)
         mean_row = weight.to(exact).mean(0)  # (D,)
         by_features = torch.empty_like(features, dtype=exact) if wants_gradient else None
@@ -309,11 +309,12 @@ def slice_tokens(device: str, num_passes: int, vocab_size: int) -> int:
 def chunk_tokens(device: str, num_passes: int, vocab_size: int) -> int:
     """Returns the number of tokens whose logits are in memory at a time.
 
-    Each token has `num_passes` x `vocab_size` logits.
+    Each token has `num_passes` x `vocab_size` logits. On a CPU, the result is a multiple of BLOCK_ROWS, unless even
+    BLOCK_ROWS tokens have too many logits.
     """
     if device == "cpu":
-        fitting = CHUNK_ELEMENTS // (num_passes * vocab_size)
-        return max(1, fitting - fitting % BLOCK_ROWS if fitting > BLOCK_ROWS else fitting)
+        most = CHUNK_ELEMENTS // (num_passes * vocab_size)
+        return max(1, most - most % BLOCK_ROWS if most > BLOCK_ROWS else most)
     return max(1, min(DEVICE_CHUNK_TOKENS, DEVICE_CHUNK_ELEMENTS // vocab_size) // num_passes)
 
 

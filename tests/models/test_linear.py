@@ -25,10 +25,10 @@ class Products(TorchDispatchMode):
         return operator(*arguments, **(options or {}))
 
 
-def passes(layer: nn.Linear, x: Tensor, by_y: Tensor, dtype: torch.dtype = torch.bfloat16) -> list[Tensor]:
+def passes(layer: nn.Linear, x: Tensor, by_y: Tensor) -> list[Tensor]:
     """Returns the output, and the gradients by the input and by the weights."""
     x = x.detach().requires_grad_()
-    with torch.autocast("cpu", dtype, enabled=x.dtype == torch.float32):
+    with torch.autocast("cpu", torch.bfloat16, enabled=x.dtype == torch.float32):
         y = layer(x)
     return [y, *torch.autograd.grad(y, [x, *layer.parameters()], by_y.to(y.dtype))]
 
