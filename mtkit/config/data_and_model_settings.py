@@ -603,6 +603,8 @@ StartToken = Annotated[
 Stack = Literal["encoder", "decoder"]
 Positions = Literal["sinusoidal", "learned", "rotary", "alibi", "scalar", "binary", "none"]
 
+QueryKeyNorm = Literal[False, True, "layer"]
+
 STACKS: tuple[Stack, ...] = ("encoder", "decoder")
 
 # What can be taken out of a Transformer, to study what it is for.
@@ -640,8 +642,10 @@ class TransformerConfig(CarriedSection):
         "relu", description="Nonlinearity of the feed-forward layers; those in glu are gated."
     )
     attention_bias: bool = Field(True, description="Whether the four projections of attention have biases.")
-    query_key_norm: bool = Field(
-        False, description="Normalise the queries and keys of each attention head by RMSNorm (Henry et al. 2020)."
+    query_key_norm: QueryKeyNorm = Field(
+        False,
+        description="Normalise the queries and keys of each attention head (Henry et al. 2020): by RMSNorm (true), or "
+        "by LayerNorm without biases (layer; Dehghani et al. 2023), which takes less time on a CPU.",
     )
     positions: Positions = Field(
         "sinusoidal",

@@ -429,7 +429,7 @@ def wanted(schema: Schema) -> str:
     if "const" in schema:
         return f"only {schema['const']}"
     if "enum" in schema:
-        return f"one of {', '.join(schema['enum'])}"
+        return f"one of {', '.join(str(x).lower() if isinstance(x, bool) else x for x in schema['enum'])}"
     limits = [f"{words} {schema[limit]:.10g}" for limit, words in LIMITS.items() if limit in schema]
     return ", ".join([_kind(schema), *limits])
 

@@ -102,7 +102,8 @@ def require_known_parts(config: TransformerConfig) -> None:
     queries and keys in self-attention, but not in the attention to the source.
     """
     if config.query_key_norm:
-        raise CheckpointError("model.query_key_norm is true; CTranslate2 and the others want false")
+        found = str(config.query_key_norm).lower()
+        raise CheckpointError(f"model.query_key_norm is {found}; CTranslate2 and the others want false")
     if config.ablate:
         raise CheckpointError(
             f"model.ablate is {', '.join(config.ablate)}; CTranslate2 and the others want models with all their parts"

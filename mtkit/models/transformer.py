@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from mtkit.config.data_and_model_settings import SEES_LATER, MaskedConfig, Stack, TransformerConfig
+from mtkit.config.data_and_model_settings import SEES_LATER, MaskedConfig, QueryKeyNorm, Stack, TransformerConfig
 from mtkit.data.batches import NO_LABEL, Batch, Rows
 from mtkit.models.interface import (
     Embedding,
@@ -220,7 +220,7 @@ def through_layer(layer: Callable[[Tensor], Tensor], x: Tensor, recomputes: bool
     return y
 
 
-def attention_settings(config: TransformerConfig, num_heads: int) -> tuple[int, int, float, bool, bool, bool]:
+def attention_settings(config: TransformerConfig, num_heads: int) -> tuple[int, int, float, bool, QueryKeyNorm, bool]:
     """Returns the arguments, in order, to construct a SelfAttention or CrossAttention with `num_heads` heads."""
     scaled = "attention_scale" not in config.ablate
     return config.d_model, num_heads, config.attention_dropout, config.attention_bias, config.query_key_norm, scaled

@@ -114,6 +114,7 @@ def test_what_transformers_makes_says_the_same_here(activation, tmp_path):
         ({"tie_embeddings": "decoder"}, "model.tie_embeddings is decoder; M2M100 files want all"),
         ({"output_bias": True}, "model.output_bias is true; M2M100 files want false"),
         ({"query_key_norm": True}, "model.query_key_norm is true; CTranslate2 and the others want false"),
+        ({"query_key_norm": "layer"}, "model.query_key_norm is layer; CTranslate2 and the others want false"),
         ({"ablate": ("shift",)}, "model.ablate is shift; CTranslate2 and the others want models with all their parts"),
         ({"norm": "none", "norm_placement": "pre"}, "model.norm is none; CTranslate2 and the others want norms"),
         (

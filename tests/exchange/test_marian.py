@@ -473,6 +473,7 @@ def test_other_tables_of_positions_are_refused(checkpoint):
         ({"sinusoid_exponent": "tensor2tensor"}, "model.sinusoid_exponent is tensor2tensor; Marian files want paper"),
         ({"embedding_norm": True}, "model.embedding_norm is true; Marian files want false"),
         ({"query_key_norm": True}, "model.query_key_norm is true; CTranslate2 and the others want false"),
+        ({"query_key_norm": "layer"}, "model.query_key_norm is layer; CTranslate2 and the others want false"),
         ({"ablate": ("shift",)}, "model.ablate is shift; CTranslate2 and the others want models with all their parts"),
         ({"norm": "none", "norm_placement": "pre"}, "model.norm is none; CTranslate2 and the others want norms"),
         ({"positions": "alibi"}, "model.positions is alibi; CTranslate2 and the others want sinusoidal, learned"),

@@ -63,6 +63,7 @@ ROTARY = {"positions": "rotary", "norm": "rms", "activation": "swiglu", "query_k
 ARCHITECTURES: dict[str, AnyModelConfig] = {
     "transformer": TransformerConfig(**SMALL),
     "rotary": TransformerConfig(**SMALL, **ROTARY),
+    "layer norms of queries and keys": TransformerConfig(**SMALL, **{**ROTARY, "query_key_norm": "layer"}),
     "rnn": RecurrentConfig(d_model=16, attention="none", context="every_step"),
     "rnn-attention": RecurrentConfig(d_model=16, cell="gru", input_feeding=True),
     "mixed": MixedConfig(encoder=TransformerConfig(**SMALL), decoder=RecurrentConfig(d_model=16, attention="additive")),

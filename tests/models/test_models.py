@@ -59,6 +59,7 @@ TRANSFORMERS += [
         {"sinusoid_exponent": "tensor2tensor", "sinusoid_first": 2, "start_token": "end"},
         {"positions": "learned", "embedding_norm": True, "norm": "rms", "norm_placement": "post"},
         {"query_key_norm": True, "residual_init": "scaled"},
+        {"query_key_norm": "layer", "positions": "rotary", "residual_init": "scaled"},
         {"positions": "alibi", "decoder_num_heads": 2},
         {"positions": "scalar", "decoder_positions": "alibi", "tie_embeddings": "none"},
         {"encoder_positions": "learned", "decoder_positions": "binary", "norm_placement": "post"},

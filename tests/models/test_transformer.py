@@ -114,6 +114,7 @@ def logits_of(model: TranslationModel) -> Tensor:
     "choice",
     [
         {"query_key_norm": True},
+        {"query_key_norm": "layer"},
         {"residual_init": "zero"},
         {"residual_init": "scaled"},
     ],
@@ -126,17 +127,18 @@ def test_a_choice_alone_changes_what_a_new_model_says(choice):
 def test_the_gains_of_queries_and_keys_are_left_to_adam_by_muon():
     names = [
         {name for name, weight in model.named_parameters() if weight in hidden_matrices(model)}
-        for model in (made(), made(query_key_norm=True))
+        for model in (made(), made(query_key_norm=True), made(query_key_norm="layer"))
     ]
-    assert names[0] == names[1]
+    assert names[0] == names[1] == names[2]
 
 
-def test_normalised_queries_and_keys_forget_their_length_and_know_their_gains():
+@pytest.mark.parametrize("kind", [True, "layer"])
+def test_normalised_queries_and_keys_forget_their_length_and_know_their_gains(kind):
     torch.manual_seed(0)
     x, memory = torch.randn(2, 5, 16).double(), torch.randn(2, 7, 16).double()
     own, other = (
-        SelfAttention(16, 4, 0.0, normalized=True).double(),
-        CrossAttention(16, 4, 0.0, normalized=True).double(),
+        SelfAttention(16, 4, 0.0, normalized=kind).double(),
+        CrossAttention(16, 4, 0.0, normalized=kind).double(),
     )
 
     def outputs() -> tuple[Tensor, Tensor]:
@@ -159,13 +161,16 @@ def test_normalised_queries_and_keys_forget_their_length_and_know_their_gains():
             norm.weight /= 3
 
 
-def test_attention_with_normalised_queries_and_keys_is_that_of_the_paper():
+@pytest.mark.parametrize("kind", [True, "layer"])
+def test_attention_with_normalised_queries_and_keys_is_that_of_the_papers(kind):
     torch.manual_seed(0)
     x = torch.randn(2, 5, 16).double()
-    layer = SelfAttention(16, 4, 0.0, normalized=True).double()
+    layer = SelfAttention(16, 4, 0.0, normalized=kind).double()
     torch.nn.init.normal_(layer.query_norm.weight)
     torch.nn.init.normal_(layer.key_norm.weight)
     query, key, value = layer.query_key_value(x).view(2, 5, 3, 4, 4).permute(2, 0, 3, 1, 4)  # each (R, H, L, K)
+    if kind == "layer":
+        query, key = (part - part.mean(-1, keepdim=True) for part in (query, key))
     query, key = (
         part / (part.square().mean(-1, keepdim=True) + 1e-5).sqrt() * norm.weight
         for part, norm in ((query, layer.query_norm), (key, layer.key_norm))
@@ -245,8 +250,9 @@ def test_the_names_of_a_plain_models_weights_are_those_of_older_bundles():
         {"output_bias": True},
         {"embedding_norm": True},
         {"query_key_norm": True},
+        {"query_key_norm": "layer"},
     ],
-    ids=lambda choice: next(iter(choice)),
+    ids=str,
 )
 def test_a_choice_that_draws_no_weights_leaves_those_of_the_seed_as_they_are(choice):
     weights = dict(made(**choice).named_parameters())
@@ -260,6 +266,7 @@ def test_a_choice_that_draws_no_weights_leaves_those_of_the_seed_as_they_are(cho
         {"activation": "geglu", "output_bias": True, "embedding_norm": True, "positions": "learned"},
         {"activation": "reglu", "norm": "rms", "norm_placement": "post", "positions": "none"},
         {"activation": "relu", "query_key_norm": True},
+        {"activation": "silu", "query_key_norm": "layer"},
     ],
     ids=lambda choices: choices["activation"],
 )

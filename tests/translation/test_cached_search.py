@@ -61,7 +61,7 @@ def random_settings(choose: random.Random) -> dict[str, Any]:
         "d_ff": choose.choice([8, 16]),
         "positions": choose.choice(["sinusoidal", "learned", "rotary", "alibi", "none"]),
         "norm_placement": choose.choice(["pre", "post"]),
-        "query_key_norm": choose.choice([True, False]),
+        "query_key_norm": choose.choice([True, False, "layer"]),
     }
     recurrent = {
         "architecture": "rnn",
