@@ -444,6 +444,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causa
     if query.device.type == "cpu" and _is_faster_unfused(query, rate):
         attended = _attend_unfused(query, key, value, mask, causal, rate)
     else:
+        if mask is not None and mask.is_floating_point():
+            mask = mask.to(query.dtype)
         attended = F.scaled_dot_product_attention(query, key, value, mask, rate, is_causal=causal)
     joined: Tensor = attended.transpose(1, 2).flatten(2)
     return joined
@@ -579,8 +581,11 @@ class Cache:
 
 
 def _grow(old: Tensor, length: int, capacity: int) -> Tensor:
-    """Returns a tensor with room for `capacity` tokens, which starts with the first `length` tokens of `old`."""
-    new = old.new_zeros(*old.shape[:2], capacity, old.shape[3])
+    """Returns a tensor with room for `capacity` tokens, which starts with the first `length` tokens of `old`.
+
+    The memory after these tokens is not initialised.
+    """
+    new = old.new_empty(*old.shape[:2], capacity, old.shape[3])
     new[:, :, :length] = old[:, :, :length]
     return new
 
@@ -608,6 +613,7 @@ class SelfAttention(nn.Module):
         self.dropout = dropout
         self.factor = 1.0 if scaled else (d_model // num_heads) ** 0.5  # undoes the scaling of the scores
         self.is_normalized = normalized is not False
+        self.in_fp64 = False  # see `attend_in_fp64`
         self.query_key_value = Linear(d_model, 3 * d_model, bias)
         self.output = Linear(d_model, d_model, bias)
         self.query_norm, self.key_norm = head_norms(d_model, num_heads, normalized)
@@ -629,6 +635,8 @@ class SelfAttention(nn.Module):
         `attend_with_factors`.
         """
         query, key, value = self._heads(x, rotation)
+        if self.in_fp64:
+            query, key, value = query.double(), key.double(), value.double()
         if cache is not None:
             key, value = cache.append(key, value)
         query, rate = _times(query, self.factor), self.dropout if self.training else 0.0
@@ -636,7 +644,7 @@ class SelfAttention(nn.Module):
             attended = attend(query, key, value, mask, causal, rate)
         else:
             attended = attend_with_factors(query, key, value, mask, factors, rate)
-        output: Tensor = self.output(attended)
+        output: Tensor = self.output(attended.to(x.dtype) if self.in_fp64 else attended)
         return output
 
     def _heads(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -676,6 +684,7 @@ class CrossAttention(nn.Module):
         self.num_heads = num_heads
         self.dropout = dropout
         self.factor = 1.0 if scaled else (d_model // num_heads) ** 0.5  # undoes the scaling of the scores
+        self.in_fp64 = False  # see `attend_in_fp64`
         self.query = Linear(d_model, d_model, bias)
         self.key_value = Linear(d_model, 2 * d_model, bias)
         self.output = Linear(d_model, d_model, bias)
@@ -690,6 +699,8 @@ class CrossAttention(nn.Module):
         key = self.key_norm(key)
         if torch.is_grad_enabled():
             return key, value
+        if self.in_fp64:
+            key, value = key.double(), value.double()
         return key.contiguous(), value.contiguous()  # a search multiplies with them in every step
 
     def forward(
@@ -701,18 +712,37 @@ class CrossAttention(nn.Module):
         (R, H, Q, S) are appended to the list.
         """
         query = _times(self.query_norm(split_heads(self.query(x), self.num_heads)), self.factor)
+        if self.in_fp64:
+            query = query.double()
         if watched is not None:
             watched.append(attention_weights(query, key, mask, causal=False))
         attended = attend(query, key, value, mask, False, self.dropout if self.training else 0.0)
-        output: Tensor = self.output(attended)
+        output: Tensor = self.output(attended.to(x.dtype) if self.in_fp64 else attended)
         return output
+
+
+def attend_in_fp64(model: nn.Module) -> None:
+    """Makes all attention of a Transformer compute in fp64, from queries and keys to the weighted sums of values.
+
+    Outside training, and for models in fp32. The sums of an attention are over the keys of a row, whose number depends
+    on the batch: in fp32, the last bits of a sum depend on how many keys there are, even if the weights of some are
+    zero. Where sums are rounded to fp32 only after they are complete, they do not depend on it, except very rarely.
+    """
+    for module in model.modules():
+        if isinstance(module, SelfAttention | CrossAttention):
+            module.in_fp64 = True
 
 
 # Feed-forward layers.
 
 
+def relu(x: Tensor) -> Tensor:
+    """Returns max(x, 0); if no gradient is computed, the result overwrites `x`, which saves new memory."""
+    return F.relu(x, inplace=not torch.is_grad_enabled())
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
+    "relu": relu,
     "gelu": F.gelu,
     "silu": F.silu,
 }
