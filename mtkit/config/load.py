@@ -502,6 +502,8 @@ REASONS = {
     "training.batch_tokens": "On a CPU with little data, 1024 reaches the same score earlier; GPUs want 4096 and more. "
     "auto finds what fits.",
     "training.label_smoothing": "0.1 is the paper's; it costs perplexity and gains BLEU.",
+    "training.ema_decay": "0.997 gained half a BLEU in 1,650 updates on Multi30k, and makes the choice of a checkpoint "
+    "safe.",
     "training.average_checkpoints": "5 is the paper's. The average is used only if it validates better.",
     "training.precision": "auto takes bf16 only where it is faster than fp32.",
     "tokenizer.vocab_size": "8000 suits some 100,000 pairs. Fewer pairs want fewer pieces, millions of pairs 32000.",
@@ -513,7 +515,8 @@ REASONS = {
     "model.positions": "Sinusoids are the paper's. Rotary positions gained 2 BLEU in nine minutes on Multi30k.",
     "model.norm_placement": "Norms before each sublayer train stably without long warm-up.",
     "model.residual_init": "Zero makes the first hundred updates better, and no difference in the end.",
-    "model.query_key_norm": "Gains a little in small batches; CTranslate2 has no such models.",
+    "model.query_key_norm": "Gains a little in small batches; layer costs less time than true. CTranslate2 has no such "
+    "models.",
     "decoding.beam_size": "5 gains 1 to 2 BLEU over greedy search; larger beams rarely gain more.",
     "decoding.method": "With architecture cmlm, the default is mask_predict, the only search for its models.",
     "decoding.length_penalty": "1 divides scores by length, so that short translations get no advantage.",
