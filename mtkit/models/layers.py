@@ -724,9 +724,10 @@ class CrossAttention(nn.Module):
 def attend_in_fp64(model: nn.Module) -> None:
     """Makes all attention of a Transformer compute in fp64, from queries and keys to the weighted sums of values.
 
-    Outside training, and for models in fp32. The sums of an attention are over the keys of a row, whose number depends
-    on the batch: in fp32, the last bits of a sum depend on how many keys there are, even if the weights of some are
-    zero. Where sums are rounded to fp32 only after they are complete, they do not depend on it, except very rarely.
+    The model must be in fp32, and must not be trained afterwards. Attention sums over the keys of a row, whose number
+    depends on the other rows of the batch. In fp32, the last bits of such a sum depend on how many keys there are, even
+    if all additional keys have weight 0. If the sums are computed in fp64 and then rounded to fp32, they are the same
+    in any batch, except very rarely.
     """
     for module in model.modules():
         if isinstance(module, SelfAttention | CrossAttention):
