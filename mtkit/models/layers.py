@@ -399,7 +399,7 @@ class HeadLayerNorm(nn.LayerNorm):
     """LayerNorm of queries or keys over the width of a head, with gains but without biases (Dehghani et al. 2023).
 
     The learned gains are shared by all heads. Attention scores are still scaled by 1 / sqrt(K). On a CPU, PyTorch
-    computes a LayerNorm by a single operator, an RMSNorm by six: in training, `HeadNorm` takes more than twice as long.
+    computes a LayerNorm by one operator, an RMSNorm by several: in training, `HeadNorm` takes more than twice as long.
     """
 
     def __init__(self, head_width: int) -> None:
@@ -605,18 +605,18 @@ class SelfAttention(nn.Module):
         num_heads: int,
         dropout: float,
         bias: bool = True,
-        normalized: QueryKeyNorm = False,
+        query_key_norm: QueryKeyNorm = False,
         scaled: bool = True,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.dropout = dropout
         self.factor = 1.0 if scaled else (d_model // num_heads) ** 0.5  # undoes the scaling of the scores
-        self.is_normalized = normalized is not False
+        self.is_normalized = query_key_norm is not False
         self.in_fp64 = False  # see `attend_in_fp64`
         self.query_key_value = Linear(d_model, 3 * d_model, bias)
         self.output = Linear(d_model, d_model, bias)
-        self.query_norm, self.key_norm = head_norms(d_model, num_heads, normalized)
+        self.query_norm, self.key_norm = head_norms(d_model, num_heads, query_key_norm)
 
     def forward(
         self,
@@ -677,7 +677,7 @@ class CrossAttention(nn.Module):
         num_heads: int,
         dropout: float,
         bias: bool = True,
-        normalized: QueryKeyNorm = False,
+        query_key_norm: QueryKeyNorm = False,
         scaled: bool = True,
     ) -> None:
         super().__init__()
@@ -688,7 +688,7 @@ class CrossAttention(nn.Module):
         self.query = Linear(d_model, d_model, bias)
         self.key_value = Linear(d_model, 2 * d_model, bias)
         self.output = Linear(d_model, d_model, bias)
-        self.query_norm, self.key_norm = head_norms(d_model, num_heads, normalized)
+        self.query_norm, self.key_norm = head_norms(d_model, num_heads, query_key_norm)
 
     def project(self, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the keys and the values, each (R, H, S, K), of the encoder's states `memory`, (R, S, D).

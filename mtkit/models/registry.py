@@ -673,7 +673,7 @@ class Int8Linear(nn.Module):
             y = self._multiplied(rows)
         else:
             y = rows.new_empty(len(rows), self.num_outputs)
-            parts = (torch.split(x, self.slice_rows) for x in (rows, y))
+            parts = (torch.split(each, self.slice_rows) for each in (rows, y))
             for part, products in zip(*parts, strict=True):
                 self._multiplied(part, products)
         return y.view(*x.shape[:-1], self.num_outputs)

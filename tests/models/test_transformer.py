@@ -137,8 +137,8 @@ def test_normalised_queries_and_keys_forget_their_length_and_know_their_gains(ki
     torch.manual_seed(0)
     x, memory = torch.randn(2, 5, 16).double(), torch.randn(2, 7, 16).double()
     own, other = (
-        SelfAttention(16, 4, 0.0, normalized=kind).double(),
-        CrossAttention(16, 4, 0.0, normalized=kind).double(),
+        SelfAttention(16, 4, 0.0, query_key_norm=kind).double(),
+        CrossAttention(16, 4, 0.0, query_key_norm=kind).double(),
     )
 
     def outputs() -> tuple[Tensor, Tensor]:
@@ -165,7 +165,7 @@ def test_normalised_queries_and_keys_forget_their_length_and_know_their_gains(ki
 def test_attention_with_normalised_queries_and_keys_is_that_of_the_papers(kind):
     torch.manual_seed(0)
     x = torch.randn(2, 5, 16).double()
-    layer = SelfAttention(16, 4, 0.0, normalized=kind).double()
+    layer = SelfAttention(16, 4, 0.0, query_key_norm=kind).double()
     torch.nn.init.normal_(layer.query_norm.weight)
     torch.nn.init.normal_(layer.key_norm.weight)
     query, key, value = layer.query_key_value(x).view(2, 5, 3, 4, 4).permute(2, 0, 3, 1, 4)  # each (R, H, L, K)
