@@ -57,6 +57,21 @@ def put(old: Tensor, places: Tensor, new: Tensor, dim: int | None = None) -> Ten
     return old.index_copy(0, places, new.to(old.dtype).expand(-1, *old.shape[1:]))
 
 
+def keep_rows(sentences: Tensor, *tensors: Tensor) -> list[Tensor]:
+    """Returns, for each of the different `tensors`, (R, …), only the rows listed in `sentences`, (R',) int64, in order.
+
+    If most rows of `sentences` are where they already were, as a search lists them, only the others are moved on a CPU;
+    the results are then views of the given tensors, which are overwritten. Otherwise, the results are copies.
+    """
+    count = len(sentences)
+    if sentences.device.type == "cpu" and not torch.is_grad_enabled() and tensors and count <= len(tensors[0]):
+        moved = (sentences != torch.arange(count)).nonzero()[:, 0]
+        if len(moved) <= count // 2:
+            origins = sentences[moved]
+            return [x[:count].index_copy_(0, moved, x.index_select(0, origins)) for x in tensors]
+    return [x.index_select(0, sentences) for x in tensors]
+
+
 def _padded(x: Tensor, dim: int, missing: int) -> Tensor:
     """Returns `x` with `missing` zeros appended to dimension `dim`; if `missing` is not positive, `x` itself."""
     return x if missing <= 0 else torch.cat([x, x.new_zeros(*x.shape[:dim], missing, *x.shape[dim + 1 :])], dim)

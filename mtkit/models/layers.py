@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtkit.config.data_and_model_settings import QueryKeyNorm, TransformerConfig
+from mtkit.models.interface import keep_rows
 
 # Positions.
 
@@ -568,10 +569,9 @@ class Cache:
             self.length = tokens.shape[1]
 
     def keep(self, sentences: Tensor) -> None:
-        """Keeps only the rows listed in `sentences`, (R',) int64, in the order of the list."""
+        """Keeps only the rows listed in `sentences`, (R',) int64, in the order of the list; see `keep_rows`."""
         if self.keys is not None and self.values is not None:
-            self.keys = self.keys.index_select(0, sentences)
-            self.values = self.values.index_select(0, sentences)
+            self.keys, self.values = keep_rows(sentences, self.keys, self.values)
 
     def clear(self, places: Tensor) -> None:
         """Sets all keys and values of the rows `places`, (R',) int64, to zero."""

@@ -31,6 +31,7 @@ from mtkit.models.interface import (
     NoEncoder,
     Output,
     TranslationModel,
+    keep_rows,
     put,
     tied_embeddings,
 )
@@ -429,12 +430,16 @@ class TransformerState:
         for cache in self.caches:  # in place, since there may not be enough memory for a second copy of all caches
             cache.keep(sentences)
         source = self.source
+        memory: list[tuple[Tensor, Tensor] | None] = []
+        for each in self.memory:
+            if each is None:
+                memory.append(None)
+            else:
+                key, value = keep_rows(sentences, *each)
+                memory.append((key, value))
         return replace(
             self,
-            memory=[
-                each and (each[0].index_select(0, sentences), each[1].index_select(0, sentences))
-                for each in self.memory
-            ],
+            memory=memory,
             source=Rows(source.ids[sentences], source.segments[sentences], source.positions[sentences], source.packed),
             source_mask=None if self.source_mask is None else self.source_mask[sentences],
             positions=self.positions[sentences],

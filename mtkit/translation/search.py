@@ -27,13 +27,32 @@ AnyState = TypeVar("AnyState", bound=SearchState)
 # tokens are -inf. The state passed in must not be used again.
 Step = Callable[[Tensor, AnyState], tuple[Tensor, AnyState]]
 
-# Finished sentences are removed from the batch once at most this fraction of its rows is unfinished. Removing them
-# after each step would be slower, since removing copies the caches.
-COMPACT_AT = 0.75
+# Finished sentences are removed from the batch once at most this fraction of its rows is unfinished, on a CPU and on
+# other devices. Removing them after each step would be slower, since removing copies the caches. On a CPU, only the
+# caches of those sentences are copied that take the places of others.
+COMPACT_AT, COMPACT_ON_OTHERS_AT = 0.9, 0.75
 
 # While sentences wait, they take the places of finished ones once at most this fraction of the rows is unfinished. This
 # copies no caches, but very few sentences would be slow to encode.
 REFILL_AT = 0.9
+
+
+def compact_at(device: torch.device, waits: bool) -> float:
+    """Returns the fraction of unfinished rows at which a search removes the others or, if `waits`, replaces them."""
+    if waits:
+        return REFILL_AT
+    return COMPACT_AT if device.type == "cpu" else COMPACT_ON_OTHERS_AT
+
+
+def without_gaps(unfinished: Tensor) -> Tensor:
+    """Returns the indices (R',) of the rows that are True in `unfinished`, (R,) bool on the CPU.
+
+    Rows from the end take the places of those before them that are False, so that few rows move.
+    """
+    count = int(unfinished.sum())
+    kept = torch.arange(count)
+    kept[~unfinished[:count]] = unfinished[count:].nonzero()[:, 0] + count
+    return kept
 
 
 class Waiting(Generic[AnyState]):
@@ -449,7 +468,7 @@ def _extend(
         num_unfinished = int(unfinished.sum())
         if log_probs.shape[1] < num_hypotheses and (num_unfinished or waiting):  # the first step
             state = state.branch(torch.zeros_like(ids))
-        if num_unfinished > (REFILL_AT if waiting else COMPACT_AT) * len(rows):
+        if num_unfinished > compact_at(device, bool(waiting)) * len(rows):
             continue
 
         # After the end mark of the longest hypothesis, only end marks follow.
@@ -463,7 +482,7 @@ def _extend(
             rows, ids = put(rows, places, taken), put(ids, places, start[taken, None])
             lengths, totals, done = (x.index_fill(0, places, 0) for x in (lengths, totals, done))
         if not unfinished.all():
-            kept = unfinished.nonzero()[:, 0].to(device)
+            kept = without_gaps(unfinished).to(device)
             rows, lengths, ids, totals, done = rows[kept], lengths[kept], ids[kept], totals[kept], done[kept]
             state = state.keep(kept) if len(kept) else state
 
@@ -1036,7 +1055,7 @@ def beam_search(
         num_unfinished = int(unfinished.sum())
         if num_unfinished or waiting:
             state = state.branch(alive.parents)
-        if num_unfinished > (REFILL_AT if waiting else COMPACT_AT) * len(rows):
+        if num_unfinished > compact_at(device, bool(waiting)) * len(rows):
             continue
 
         results = results.store(rows, finished)
@@ -1050,7 +1069,7 @@ def beam_search(
             totals[places[:, None], torch.arange(0, beam_size, beam_size // groups.number, device=device)] = 0.0
             finished = finished.store(places, results.keep(taken))
         if not unfinished.all():
-            kept = unfinished.nonzero()[:, 0].to(device)
+            kept = without_gaps(unfinished).to(device)
             rows, lengths, num_ended, finished = rows[kept], lengths[kept], num_ended[kept], finished.keep(kept)
             ids, totals, nodes = ids[kept], totals[kept], nodes[kept]
             state = state.keep(kept) if len(kept) else state

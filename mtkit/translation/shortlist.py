@@ -216,13 +216,17 @@ class ListedState:
     tokens: Tensor  # (R, L)
     index: Tensor  # (R, 1, L)
     outside: Tensor  # (R, 1, L) True for places without a token that may be generated; the opposite of `Lists.real`
-    group_rows: tuple[int, ...]  # the number of rows in each group; groups are consecutive rows
+    groups: Tensor | None  # (R,) the group of each row; None if there is only one group
 
     @staticmethod
     def begin(state: State, lists: Lists, device: torch.device) -> "ListedState":
         """Returns the state before the first step, with one row for each sentence."""
         tokens, index, outside = (part.to(device) for part in (lists.tokens, lists.index, ~lists.real))
-        return ListedState(state, tokens, index[:, None], outside[:, None], lists.group_sizes)
+        groups = None
+        if len(lists.group_sizes) > 1:
+            sizes = torch.tensor(lists.group_sizes, device=device)
+            groups = torch.arange(len(sizes), device=device).repeat_interleave(sizes)
+        return ListedState(state, tokens, index[:, None], outside[:, None], groups)
 
     @property
     def attention(self) -> list[Tensor]:
@@ -234,13 +238,10 @@ class ListedState:
         return replace(self, state=self.state.branch(parents))
 
     def keep(self, sentences: Tensor) -> Self:
-        """Returns a state with only the rows listed in `sentences`, (R',) int64, which must be ascending."""
+        """Returns a state with only the rows listed in `sentences`, (R',) int64, in the order of the list."""
         parts = (self.tokens[sentences], self.index[sentences], self.outside[sentences])
-        group_rows: tuple[int, ...] = (len(sentences),)
-        if len(self.group_rows) > 1:
-            groups = np.repeat(np.arange(len(self.group_rows)), self.group_rows)[sentences.numpy()]
-            group_rows = tuple(np.bincount(groups, minlength=len(self.group_rows)).tolist())
-        return type(self)(self.state.keep(sentences), *parts, group_rows)
+        groups = None if self.groups is None else self.groups[sentences]
+        return type(self)(self.state.keep(sentences), *parts, groups)
 
     def refill(self, places: Tensor, fresh: Self) -> Self:
         """Raises NotImplementedError, since the lists of the sentences in a batch are grouped before the search."""
@@ -291,14 +292,18 @@ def _own_logits(heads: Sequence[Callable[[Tensor], Tensor]], features: Tensor, l
 
     `heads[g]` maps the features of the rows in group g to the logits (rows, W, U) of all tokens on any of their lists.
     """
-    logits, begin = [], 0
-    for head, num_rows in zip(heads, listed.group_rows, strict=True):
-        if num_rows:
-            rows = slice(begin, begin + num_rows)
-            of_group = head(features[rows])  # (rows, W, U)
-            logits.append(of_group.gather(2, listed.index[rows].expand(-1, of_group.shape[1], -1)))
-            begin += num_rows
-    return torch.cat(logits) if len(logits) > 1 else logits[0]
+    num_hypotheses = features.shape[1]
+    if listed.groups is None:
+        return heads[0](features).gather(2, listed.index.expand(-1, num_hypotheses, -1))
+    logits: Tensor | None = None
+    for group in sorted(set(listed.groups.tolist())):
+        rows = (listed.groups == group).nonzero()[:, 0]
+        of_group = heads[group](features[rows])  # (rows, W, U)
+        own = of_group.gather(2, listed.index[rows].expand(-1, num_hypotheses, -1))
+        logits = own.new_empty(len(features), *own.shape[1:]) if logits is None else logits
+        logits.index_copy_(0, rows, own)
+    assert logits is not None
+    return logits
 
 
 # Counting: IBM model 1.

@@ -234,7 +234,8 @@ def test_a_state_goes_on_after_several_tokens_at_once(model):
             torch.testing.assert_close(model.output(features), expected[:, part], atol=1e-5, rtol=0)
 
 
-def test_a_branched_and_compacted_beam_computes_what_each_hypothesis_alone_would(model):
+@pytest.mark.parametrize("order", [[2, 0, 3], [0, 3, 2], [0, 3]])  # copied, moved in place
+def test_a_branched_and_compacted_beam_computes_what_each_hypothesis_alone_would(model, order):
     generator = torch.Generator().manual_seed(3)
     source = padded(sentences(5, 9, 2, 4))
     histories = [[[int(x)] for x in torch.randint(4, VOCAB, (1,), generator=generator)] for _ in range(4)]
@@ -250,7 +251,7 @@ def test_a_branched_and_compacted_beam_computes_what_each_hypothesis_alone_would
             alone = model(sources, padded([torch.tensor(history) for beam in histories for history in beam]))[:, -1]
             torch.testing.assert_close(features.flatten(0, 1), alone, atol=1e-5, rtol=0)
             if t == 2:
-                kept = torch.tensor([2, 0, 3])
+                kept = torch.tensor(order)
                 state, histories, alive = state.keep(kept), [histories[i] for i in kept], alive[kept]
             parents = torch.randint(0, len(histories[0]), (len(histories), width), generator=generator)
             state = state.branch(parents)
@@ -258,6 +259,27 @@ def test_a_branched_and_compacted_beam_computes_what_each_hypothesis_alone_would
             histories = [
                 [[*histories[r][p], int(i)] for p, i in zip(parents[r], ids[r], strict=True)] for r in range(len(ids))
             ]
+
+
+@pytest.mark.parametrize(
+    "order", [[0, 1, 2], [0, 5, 2, 4], [3, 1, 0], [0, 0, 2], [4, 3, 2, 1, 0, 5], list(range(6)), []]
+)
+def test_kept_rows_are_those_listed_whether_they_are_moved_or_copied(order):
+    tensors = [torch.arange(24.0).view(6, 4), torch.arange(60).view(6, 2, 5)[:, :, :3]]
+    wanted = [x.clone()[order] for x in tensors]
+    with torch.no_grad():
+        found = interface.keep_rows(torch.tensor(order, dtype=torch.int64), *tensors)
+    for x, y in zip(found, wanted, strict=True):
+        assert torch.equal(x, y)
+
+
+def test_rows_are_kept_without_copying_those_that_stay_in_place():
+    x = torch.arange(12.0).view(6, 2)
+    with torch.no_grad():
+        [found] = interface.keep_rows(torch.tensor([0, 5, 2, 3]), x)
+    assert found.data_ptr() == x.data_ptr()
+    [found] = interface.keep_rows(torch.tensor([0, 5, 2, 3]), x.requires_grad_())  # in training, nothing is overwritten
+    assert found.data_ptr() != x.data_ptr()
 
 
 def logits_and_gradient(model: TranslationModel, source: Rows, target: Rows) -> tuple[torch.Tensor, torch.Tensor]:

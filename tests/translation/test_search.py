@@ -204,7 +204,15 @@ def test_searches_stop_early_and_done_sentences_leave_the_batch():
         assert network.sizes == sorted(network.sizes, reverse=True)
         assert len(set(network.sizes)) > 3
         before_and_after = itertools.pairwise(network.sizes)
-        assert all(after == before or after <= 0.75 * before for before, after in before_and_after)
+        assert all(after == before or after <= 0.9 * before for before, after in before_and_after)
+
+
+@pytest.mark.parametrize("rows", ["1111", "0110", "0001", "10011101", "0000"])
+def test_rows_from_the_end_fill_the_gaps_of_finished_ones(rows):
+    unfinished = torch.tensor([row == "1" for row in rows])
+    kept = searches.without_gaps(unfinished).tolist()
+    assert sorted(kept) == [place for place, row in enumerate(rows) if row == "1"]
+    assert all(place == row or row >= len(kept) for place, row in enumerate(kept))
 
 
 @pytest.mark.parametrize("name", ["greedy", "beam"])
