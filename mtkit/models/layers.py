@@ -532,6 +532,9 @@ def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, float("-inf"))
 
 
+SMALLEST_CAPACITY = 16  # tokens for which a cache makes room when the second token is appended
+
+
 class Cache:
     """The keys and values of all tokens decoded so far; `append` adds the keys and values of new tokens in place.
 
@@ -547,15 +550,16 @@ class Cache:
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Appends keys and values of new tokens, (R, H, Q, K); returns the keys and values of all N tokens.
 
-        The returned tensors are (R, H, N, K).
+        The returned tensors are (R, H, N, K); their dtype is that of the first tokens.
         """
         end = self.length + key.shape[2]
         if self.keys is None or self.values is None:
             self.keys, self.values = key, value  # no copy: teacher forcing appends only once
         else:
             if end > self.keys.shape[2]:
-                self.keys = _grow(self.keys, self.length, 2 * end)
-                self.values = _grow(self.values, self.length, 2 * end)
+                capacity = max(2 * end, SMALLEST_CAPACITY)
+                self.keys = _grow(self.keys, self.length, capacity)
+                self.values = _grow(self.values, self.length, capacity)
             self.keys[:, :, self.length : end] = key
             self.values[:, :, self.length : end] = value
         self.length = end
@@ -636,7 +640,9 @@ class SelfAttention(nn.Module):
         """
         query, key, value = self._heads(x, rotation)
         if self.in_fp64:
-            query, key, value = query.double(), key.double(), value.double()
+            query = query.double()
+            if cache is None or cache.length == 0:  # otherwise, writing to the cache converts them
+                key, value = key.double(), value.double()
         if cache is not None:
             key, value = cache.append(key, value)
         query, rate = _times(query, self.factor), self.dropout if self.training else 0.0

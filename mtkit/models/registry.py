@@ -519,6 +519,7 @@ LEVELS = 127  # the largest quantised value; the smallest is -LEVELS
 # On a CPU, a layer rounds and multiplies a slice of its rows at a time, so that the slice stays in a core's cache.
 SLICE_INPUTS = 1 << 18  # values of a slice that are rounded: 1 MB in fp32
 TINY = 1e-30  # rows whose values are all smaller become zero; smaller scales would overflow in a division
+MANY_INPUTS = 1 << 15  # from this many values on, finding the largest and the smallest is faster than absolute values
 UNSIGNED = 128  # added to signed numbers where a kernel wants unsigned ones
 
 # Multiplies rows of whole numbers (R, I), int8, by the weights that the kernel was made for and by the scales of these
@@ -681,7 +682,11 @@ class Int8Linear(nn.Module):
     def _multiplied(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
         """Maps `rows`, (R, I), to (R, O); the result is written into `out`, if given."""
         assert self.kernel is not None
-        largest = torch.maximum(rows.abs().amax(1, keepdim=True), self.tiny)  # (R, 1)
+        if rows.numel() < MANY_INPUTS:
+            largest = rows.abs().amax(1, keepdim=True)  # (R, 1)
+        else:
+            largest = torch.maximum(rows.amax(1, keepdim=True), rows.amin(1, keepdim=True).neg_())
+        largest = torch.maximum(largest, self.tiny)
         whole = (rows * (self.levels / largest)).round_().to(torch.int8)
         y = (self.kernel if len(rows) >= MANY_ROWS else self.kernel_for_few)(whole)
         out = y if out is None else out
