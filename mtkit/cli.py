@@ -61,8 +61,8 @@ def main() -> NoReturn:
     Errors that the user can fix become a message on stderr and an exit code, not a traceback.
     """
     if sys.stderr is None:
-        # Stderr is closed. Otherwise the next file to be opened would get descriptor 2, and libraries that write to
-        # stderr would write into that file.
+        # Stderr is closed, so descriptor 2 is free. The next file to be opened would get this descriptor, and libraries
+        # that write to stderr would write into that file.
         sys.stderr = os.fdopen(_opened_null(2), "w", encoding="utf-8")
     if isinstance(sys.stdout, TextIOWrapper):
         # Write UTF-8 in any locale; file names that are not valid UTF-8 are written with their original bytes.

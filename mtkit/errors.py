@@ -37,7 +37,7 @@ class DivergedError(MtkitError):
 
 
 class StoppedError(MtkitError):
-    """The user stopped the command, or its time is over; the work done so far is saved, if there was any to save.
+    """The command was stopped by the user or reached its time limit; finished work, if any, is saved.
 
     `code` is the exit code of the program.
     """
@@ -195,7 +195,7 @@ def counted(number: int, noun: str) -> str:
 
 
 class Warnings:
-    """Prints warnings about numbered lines: of each kind, only the first NUM_NAMED; the rest are counted."""
+    """Prints warnings about numbered lines, at most NUM_NAMED of each kind; further warnings are only counted."""
 
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}
@@ -227,7 +227,7 @@ _is_shown = True
 
 
 def show_progress(wanted: bool) -> None:
-    """Show progress in the whole process if `wanted` is true, else hide it; --quiet hides it."""
+    """Turn the output of progress on or off for the whole process; --quiet turns it off."""
     global _is_shown
     _is_shown = wanted
 
@@ -280,9 +280,9 @@ class Meter:
     """Counts finished items and shows progress: `translating 200 of 500 lines, 12 a second, 25 s left`.
 
     On a terminal, progress is a bar, which disappears when the work is done. Elsewhere, a line is printed every
-    EVERY_SECONDS. A last line with the total time follows, unless an error or a signal ended the work. Nothing is
-    printed about work that takes less than EVERY_SECONDS, unless `announced` is true: then a first and a last line are
-    printed even for short work.
+    EVERY_SECONDS, and a last line gives the total time. The last line is left out if an error or a signal ended the
+    work. For work that takes less than EVERY_SECONDS, nothing is printed. With `announced=True`, however, a first and a
+    last line are printed even for short work.
     """
 
     def __init__(

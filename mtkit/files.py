@@ -62,10 +62,10 @@ def undone_when_ended() -> Iterator[None]:
 def ended_by_signal() -> Iterator[None]:
     """Within the block, let Ctrl-C, SIGTERM and SIGHUP end the program with a one-line message.
 
-    No half-written file is left: within an `undone_when_ended` block, the signal raises SignalError, so that the block
-    can clean up. Outside of such blocks, the program ends at once and raises no exception, because an exception might
-    get lost, or even abort the process, while PyTorch is being imported. A second Ctrl-C always ends the program at
-    once. A signal that was ignored before, such as SIGHUP under nohup, stays ignored.
+    Within an `undone_when_ended` block, the signal raises SignalError, so that the block can remove half-written files.
+    Outside of such blocks, the program ends at once, without an exception: while PyTorch is being imported, an
+    exception might get lost, or even abort the process. A second Ctrl-C always ends the program at once. A signal that
+    was ignored before, such as SIGHUP under nohup, stays ignored.
     """
     first: float | None = None  # time of the first signal
 
@@ -297,7 +297,11 @@ def clear_beside(path: Path) -> None:
 
 
 def standing(path: Path) -> Path:
-    """The directory to read: `path` or, between the two renames of `put_in_place`, the old directory next to it."""
+    """The path at which the directory `path` can be read now, even while `put_in_place` is replacing it.
+
+    Normally, the result is `path` itself. Between the two renames of `put_in_place`, nothing is at `path`. The result
+    is then the path of the old directory, which is next to `path` under a hidden name.
+    """
     if not path.name:  # the working directory, or the root: neither is ever replaced
         return path
     old = _beside(path, "old")
@@ -343,8 +347,10 @@ def require_folder(path: Path, replaced: bool = True) -> None:
 
     A path that does not exist yet is accepted if the folders above it can be made. A link whose target is missing is
     refused, since the target may be on a disk that is not mounted. Such a link is accepted, however, if an interrupted
-    rename has left the target under a hidden name. With `replaced=True`, a new folder will take the place of `path` by
-    renaming, so the parent of `path` must be writable too.
+    rename has left the target under a hidden name.
+
+    `replaced=True` means that a new folder will later be renamed to `path`. The parent of `path` must then be writable
+    too, and `path` must not be a mount point.
     """
     place = followed(path)
     link = f" (a link to {place})" if path.is_symlink() else ""
@@ -371,7 +377,7 @@ def require_folder(path: Path, replaced: bool = True) -> None:
 
 
 def require_writable(folder: Path, name: str) -> None:
-    """Raise CheckpointError if nothing can be written to a folder; its message begins with `name`."""
+    """Raise CheckpointError, with a message that begins with `name`, if no files can be created in `folder`."""
     if not os.access(folder, os.W_OK | os.X_OK):
         raise CheckpointError(f"{name}: {folder} cannot be written; give yourself write access to it")
 

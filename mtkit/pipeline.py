@@ -90,10 +90,10 @@ def run_tokenizer(config: Config) -> None:
 
 
 def run_binarize(config: Config) -> None:
-    """`mtkit binarize`: train the tokenizer if it is out of date, then encode the corpora in any case.
+    """`mtkit binarize`: train the tokenizer if it is out of date, then encode the corpora even if they are up to date.
 
-    The corpora are encoded even if the encoded corpora of the run are up to date. The same text and settings give the
-    same token ids, so this command repairs damaged data, and training can resume with the repaired data.
+    The same text and settings always give the same token ids. So this command repairs damaged data, and training can
+    resume with the repaired data.
     """
     config = with_patterns_expanded(carried_over(config))
     with _opened(config):
@@ -122,8 +122,8 @@ def run_train(
 
     With `fresh=True`, the run is started anew. With `change=True`, training may resume although settings that affect
     the weights have changed. If `end_in` is given, the learning rate decays over the next `end_in` updates, and the run
-    then ends. If several processes train together, each calls this function, and `ranks` tells it which of the
-    processes it is. At `deadline`, a time by time.monotonic(), training saves its state and raises StoppedError.
+    then ends. If several processes train together, each of them calls this function; `ranks` has the rank of the
+    calling process. At `deadline`, a time by time.monotonic(), training saves its state and raises StoppedError.
     """
     config = with_patterns_expanded(carried_over(config))
     if not ranks.is_first:
@@ -171,11 +171,11 @@ def run_race(
 
     `begun` is the time at which the command started, by time.monotonic(). With `fresh=True`, the run is started anew.
     With `test=True`, the model is evaluated on the test sets after training, and the scores are added to race.json. If
-    training has already ended with these settings, training is not repeated, and nothing else in race.json changes. If
+    training has already ended with these settings, it is not repeated, and the measurements in race.json are kept. If
     several processes train together, each calls this function with its `ranks`; all ranks but rank 0 return {}.
 
-    Raises CheckpointError if the run began with another target score or with none, since a validation might have
-    reached the present target long ago.
+    A run that began with another target score, or with none, might have reached the present target long ago. For such a
+    run, CheckpointError is raised, unless `fresh` is true.
     """
     config = with_patterns_expanded(carried_over(config))
     run = config.run_path
@@ -236,8 +236,8 @@ def _train(
 ) -> bool:
     """Make the tokenizer and the data if they are out of date, then train; returns False if training was skipped.
 
-    Training is skipped if the model is up to date, unless `fresh` is true or `end_in` asks for a new end. `run_train`
-    explains the arguments.
+    Training is skipped if the model is up to date and `fresh` is false. If `end_in` is given, the run must also have
+    ended with the same `end_in`. `run_train` explains the arguments.
     """
     if not config.data.valid:
         raise ConfigError(
@@ -245,13 +245,13 @@ def _train(
         )
     check_language(config.languages.target)
     check_names(config)
-    pick_device(config.device)  # so that a device that does not exist is reported before the data is prepared
+    pick_device(config.device)  # called here to report a missing device before the data is prepared
     if config.training.tensorboard:
         require_tensorboard()
     if end_in is not None and not is_begun(config.run_path):
         raise nothing_to_end(config.run_path)
     if fresh or not is_begun(config.run_path):
-        start_bundle(config)  # likewise, so that a model in training.start_from that does not fit is reported early
+        start_bundle(config)  # called here to report early that the model in training.start_from does not fit
     if fresh:
         with fresh_start(config.run_path) as start:
             _prepare_anew(config, start)
@@ -285,8 +285,8 @@ def _train(
 def _prepare(config: Config) -> None:
     """Make the tokenizer and the data again if they are out of date.
 
-    Raises DataError if the run has begun and its tokenizer or training data would change. If the files of the training
-    text are gone from a run that has begun, nothing is made again, and no error is raised.
+    Raises DataError if the run has begun and its tokenizer or training data would change. However, if the run has begun
+    and the files of its training text no longer exist, nothing is made again, and no error is raised.
     """
     if _raw_text_is_gone(config):
         say("the training text is not where the settings say; going on with what was binarized from it")
@@ -310,7 +310,8 @@ def _prepare(config: Config) -> None:
         say(f"the validation text is kept anew: {'; '.join(changes)}")
         renew_validation(config)
     elif not has_begun and not validation_is_spread(config):
-        # An earlier version stored the lines in the order of the files, but a validation may translate only the first.
+        # An earlier version stored the lines in the order of the files. But a validation may translate only the first
+        # lines, so these should come from all parts of the files.
         renew_validation(config)
 
 
@@ -352,7 +353,7 @@ def _renew_tokenizer(config: Config) -> list[str]:
     has_begun = is_begun(config.run_path)
     told = make_tokenizer(config)
     if has_begun:
-        return told  # the tokenizer was missing; if it is not as before, training reports that the data does not fit
+        return told  # the tokenizer was missing; if the new one differs, training reports that the data does not fit
     for name in ("train", "valid"):
         remove(followed(config.run_path / "data" / name))  # encoded with the old tokenizer
     return told
@@ -436,7 +437,8 @@ def _evaluation_inputs(
         name: [fingerprint_of(files.source), *map(fingerprint_of, files.target), *([files.tag] if files.tag else [])]
         for name, files in sets.items()
     }
-    # Earlier versions had neither shortlists nor refill, which changes no translation.
+    # Earlier versions did not have these two settings. `refill` changes no translation, and `shortlist` changes none if
+    # it is not set; leaving them out keeps the text equal to that of earlier versions.
     newer = {"refill", "shortlist"} if config.decoding.shortlist is None else {"refill"}
     return json.dumps(
         {

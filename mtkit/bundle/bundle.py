@@ -78,8 +78,8 @@ class Layout:
 def lay_out(members: Sequence[Member], alignment: int = 64) -> Layout:
     """The layout of an archive with the files `members`, in this order.
 
-    If `Member.align_at` is the offset of a byte within a file, the header before the file is padded so that the offset
-    of this byte in the archive is a multiple of `alignment`.
+    A member's `align_at`, if it is not `None`, selects one byte of the file's content. The header before the file is
+    then padded, so that this byte's offset in the archive is a multiple of `alignment`.
     """
     heads, entries, place = [], [], 0
     for member in members:
@@ -98,7 +98,7 @@ def lay_out(members: Sequence[Member], alignment: int = 64) -> Layout:
 
 
 def _padding(place: int, alignment: int) -> bytes:
-    """An extra field for the header of a file, which moves a byte after the field to an aligned offset.
+    """A zip extra field that pads the header of a file, so that a later byte gets an aligned offset.
 
     `place` is the offset that the byte would have in the archive without the field. With the field, the byte's offset
     is a multiple of `alignment`.
@@ -652,8 +652,8 @@ def canaries_text(canaries: Sequence[Canary]) -> bytes:
 def read_canaries(data: bytes, where: str, source_vocab_size: int, target_vocab_size: int) -> list[Canary]:
     """Parses `data`, the content of canaries.json: source lines with the model's translations of them.
 
-    Raises CheckpointError if `data` is damaged, or if the ids of a translation are outside the vocabularies, whose
-    sizes are given; the message begins with `where`.
+    Raises CheckpointError if `data` is damaged, or if it has ids outside the source or target vocabulary. The message
+    begins with `where`.
     """
     try:
         content = json.loads(data)

@@ -138,7 +138,9 @@ class Progress:
     seconds: float = 0.0  # training time, summed over all sessions of the run
     precision: str = ""  # fp32, bf16 or fp16
     validated_step: int = 0  # the last step that was validated
-    best_step: int = 0  # step of the best validation; 0: none yet or, if has_best, the model that training started from
+    # Step of the best validation. 0 means that there is none yet or, if has_best is true, that the best is the model
+    # that training started from.
+    best_step: int = 0
     best_score: float = float("-inf")  # of the best validation; higher is better; -inf before the first one
     bad_validations: int = 0  # validations since the best step
     stale_validations: int = 0  # like bad_validations, but only after warmup; reset when the rate is lowered
@@ -787,14 +789,14 @@ def start_bundle(config: Config) -> Bundle | None:
 def carried_over(config: Config) -> Config:
     """Returns `config`, completed with settings of the model that training.start_from names.
 
-    The sections model, tokenizer, languages and decoding are filled in. Settings that `config` gives explicitly take
-    precedence. However, explicit settings in the sections model and tokenizer must equal those of the model to start
-    from; `start_bundle` checks this. Only dropout may differ: it is not part of the weights, and the best dropout
-    depends on the amount of data.
+    Without training.start_from, `config` is returned unchanged. Otherwise, the sections model, tokenizer, languages and
+    decoding are filled in. Settings that `config` gives explicitly take precedence. However, explicit settings in the
+    sections model and tokenizer must equal those of the model to start from; `start_bundle` checks this. Only dropout
+    may differ: it is not part of the weights, and the best dropout depends on the amount of data.
 
     If the model to start from cannot be opened, the four sections are read from the run's own config.yaml. If
-    config.yaml does not exist either, `config` is returned unchanged or, if it is not valid without these sections,
-    CheckpointError is raised. Without training.start_from, `config` is returned unchanged.
+    config.yaml does not exist either, `config` is returned unchanged, provided that it is valid without the model's
+    settings; otherwise, CheckpointError is raised.
 
     Raises ConfigError if `config` gives another architecture than that of the model to start from. Also raises
     ConfigError if `config` uses an unknown tag, such as <2de>; `_check_tags` says which tags are known.
@@ -971,11 +973,12 @@ def start_tokenizer(config: Config) -> Tokenizer | None:
 def start_checksum(config: Config, noted: object = None) -> str | None:
     """The checksum of the weights at training.start_from, to tell whether they have changed since the run started.
 
-    Returns `None` if training.start_from is not set or names an unfinished run, or if the model no longer exists.
-    Training needs the model only at step 0, so a missing model is no error.
+    `noted` is the text that `noted_start` returned at step 0. If training started from a checkpoint that mtkit chose
+    from an unfinished run, `noted` is returned unchanged: mtkit may choose another checkpoint by now, so there is
+    nothing to compare.
 
-    `noted` is the text that `noted_start` returned at step 0. If that text is about a checkpoint of an unfinished run,
-    another checkpoint of that run may be the best by now, so `noted` is returned unchanged.
+    Otherwise, returns `None` if training.start_from is not set or names an unfinished run, or if the model is missing
+    or damaged. A missing model is no error, since training needs the model only at step 0.
     """
     if config.training.start_from is not None and isinstance(noted, str) and noted.endswith(UNFINISHED):
         return noted

@@ -212,8 +212,8 @@ def _check_options(
 ) -> None:
     """Raise UsageError if options do not go together.
 
-    These checks apply both to scoring a model and to scoring given translations. The arguments after `given` are the
-    values of the options with these names, such as --test.
+    These checks apply both to scoring a model and to scoring given translations. Each argument after `given` is the
+    value of the option with the same name; for example, `test` is the value of --test.
     """
     if (given.model is None) == (given.hypothesis is None):
         raise UsageError("give either MODEL or --hypothesis")
@@ -230,8 +230,9 @@ def _check_options(
 def _check_alignment_options(given: Given, counts_words: bool, metrics: str | None) -> None:
     """Raise UsageError if the options are not valid for scoring alignments.
 
-    Five options are for scores of translations, so none of them may be given: `counts_words` tells whether
-    --confidence, --lowercase or --by-length was given, and `metrics` is the value of --metrics or else of --tokenize.
+    `counts_words` tells whether --confidence, --lowercase or --by-length was given. `metrics` is the value of --metrics
+    or, if that is missing, of --tokenize. None of these five options is allowed, since they are for scores of
+    translations.
     """
     if given.model is None or given.source is None or len(given.references) != 1:
         raise UsageError("--gold-alignments goes with MODEL, --source and one --reference")
@@ -254,7 +255,7 @@ def _check_hypothesis_options(given: Given, by_length: str | None, chooses: bool
     """Raise UsageError if the options are not valid for scoring given translations.
 
     `by_length` is the value of --by-length. `chooses` tells whether any option for translating, such as --beam-size,
-    was given; there is nothing to translate.
+    was given; none is allowed, since nothing is translated.
     """
     if chooses or given.tag is not None:
         raise UsageError(
@@ -315,8 +316,8 @@ def _print_scores(scores: "Sequence[ScoredSet]", as_json: bool) -> None:
 def _edges(text: str | None) -> tuple[int, ...]:
     """Returns the upper limits of the length buckets, in words, from the value of --by-length.
 
-    Returns () if the value is "thirds" or `None`. Raises MtkitError if any other value is not a rising list of whole
-    numbers.
+    Returns () if the value is "thirds" or `None`. Any other value must be a rising list of whole numbers, such as
+    10,20,30; otherwise, raises MtkitError.
     """
     if text in (None, THIRDS):
         return ()

@@ -262,9 +262,10 @@ def train(
 
 
 def _again(config: Path, settings: list[str] | None, fresh: bool, change: bool = False) -> list[str]:
-    """Returns the arguments of a command, without its name, as strings to start the other training processes with.
+    """Returns the command-line arguments with which the other training processes are started.
 
-    These are the path `config`, then each of `settings`, then --fresh and --change where they were given.
+    These are the path `config`, then each of `settings`, then --fresh and --change where they were given. The name of
+    the command is not among them.
     """
     flags = {"--fresh": fresh, "--change": change}
     return [str(config), *(settings or []), *(name for name, is_given in flags.items() if is_given)]

@@ -617,7 +617,7 @@ Ablation = Literal[
     "attention_scale",
     "encoder_causal",
 ]
-# Without these parts, what the decoder computes for a token depends on later tokens, which its cache does not have.
+# If one of these parts is taken out, the decoder's output for a token depends on later tokens, so no cache can be used.
 SEES_LATER = ("causal_mask", "causal_mask_product", "shift")
 # The parts that belong to reading the source; a language model lacks them.
 OF_THE_SOURCE = ("cross_attention", "encoder_causal")

@@ -52,10 +52,10 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     override is `key=value` or `section.key=value`. The value is parsed as YAML. If the setting is a section, list or
     table, the value replaces the whole of it. Raises a ConfigError that lists all faults.
 
-    If `training.start_from` names a model, the settings of some sections (subclasses of CarriedSection) may still have
-    to be taken from that model, so these sections are not checked yet. The model may also know tags that `data.train`
-    lacks, so tags are not checked either. `carried_over` in `mtkit.bundle.opening` completes the sections and makes
-    these checks.
+    If `training.start_from` names a model, two checks are left to `carried_over` in `mtkit.bundle.opening`, which reads
+    that model. First, the sections that take missing settings from the model (subclasses of CarriedSection) may have
+    incompatible settings. Second, validation corpora and test sets may have tags that `data.train` lacks, since the
+    model may know them.
     """
     config, places = _read_settings(read_text(path) if path else "", _named(path) if path else "", overrides)
     if config.training.start_from is None:
@@ -159,8 +159,8 @@ def _read_settings(text: str, name: str, overrides: Sequence[str]) -> tuple[Conf
     return config, places
 
 
-# Settings that earlier versions of mtkit had and this version lacks. Each has the value with which the earlier versions
-# did what this version always does.
+# Settings that earlier versions of mtkit had and this version lacks. With the value given here, the earlier versions
+# behaved as this version always does, so a setting with this value can be ignored.
 RETIRED: dict[str, dict[str, object]] = {
     "model": {"embedding_skip": False, "residual_scales": False, "logit_softcap": None},
     "training": {"z_loss": 0.0},
@@ -213,10 +213,10 @@ def _named(path: Path) -> str:
 
 
 def _read_override(override: str) -> tuple[str, tuple[str, ...], Any]:
-    """Parse a `key=value` argument; returns a short form of the argument for messages, the keys, and the value.
+    """Parse a `key=value` argument; returns (place, keys, value).
 
-    For example, the keys in "training.max_steps=5" are ("training", "max_steps"). Raises ConfigError if the argument is
-    malformed.
+    For example, the keys in "training.max_steps=5" are ("training", "max_steps"). The place is the argument itself,
+    shortened for messages. Raises ConfigError if the argument is malformed.
     """
     name, equals, text = override.partition("=")
     place = _short(override)
@@ -235,9 +235,9 @@ def _with_value(data: Any, keys: tuple[str, ...], value: Any, section: Keys = ()
 
     `section` holds the keys that lead to the section; `keys` lead from the section to the setting.
 
-    If `data` is not a mapping, no setting can be added to it. A mapping then replaces `data` if `data` is `None`, or if
-    the section may also be given as a value of another type. Otherwise `data` is returned unchanged, and validation
-    will report the fault.
+    If `data` is `None`, a new mapping takes its place. The same happens if `data` is another type of value that the
+    section may have; for example, `tokenizer.vocab_size` may be a number. Any other `data` that is not a mapping is
+    returned unchanged; validation will report the fault.
     """
     if not keys:
         return value
@@ -261,9 +261,11 @@ def _validated(data: dict[str, Any], context: dict[str, bool] | None = None) -> 
 def _without_nulls(data: Any, keys: Keys, settings: dict[str, Any]) -> Any:
     """Returns a copy of `data` in which {} or [] replaces each null that stands for an empty section, table or list.
 
-    In YAML, a section, table or list is null if all of its lines are comments. A null stays if the setting is neither a
-    section nor a table, nor a list that is empty by default. `settings` has all settings that were given, and `data` is
-    the value at `keys` in `settings`. The architecture in `settings` decides which types some settings have.
+    In YAML, a section, table or list is null if all of its lines are comments. Null becomes {} for a section or table,
+    and [] for a list that is empty by default. For other settings, null is a value and stays.
+
+    `settings` has all settings that were given, and `data` is the value at `keys` in `settings`. Some settings have a
+    type that depends on the architecture, which is looked up in `settings`.
     """
     if data is None and (schema := setting_schema(keys, settings)):
         return {} if schema.get("type") == "object" else [] if schema.get("default") == [] else None
@@ -294,8 +296,9 @@ class _Fault:
 def _faults_of_text(data: Any, keys: Keys, places: Places) -> Iterator[_Fault]:
     """Yields a fault for each value within `data` that is valid YAML but that no setting can hold.
 
-    These values are dates or bytes, if a YAML tag marks them as such, and text with NUL characters or surrogates.
-    `data` is the value of the setting at `keys`; `places` tells where each setting was given.
+    Such values are text with NUL characters or surrogates, and values of types that only a YAML tag can give, such as
+    dates (`!!timestamp`) and bytes (`!!binary`). `data` is the value of the setting at `keys`. `places` tells where
+    each setting was given.
     """
     if isinstance(data, dict | list):
         for key, value in data.items() if isinstance(data, dict) else enumerate(data):
@@ -528,7 +531,7 @@ REASONS = {
 def settings_by_name(config: Config) -> dict[str, Any]:
     """Returns the value of each setting by its full name, such as "training.max_steps".
 
-    A list or a table counts as one value; in its items that are sections, settings at their defaults are left out.
+    A list or a table counts as one value. If its items are sections, their settings at default values are left out.
     """
     data = config.model_dump(mode="json")
     found = {}
@@ -543,8 +546,8 @@ def settings_by_name(config: Config) -> dict[str, Any]:
 def differences(config: Config, other: Config) -> dict[str, tuple[str, str]]:
     """Returns a dict from the full name of each setting that differs to its two values as YAML.
 
-    The value in `config` comes first, and the value in `other` second. If a setting does not exist for one
-    architecture, "-" takes the place of the value.
+    The value in `config` comes first, and the value in `other` second. If the architecture of one of the two does not
+    have the setting, its value is "-".
     """
     here, there = settings_by_name(config), settings_by_name(other)
     return {
@@ -580,7 +583,7 @@ def explanation(key: str, config: Config | None = None) -> str:
     """Returns an explanation of a setting (meaning, limits, default, values in recipes) or of a section.
 
     `key` is a full name, such as "training.max_steps", or its last part if only one setting has it. With `config`, the
-    text also gives the value of the setting in `config`. Raises ConfigError if there is no such setting, or several.
+    text also gives the value of the setting in `config`. Raises ConfigError if no setting or several settings match.
     """
     keys, data = _found(key)
     schema = setting_schema(keys, data)
@@ -599,7 +602,7 @@ def explanation(key: str, config: Config | None = None) -> str:
     return f"{name}\n{text}{''.join(_recipe_lines(name))}"
 
 
-# The end of a clause or sentence that does not stand in brackets; that of "et al. 2016" is none.
+# The end of a clause or sentence outside brackets; the full stop in "et al. 2016" does not count.
 _CLAUSE_END = re.compile(r"(;|(?<! al)\. )(?![^(]*\))")
 
 
@@ -642,7 +645,7 @@ def _found(key: str) -> tuple[tuple[str, ...], dict[str, Any]]:
 
     The data has the form of a settings file: {"model": {"architecture": NAME}}. `key` is a full name, such as
     "training.max_steps", or its last part. If several settings have this last part, only the least nested ones count.
-    Raises ConfigError if there is no such setting, or several.
+    Raises ConfigError if no setting or several settings match.
     """
     candidates: dict[tuple[str, ...], dict[str, Any]] = {}
     known: set[str] = set()

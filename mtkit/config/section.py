@@ -50,9 +50,9 @@ class _FastLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignor
 
 
 class _ValueLoader(_Loader):
-    """A loader for values from the command line, in which `#` is an ordinary character, and anchors are refused.
+    """A loader for values from the command line, in which `#` does not begin a comment.
 
-    So `#` does not begin a comment. Anchors (`&name`) are accepted only within [] and {}.
+    Anchors (`&name`) are accepted only within [] and {}.
     """
 
     def peek(self, index: int = 0) -> str:
@@ -110,12 +110,12 @@ _COMMENT = re.compile(r"(?:^|(?<=\s))#[^\n\r\x85\u2028\u2029]*", re.MULTILINE)
 
 
 def _is_plain(text: str) -> bool:
-    """Whether libyaml surely reads the text as PyYAML's own parser does, and without overflowing the stack.
+    """Whether it is certain that libyaml reads the text as PyYAML's own parser does, and does not crash.
 
-    Lists and sections can be nested so deeply that libyaml crashes the process. Each level of nesting takes a bracket,
-    a hyphen, or a line that is indented more than the one before it.
+    Deeply nested lists and sections overflow the stack of libyaml, which crashes the process. So the text may have only
+    a limited number of the things that begin a level of nesting: brackets, hyphens, and lines with more indentation.
     """
-    if len(text) > 1_000_000:  # at most 1,400 lines, each indented more than the one before it
+    if len(text) > 1_000_000:  # in a shorter text, indentation can increase from line to line at most 1,400 times
         return False
     # All brackets count, since what looks like a comment may stand within quotes: "a # ": [[[
     return sum(map(text.count, "[{-")) < 2_000 and not _READ_DIFFERENTLY.search(_COMMENT.sub("", text))
@@ -126,7 +126,7 @@ def _read(make_loader: type[Any], text: str, name: str) -> Document:
     if make_loader is _FastLoader:
         try:
             return _parsed(make_loader, text, name)
-        except ConfigError:  # the messages are those of PyYAML's own parser
+        except ConfigError:  # parse again, to report the error message of PyYAML's own parser
             make_loader = _Loader
     return _parsed(make_loader, text, name)
 
@@ -263,8 +263,8 @@ class Section(BaseModel):
     def first_changed(self, *names: str) -> str | None:
         """Returns the first of the settings `names` that differs from its default, as text such as "beam_size 4".
 
-        Returns `None` if all have their defaults. Checks that reject settings without effect use this method. They must
-        accept a setting at its default: a printed config holds all settings, and it must be possible to load it.
+        Returns `None` if all have their defaults. Checks use this method to reject settings that have no effect. They
+        must not reject default values: a printed config contains all settings, and must be valid when loaded again.
         """
         changed = (name for name in names if getattr(self, name) != type(self).model_fields[name].default)
         return next((f"{name} {write_yaml(self.model_dump(mode='json')[name])}" for name in changed), None)

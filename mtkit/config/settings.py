@@ -396,7 +396,7 @@ def keys_of(schema: Schema) -> list[str] | None:
 def without_kinds(places: Keys) -> Keys:
     """Converts the location in a pydantic error to the keys of the setting, as in a settings file.
 
-    To the location, pydantic adds the names of architectures and of the forms that a setting may have; these names are
+    The location also contains names of architectures, and of the forms that a setting may have (FORMS). These names are
     dropped. For example, ("model", "transformer", "d_model") becomes ("model", "d_model").
     """
     keys: Keys = ()
@@ -447,8 +447,8 @@ def _root() -> Schema:
 def _resolved(schema: Schema) -> Schema:
     """Returns the schema; if it has a $ref, the $ref is replaced by the definition that it refers to.
 
-    Entries of the definition take precedence over entries beside the $ref. So the description of a section is that of
-    its class, not that of the field that holds the section.
+    Entries of the definition take precedence over entries beside the $ref. So a section is described by the docstring
+    of its class, not by the description of the field that holds the section.
     """
     if "$ref" not in schema:
         return schema
@@ -648,10 +648,10 @@ def _meaning(value: object, schema: Schema) -> str:
 
 
 def as_said(value: Any, schema: Schema) -> Any:
-    """Returns a value in the form that a settings file gives: items of lists and tables are without default settings.
+    """Returns a value as a settings file gives it: in items of lists and tables, settings at defaults are left out.
 
-    `schema` is the schema of the value. For example, a corpus in the list `data.train` keeps only those of its settings
-    that differ from their defaults. Items that are not sections, and all other values, are returned unchanged.
+    `schema` is the schema of the value. For example, a corpus in the list `data.train` keeps only the settings that
+    differ from their defaults. Items that are not sections are returned unchanged, and so are numbers, text and null.
     """
     if isinstance(value, list):
         return [as_said(item, _child(schema, number) or {}) for number, item in enumerate(value)]

@@ -29,7 +29,7 @@ ShortlistSize = Annotated[
     Discriminator(number_or_auto),
 ]
 
-LEAST_BATCH_TOKENS = 1024  # the least that "auto" means, unless update_tokens is less; smaller batches are slow
+LEAST_BATCH_TOKENS = 1024  # the smallest "auto" batch, unless update_tokens is less; smaller batches are slow
 
 # In YAML, a bare `on` or `off` is a truth value.
 Switch = Annotated[
@@ -262,11 +262,11 @@ class TrainingConfig(Section):
     seed: int = Field(1, ge=0, description="Seed of all randomness in training.")
 
     def batches_per_update(self, devices: int = 1) -> int:
-        """Returns how many batches each device contributes to an update: at least 1, and as many for each device.
+        """Returns how many batches each device contributes to an update; the number is the same for every device.
 
         With `update_tokens`, the number is rounded, so the size of an update may differ from `update_tokens` by up to
-        half a batch for each device. If one batch for each device is already larger than `update_tokens`, the number is
-        1.
+        half a batch for each device. The number is at least 1, even if one batch for each device is already larger than
+        `update_tokens`.
         """
         if self.update_tokens is None:
             return self.accumulate
@@ -274,7 +274,7 @@ class TrainingConfig(Section):
 
     @property
     def tokens_per_update(self) -> int:
-        """The size of an update on one device, in the unit of `batch_tokens`."""
+        """The size of an update in a run on one device, measured like `batch_tokens`: sentences x longest side."""
         if self.batch_tokens == "auto":
             assert self.update_tokens is not None, "update_fits checks it"
             return self.update_tokens
@@ -287,9 +287,10 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def update_fits(self) -> "TrainingConfig":
-        """Raise ValueError if `update_tokens` and `accumulate` both say how large an update is, or if no setting does.
+        """Raise ValueError if the size of an update is given twice, or not at all.
 
-        No setting does if `batch_tokens` is "auto" and `update_tokens` is not given.
+        It is given twice if `update_tokens` is given and `accumulate` is not at its default. It is not given at all if
+        `batch_tokens` is "auto" and `update_tokens` is missing.
         """
         if self.update_tokens is not None and (said := self.first_changed("accumulate")):
             raise ValueError(f"{said} and update_tokens {self.update_tokens} both say how large an update is; give one")
@@ -643,10 +644,10 @@ class DecodingConfig(CarriedSection):
 
     @property
     def shortlist_size(self) -> int:
-        """The size of shortlists: the number of frequent tokens, and also the number of translations of a source token.
+        """The size N of shortlists: the N most frequent tokens, and N likely translations of each source token.
 
-        A shortlist has the target tokens to which a translation is limited. The size is SHORTLIST_SIZE if `shortlist`
-        is "auto" or `None`.
+        A shortlist holds the target tokens that a translation may have. N is SHORTLIST_SIZE if `shortlist` is "auto" or
+        `None`.
         """
         return SHORTLIST_SIZE if self.shortlist is None or self.shortlist == "auto" else self.shortlist
 

@@ -31,8 +31,9 @@ from mtkit.errors import CheckpointError, DataError
 from mtkit.text.tokenizer import Tokenizer
 from mtkit.text.vocabulary import END, PAD, BoundaryTokens
 
-# How batches are made: of pairs of similar length, one in a row; of rows that hold several pairs; or, in runs begun by
-# earlier versions, of pairs of similar length in orders that leave more padding.
+# How batches are made. With "bucketed", a row holds one pair, and the pairs of a batch have similar lengths. With
+# "packed", a row holds several pairs. The other two are for runs begun by earlier versions: they are like "bucketed",
+# but sort the pairs in ways that leave more padding.
 Batching = Literal["bucketed", "packed", "by exact length", "by length"]
 
 # Batches of rows of similar length. A row holds one pair or, if rows are packed, several.
@@ -89,8 +90,8 @@ def plan_batches(
     than `batch_tokens`. No pair may be longer than `batch_tokens`. Pairs of equal lengths are in random order, and the
     batch of the shortest rows has a random size, so that batches differ between epochs.
 
-    If `batching` is "packed", `packed_rows` says which pairs share a row. Otherwise, a row holds one pair; values other
-    than "bucketed" are for runs begun by earlier versions of mtkit. Lengths are in tokens, with the end mark.
+    If `batching` is "packed", `packed_rows` says which pairs share a row; otherwise, a row holds one pair. Lengths are
+    in tokens, with the end mark.
     """
     assert max(source_lengths.max(), target_lengths.max()) <= batch_tokens, "longer pairs are not binarized"
     shuffled = rng.permutation(len(source_lengths))
@@ -123,14 +124,14 @@ SIMILAR = 1.04  # the largest ratio of two lengths that count as similar
 
 
 def _sorted_rows(source: Lengths, target: Lengths, batching: Batching) -> tuple[NDArray[np.int64], Lengths]:
-    """Sorts rows so that neighbours are similar; returns their indices and the lengths of their longer sides.
+    """Sorts rows so that neighbours have similar lengths; returns (row indices, lengths of the rows' longer sides).
 
-    Both results are in the new order. `source` and `target` are the lengths of the rows. The rows are divided into
-    groups whose longer sides have similar lengths, and the groups are sorted by this length. Within a group, the rows
-    are sorted by the source length minus the target length, in ascending order in one group and in descending order in
-    the next, so that neighbours are similar on both sides, even if they are in different groups. If `batching` is not
-    "bucketed", the rows of a group have longer sides of the same length. If `batching` is "by length", the rows of a
-    group are sorted by the source length alone.
+    Both results are in the new order. `source` and `target` are the lengths of each row on the two sides.
+
+    First, the rows are sorted into groups by the length of their longer side. A group has similar lengths (`_groups`)
+    if `batching` is "bucketed", else equal lengths. Second, each group is sorted by source length minus target length.
+    The direction alternates from group to group, so that rows at the border of two groups are similar on both sides.
+    If `batching` is "by length", each group is instead sorted by the source length alone.
     """
     longest = np.maximum(source, target)
     groups = _groups(longest) if batching == "bucketed" else longest
@@ -148,18 +149,20 @@ def _groups(lengths: Lengths) -> NDArray[np.int64]:
 
 
 ROW_TOKENS = 128  # the approximate length of a packed row, unless four pairs of average length are longer
-ROW_SHARE = 0.96  # planned fraction of the length at which rows fill a batch exactly, since some rows become longer
-SIMILAR_ROWS = 16  # the number of rows, and of pairs, of similar size that are matched by the difference of their sides
+ROW_SHARE = 0.96  # planned length of a row / length that fills a batch exactly; less than 1, since some rows get longer
+SIMILAR_ROWS = 16  # rows in a group of similar size; in a group, rows and pairs are matched by surplus of source tokens
 
 
 def packed_rows(source_lengths: Lengths, target_lengths: Lengths, batch_tokens: int) -> NDArray[np.int64]:
     """Divides pairs into rows of nearly the same length on each side; returns the row of each pair, from 0.
 
-    The pairs are dealt out in rounds, the largest first, as in the heuristic "longest processing time first" (Graham
-    1969): in each round, every row gets one pair, and the row with the fewest tokens gets the largest pair. Among
-    rows of similar size, those that lack source tokens get the pairs with most source tokens. On its longer side, a row
-    has about ROW_TOKENS tokens, or about as many as four pairs of average length if that is more, but never more than
-    `batch_tokens`.
+    This is a form of the heuristic "longest processing time first" (Graham 1969). The pairs are dealt out in rounds,
+    the largest first. In each round, every row gets one pair, and the row with the fewest tokens gets the largest pair.
+    Within a group of SIMILAR_ROWS rows of similar size, pairs with many source tokens relative to their target tokens
+    go to rows with few.
+
+    On its longer side, a row has about ROW_TOKENS tokens, or the length of four average pairs if that is more. No row
+    is longer than `batch_tokens`.
     """
     sizes = np.asarray(source_lengths, dtype=np.int64) + target_lengths
     longer_side = max(int(source_lengths.sum()), int(target_lengths.sum()))
@@ -270,14 +273,17 @@ def batches_from(
     earlier: Sequence[EarlierBudget] = (),
     batching: Batching = "bucketed",
 ) -> Iterator[tuple[int, PlannedBatch]]:
-    """Yields (epoch, pairs with their rows) for each batch after the first `consumed` pairs of the run; never ends.
+    """Yields (epoch, planned batch) for each batch after the first `consumed` pairs of the run; never ends.
 
     Epochs count from 0. Lengths are in tokens, with the end mark. `mixture` says how often each corpus is repeated in
-    an epoch; without `mixture`, each pair occurs once. An epoch is divided at random into windows, and the pairs of a
-    window are divided into batches together. `earlier` lists the values of `batch_tokens` and `batching` that the run
-    used before. If such a value changed within a window, the rest of that window is divided into new batches. If the
-    data or settings have changed during the run, so that no batch ends after exactly `consumed` pairs, raises
-    ValueError.
+    an epoch; without `mixture`, each pair occurs once. An epoch is divided at random into windows, and each window is
+    divided into batches.
+
+    `earlier` lists the values of `batch_tokens` and `batching` that the run used before. If such a value changed within
+    a window, the rest of that window is divided into new batches.
+
+    Raises ValueError if no batch ends after exactly `consumed` pairs, or exactly where a value changed. This happens if
+    the data or other settings are no longer those with which the run began.
     """
     budgets = Budgets(tuple(earlier), batch_tokens, batching)
     epochs_done = 0 if mixture else consumed // len(source_lengths)
@@ -434,8 +440,8 @@ class Batch:
     num_pairs: int
     source_tokens: int  # with end marks, without padding
     target_tokens: int  # with end marks, without padding
-    # (target_tokens,) int64: the indices, in the flattened `labels`, of all labels that are not padding; stored, since
-    # the CPU would have to wait for a GPU that computes them
+    # (target_tokens,) int64: the indices, in the flattened `labels`, of all labels that are not padding; computed in
+    # advance, since the CPU would have to wait if the GPU computed them
     places: Tensor
     alignment: AlignedTokens | None = None  # only if training is guided by word alignments
 
@@ -607,10 +613,11 @@ def padded_batch(
     """Returns a batch: source (R, S), target (R, T) and labels (R, T).
 
     `rows`, if given, is the row number of each pair, from 0, in ascending order; a row may then hold several pairs.
-    Without `rows`, each row holds one pair, and T is 1 more than the length of the longest target. `boundaries` holds
-    the start and end tokens of the model, and says whether the model shifts the target. If so, for a target of the
-    tokens t1, …, tn, the decoder reads start, t1, …, tn and should predict t1, …, tn, end. If not, the decoder reads
-    the same tokens that it should predict.
+    Without `rows`, each row holds one pair, and T is 1 more than the length of the longest target.
+
+    `boundaries` holds the start and end tokens of the model, and says whether the model shifts the target. For a target
+    t1, …, tn, the labels are t1, …, tn, end. The decoder reads start, t1, …, tn if the model shifts the target, else
+    the labels.
     """
     layout = Layout(target.lengths + 1, np.arange(len(target.lengths)) if rows is None else rows)
     labels = _marked(target, boundaries.target_end, first=False)
@@ -654,14 +661,14 @@ class Share:
 
 ALL = Share(0, 1)
 
-ORDER = 3  # how new runs sort pairs into buckets; see `batching_of`
+ORDER = 3  # the version of the rule by which new runs sort pairs into buckets; see `batching_of`
 
 
 def batching_of(setting: str, order: int) -> Batching:
     """Returns how a run makes batches, such as "packed" or "bucketed"; `setting` is the setting `batching`.
 
-    `order` (`Progress.order`) is the number of the way in which the run sorts pairs into buckets: ORDER in new runs, a
-    lower number in runs begun by earlier versions of mtkit. The setting "auto" means "bucketed", since packed rows were
+    `order` (`Progress.order`) is the version of the rule by which the run sorts pairs into buckets: ORDER in new runs,
+    lower in runs begun by earlier versions of mtkit. The setting "auto" means "bucketed", since packed rows were
     no faster where they were measured (configs/README.md).
     """
     if setting == "packed":
@@ -705,12 +712,14 @@ def micro_batches(
     """Yields (epoch, parts of the batch) for each batch after the first `consumed` pairs of the run; never ends.
 
     If several processes train together, only the batches in `share`, those of this process, are made and yielded.
-    `order` (`Progress.order`) says how the run sorts pairs into buckets. Even if segmentations are sampled, pairs are
-    assigned to batches by their lengths in the corpus. So a batch may be larger than `batch_tokens` once segmentations
-    have been sampled. Such a batch is divided into several parts, all for the same update of the model; any other batch
-    has one part. Sampled segmentations depend only on the text, the seed and the number of pairs before the batch.
-    `earlier` lists the values of `batch_tokens` and `batching` that the run used before. Raises ValueError if no batch
+    `earlier` lists the values of `batch_tokens` and `batching` that the run used before. `order` (`Progress.order`) is
+    the version of the rule by which the run sorts pairs into buckets (see `batching_of`). Raises ValueError if no batch
     ends after exactly `consumed` pairs.
+
+    Pairs are assigned to batches by their lengths in the corpus. With `sampling`, the sampled segmentations may be
+    longer, and a batch may become larger than `batch_tokens`. Such a batch is divided into several parts, all for the
+    same update of the model; any other batch has one part. Sampled segmentations depend only on the text, the seed and
+    the number of pairs before the batch.
     """
     lengths = (corpus.source_lengths + 1, corpus.target_lengths + 1)
     batching = batching_of(config.batching, order)
@@ -879,11 +888,9 @@ class Feed:
     ) -> Iterator[Stream]:
         """Context manager that gives the endless stream of batches after the first `pairs` pairs of the run.
 
-        An item of the stream is (epoch, parts of the batch). If several processes train together, only the batches in
-        `share`, those of this process, are given. Batches are made in advance; for training on a GPU, the next batch is
-        also copied to the GPU in advance. `earlier` lists the values of `batch_tokens` and `batching` that the run used
-        before. `order` (`Progress.order`) says how the run sorts pairs into buckets. Raises CheckpointError if no batch
-        ends after exactly `pairs` pairs; the message names `step`.
+        An item of the stream is (epoch, parts of the batch). The arguments `earlier`, `share` and `order` are those of
+        `micro_batches`. Batches are made in advance; for training on a GPU, the next batch is also copied to the GPU in
+        advance. Raises CheckpointError if no batch ends after exactly `pairs` pairs; the message names `step`.
         """
         stream = micro_batches(
             self.corpus,

@@ -3,9 +3,10 @@
 A corpus is a directory. For each side, the file `SIDE.tokens` holds the token ids of all sentences, concatenated, and
 the file `SIDE.offsets` holds the index of the first token of each sentence. If training samples segmentations, the
 text of the sentences is stored in the same way in `SIDE.text` and `SIDE.text_offsets`. If training is guided by word
-alignments, `alignment.links` holds the links of all pairs, and `alignment.offsets` the index of the first link of each.
+alignments, `alignment.links` holds the links of all pairs, and `alignment.offsets` the index of each pair's first link.
 
-A corpus may consist of several parts, the corpora of `data.train`, each of which has a share of an epoch.
+A binarized corpus may hold several corpora of `data.train`, one after the other; a mixture says how often each is
+repeated in an epoch.
 """
 
 import concurrent.futures
@@ -162,7 +163,8 @@ class Manifest:
     drops: dict[str, int]  # the number of pairs left out, by reason
     raw_files: tuple[RawFile, ...]  # source, target, source, target, …
     settings: dict[str, Any]  # the settings that decide which pairs are left out and how the others are encoded
-    # The fraction of unknown tokens in each text that can have any, by the name of the text.
+    # The fraction of unknown tokens in each text, by its name, such as "training source". Texts whose tokenizer never
+    # produces unknown tokens are left out.
     unknown: dict[str, float] = field(default_factory=dict)
     corpora: tuple[int, ...] = ()  # the number of pairs kept from each corpus; empty in manifests of older versions
     alignment: StoredAlignment | None = None  # only with training.guided_alignment
@@ -229,7 +231,7 @@ def _stored(content: dict[str, Any]) -> StoredFile:
 # Reading a corpus.
 
 OFFSET = np.dtype("<i8")  # of all offsets files
-TOKEN_INDEX = np.dtype("<u4")  # of links, each of which is the index of a source token and that of a target token
+TOKEN_INDEX = np.dtype("<u4")  # of links; a link is (index of a source token, index of a target token)
 
 
 class Corpus:
@@ -709,8 +711,8 @@ def length_statistics(
 
 
 EXCESS = 1e-4  # the fraction of training pairs whose target may be longer than the limit
-# Added to the limit if a corpus has fewer than 1 / EXCESS pairs, since it may lack the longest targets; a larger corpus
-# gets fewer.
+# Tokens added to the limit if a corpus has at most 1 / EXCESS pairs, since the longest targets may be missing from it.
+# The larger a corpus beyond that, the fewer tokens are added.
 SPARE_TOKENS = 5
 RATIOS = np.arange(1.2, 3.05, 0.1)  # tried as multiples of the mean ratio of target length to source length
 
@@ -721,17 +723,20 @@ def length_limit(
     corpora: Sequence[int] = (),
     most_pairs: int = MOST_PAIRS,
 ) -> dict[str, float]:
-    """Returns "ratio" and "extra", which limit the length of translations to ratio x source length + extra.
+    """Returns {"ratio": …, "extra": …}: translations may have at most ratio x source length + extra tokens.
 
-    Lengths are in tokens without end marks. The fraction of the pairs whose target is longer than the limit is below
-    `EXCESS`. Of several limits that fulfil this, the limit with the smallest mean over the pairs is chosen. The ratio
-    is at least 1.2 times the mean ratio, which leaves room for sentences longer than those of the corpus.
+    Lengths are in tokens without end marks. In less than the fraction `EXCESS` of the pairs, the target is longer
+    than this limit. Of several such limits, the one with the smallest mean over the pairs is chosen. The ratio is at
+    least 1.2 times the mean ratio of target length to source length. This leaves room for sentences that are longer
+    than those of the corpus.
 
     `corpora` holds the number of pairs from each corpus, in order; if it is empty, all pairs count as one corpus. Each
-    corpus is measured by itself, since the corpora may have different languages, and the largest ratio and the largest
+    corpus is measured by itself, since the corpora may have different languages. The largest ratio and the largest
     extra are returned. Of each corpus, at most `most_pairs` pairs are measured. Both arrays of offsets have the shape
-    (num_pairs + 1,). The result is empty if there are no target tokens. If all sources are empty, as for a language
-    model, the limit is the extra tokens alone.
+    (num_pairs + 1,).
+
+    The result is empty if there are no target tokens. If all sources are empty, as for a language model, only "extra"
+    limits the length.
     """
     num_pairs = len(source_offsets) - 1
     ends = np.cumsum(corpora if sum(corpora) == num_pairs and corpora else [num_pairs]).tolist()

@@ -134,7 +134,10 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def check_json(path: Path | None) -> None:
-    """Raise MtkitError if `path` of --json is a folder, or its folder is missing; called before a long measurement."""
+    """Raise MtkitError if `path`, the value of --json, does not name a file in an existing folder.
+
+    `None` is accepted. Called before a long measurement, which would otherwise be lost.
+    """
     if path is not None and (path.is_dir() or not path.parent.is_dir()):
         what = "is a folder" if path.is_dir() else f"there is no folder {path.parent}"
         raise MtkitError(f"--json: {path}: {what}; name a file in a folder that is there")
@@ -269,11 +272,11 @@ def counting_rows(translator: Translator) -> Iterator[Rows]:
 
 
 def useful_rows(lengths: Sequence[int], num_hypotheses: int) -> int:
-    """Returns the least number of decoder rows that a search for these translations needs.
+    """Returns the smallest number of decoder rows in which a search can find translations of these lengths.
 
-    This is the number if the search stops as soon as it has the translations that it returns. `lengths` holds the
-    number of tokens of each translation, without the end mark. The first step of a sentence needs one row; each further
-    step, up to the one that predicts the end mark, needs `num_hypotheses` rows.
+    A row is one hypothesis in one decoding step. `lengths` holds the number of tokens of each translation, without the
+    end mark. For each translation, the first step needs one row. Each later step, up to the one that predicts the end
+    mark, needs `num_hypotheses` rows.
     """
     return sum(1 + num_hypotheses * length for length in lengths)
 
@@ -318,16 +321,18 @@ def bench_translation(
 ) -> Record:
     """Measure how fast a model translates the first `num_lines` lines of `source`; returns the record.
 
-    Each variant first translates all lines once, untimed, to warm up; meanwhile, decoder rows are counted. For a
-    variant with workers, they are counted while the same model translates in one process. In each round, the variants
-    take turns: each translates all lines from text to text and then, if it has no workers, from token ids to token ids.
-    No round begins after `minutes` minutes, but there is at least one. Load time, start-up time and peak memory are
-    measured in a fresh process for each variant, with its workers. With `reference`, the record has BLEU of these
-    lines.
+    The measurement has three parts:
 
-    Some variants are impossible, such as a precision that the engine lacks; their records hold only the fields of the
-    variant and the reason, `fault`. Raises MtkitError if all variants are impossible, or if the model, a setting or a
-    file is wrong.
+    - Warm-up: each variant translates all lines once, untimed. The rows that the decoder computes are counted. For a
+      variant with workers, the rows are those of the same model when it translates in one process.
+    - Up to `rounds` rounds, in which the variants take turns: each translates all lines from text to text and then, if
+      it has no workers, from token ids to token ids. After `minutes` minutes, no further round begins, but there is at
+      least one.
+    - A fresh process for each variant, with its workers: this gives the load time, start-up time and peak memory.
+
+    With `reference`, the record has the BLEU of each variant. If a variant is impossible, such as a precision that the
+    engine lacks, its record holds only the fields of the variant and the reason, `fault`. Raises MtkitError if all
+    variants are impossible, or if the model, a setting or a file is wrong.
     """
     begun = time.monotonic()
     lines, references = _read(source, reference, num_lines)
@@ -423,9 +428,10 @@ def _open(
 
 
 def _read(source: Path, reference: Path | None, num_lines: int) -> tuple[list[str], list[str] | None]:
-    """Returns the first `num_lines` lines of the source, and as many of the reference; `None` without a reference.
+    """Returns the first `num_lines` lines of the source and those of the reference.
 
-    Raises DataError if all these lines are blank, or if the two files have different numbers of lines.
+    Without a reference, its lines are `None`. Raises DataError if all these lines of the source are blank, or if the
+    two files have different numbers of lines.
     """
     if reference is None:
         lines, references = list(islice(read_lines(source), num_lines)), None
@@ -509,7 +515,7 @@ def _result(measured: _Measured, lines: list[str], references: list[str] | None,
         "text_to_text": _rates(measured.text_seconds, tokens, len(lines)),
         "ids_to_ids": _rates(measured.ids_seconds, tokens, len(lines)) if measured.ids_seconds else None,
         "rows_per_token": rows / tokens if rows and tokens else None,
-        # Minimum Bayes risk decoding may return a short sample, while a longer one keeps the sentence going.
+        # Not known for minimum Bayes risk decoding: it may return a short sample, though longer ones took more rows.
         "useful_rows": useful_rows(lengths, num_hypotheses) / rows if rows and not decoding.mbr_samples else None,
         **fresh,
         "bleu": bleu,
@@ -648,9 +654,9 @@ SAMPLE_SECONDS = 0.05  # interval between two samples of the memory of all proce
 def own_peak(translator: Translator, working: Translator) -> int | None:
     """Returns the peak memory of this process, in bytes; `None` if it is not known.
 
-    `translator` is in this process; `working`, the one that translated, is the same object unless it has workers. The
-    peak is not known if there are workers, if CTranslate2 translated on a GPU (PyTorch does not see that memory), or if
-    the operating system does not report it.
+    `working` is the Translator that translated. Without workers, it is the same object as `translator`; with workers,
+    it is the one that gives the lines to worker processes. The peak is not known in three cases: there are workers,
+    CTranslate2 translated on a GPU (PyTorch does not see that memory), or the operating system does not report it.
     """
     device = translator.model.device
     if working is not translator or (translator.engine is not None and device.type != "cpu"):
@@ -661,10 +667,13 @@ def own_peak(translator: Translator, working: Translator) -> int | None:
 def memory_of_all(process: int) -> int | None:
     """Returns the total memory of a process and its descendants, in bytes; `None` if the system does not report it.
 
-    Memory that these processes share counts once. Anonymous memory is the sum of proportional set sizes (PSS), in which
-    a page that n processes share counts 1/n in each. Of memory-mapped files, such as libraries and weights, the
-    largest resident size among the processes counts, since forked processes map the same files. Their PSS would be too
-    low: the process that measures, which is not among those counted, maps them as well and takes a part of each page.
+    Memory that these processes share counts once. The total is the sum of two numbers:
+
+    - Anonymous memory: the sum of the proportional set sizes (PSS) of the processes. In a PSS, a page that n processes
+      share counts 1/n.
+    - Memory-mapped files, such as libraries and weights: the largest resident size of all processes, since forked
+      processes map the same files. The sum of PSS would be too low here. The measuring process maps these files, too,
+      so each page is also shared with this process, which is not counted.
     """
     waiting, anonymous, of_files = [process], 0, 0
     while waiting:
@@ -922,15 +931,16 @@ class _Data:
     config: Config
     corpus: Path
     tokenizer: Tokenizer | None  # None: the corpus is made up
-    told: str
+    told: str  # what the data is, in words, for the record
 
 
 @contextmanager
 def _data(config: Config, made_up: bool) -> Iterator[_Data]:
-    """Context manager that gives the data of the run that `config` describes, or data made in a temporary folder.
+    """Context manager that gives training data for `config`, from the run directory or from a temporary folder.
 
-    If the run has no data yet that was made with these settings, tokenizer and data are made from its text. With
-    `made_up`, random data is made in any case. Nothing is written to the run directory.
+    The data in the run directory is used if it was made with these settings. Otherwise, a tokenizer and data are made
+    from the text of the run, in the temporary folder. With `made_up`, random data is made there in any case. Nothing is
+    written to the run directory.
     """
     run = config.run_path
     if not made_up and is_prepared(config):
@@ -949,7 +959,10 @@ def _data(config: Config, made_up: bool) -> Iterator[_Data]:
 
 
 def _made(config: Config, made_up: bool) -> _Data:
-    """Make the tokenizer and data of `config` in its run directory or, with `made_up`, random data; returns them."""
+    """Make training data in the run directory of `config`; returns the data.
+
+    A tokenizer is made, and the training text is binarized. With `made_up`, random data is made, without a tokenizer.
+    """
     place = config.run_path
     if made_up:
         write_random_corpus(config, place / "data")
@@ -1120,7 +1133,7 @@ def profiled(work: Callable[[], object], device: torch.device) -> list[tuple[str
     found = [
         (event.key, 1e-6 * (event.self_device_time_total if on_gpu else event.self_cpu_time_total), event.count)
         for event in profile.key_averages()
-        if event.device_type.name == "CPU"  # not the kernels on a GPU: their operators have their times, too
+        if event.device_type.name == "CPU"  # GPU kernels are left out: the operators that launch them have their times
     ]
     return sorted((each for each in found if each[1] > 0), key=lambda each: -each[1])
 
@@ -1136,7 +1149,7 @@ class Trial:
         self.target_vocab_size = target_vocab_size
         self.device = updater.state.model.device
         self.step = 0
-        # Just before the optimizer's step; until then, the gradient is computed.
+        # Called just before the optimizer's step, when the gradient has been computed.
         updater.state.optimizer.register_step_pre_hook(lambda *_: self._end_part(PASSES))
 
     def run(

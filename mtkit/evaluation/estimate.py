@@ -49,7 +49,7 @@ MOST_SECONDS = 60.0  # about the longest time to measure; slow models make fewer
 LEAST_UPDATES = 2
 SAMPLE_PAIRS = 20_000  # pairs to encode if the data is not prepared
 BYTES = 4  # size of a weight in fp32
-MOST_ROWS_TIMES_VOCABULARY = 2048  # as in the description of decoding.batch_tokens
+MOST_ROWS_TIMES_VOCABULARY = 2048  # rows x vocabulary is at most this many times decoding.batch_tokens
 LOGIT_COPIES = 3  # logits, log-probabilities, and the memory of top-k
 
 
@@ -136,7 +136,8 @@ class _Data:
     def vocab_sizes(self) -> tuple[int, int]:
         """The vocabulary sizes of source and target.
 
-        If the tokenizer was trained on a sample, each size is at least that in the settings.
+        A tokenizer that was trained on a sample may have fewer pieces than one trained on all text. So in that case,
+        the larger of two sizes is returned: the tokenizer's, and the one in the settings.
         """
         sizes = self.corpus.manifest.source.vocab_size, self.corpus.manifest.target.vocab_size
         settings = self.config.tokenizer
@@ -353,8 +354,11 @@ def _length(settings: TrainingConfig, pace: Pace) -> tuple[int, float]:
 def _disk(settings: TrainingConfig, updates: int, measured: _Measured, data: _Data) -> int:
     """Returns the most disk space that a run takes, in bytes: binarized data, checkpoints and the bundle.
 
-    Four kinds of checkpoints count: the last ones, kept for resuming; the ones kept for an average around the best
-    checkpoint so far; the ones kept in case a better checkpoint follows; and the one that is being written.
+    `updates` is the number of updates of the run. These checkpoints count, unless the run writes fewer:
+
+    - the newest `keep_checkpoints` and the one that is being written, all with the optimizer state;
+    - `average_checkpoints` to be averaged around the best checkpoint so far;
+    - the last `average_checkpoints`, to be averaged if a later checkpoint is better.
     """
     every = [settled(settings.save_every), settled(settings.validate_every)]
     written = len({step for gap in every for step in range(gap, min(updates, 1000 * gap) + 1, gap)}) + 1

@@ -123,10 +123,10 @@ def score_models(
     """Translate the test data with a model, or with two models that are compared, and score the translations.
 
     The second model is `against`; if that is `None`, only the first model is scored. The languages are those of the
-    first model. `overrides` are settings such as decoding.beam_size=1; they, `engine` (such as "torch") and `precision`
-    (such as "bf16") apply to both models. `num_workers` is the number of processes that translate; `None` chooses it
-    for this machine. Raises MtkitError if a model, the test data or a setting is wrong or missing. Where possible, the
-    error is raised before anything is translated.
+    first model. `overrides` are settings such as decoding.beam_size=1. The overrides, `engine` (such as "torch") and
+    `precision` (such as "bf16") apply to both models. `num_workers` is the number of processes that translate; `None`
+    chooses it for this machine. Raises MtkitError if a model, the test data or a setting is wrong or missing. Where
+    possible, the error is raised before anything is translated.
     """
     _require_seed(scoring, against)
     with ExitStack() as opened:

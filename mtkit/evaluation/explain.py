@@ -73,9 +73,9 @@ class Candidate:
 class Recorder:
     """Records the candidates of each beam-search step for one sentence; pass it to `Translator.search` as `watch`."""
 
-    end: int
+    end: int  # the id of the end mark
     steps: list[list[Candidate]] = field(default_factory=list)
-    _alive: list[tuple[int, ...]] = field(default_factory=lambda: [()])
+    _alive: list[tuple[int, ...]] = field(default_factory=lambda: [()])  # tokens of the hypotheses in the beam
 
     def __call__(self, step: BeamStep) -> None:
         """Record the candidates of a step, the most probable first."""
@@ -371,9 +371,9 @@ def _step(name: str, place: int, translator: Translator, one: Explained) -> Html
 def _distribution(translator: Translator, one: Explained, place: int) -> Html:
     """Returns a chart of the most probable tokens of a step, with a note on the other tokens.
 
-    `place` counts steps from 0. The chosen token is always in the chart. The note gives the probability of the other
-    tokens, and the target probabilities that label smoothing set in training: that of each wrong token, and that of the
-    right one.
+    `place` counts steps from 0. The chosen token is always in the chart. The note has the total and the mean
+    probability of the other tokens. For comparison, it has the probabilities that training asked for, with label
+    smoothing: one for each wrong token, and one for the right token.
     """
     probabilities = np.exp(one.log_probs[place])
     order = np.argsort(-probabilities, kind="stable")[:NUM_SHOWN].tolist()
@@ -504,7 +504,8 @@ tr.on > * { background: var(--mark); }
 @media screen { .js .step:not(.on), .js main > section:not(.on) { display: none; } }
 """
 
-# Makes the page a player. Everything that it shows is on the page already, but for the attention of single heads.
+# Shows one sentence and one step of the search at a time, with controls to move through the steps. Without scripts, the
+# page shows all of them below one another; then only the choice of an attention head for the steps is missing.
 SCRIPT = """
 document.documentElement.classList.add("js");
 const data = JSON.parse(document.getElementById("data").textContent).sentences;

@@ -98,7 +98,10 @@ def page(title: str, *content: Content, command: str, style: str = "", script: s
 
 
 def _generator(command: str) -> Html:
-    """Returns the element by which `require_page` recognises a page of a command; it is in the first HEAD_BYTES."""
+    """Returns the meta element by which `require_page` recognises the pages that `command` makes.
+
+    `page` puts this element within the first HEAD_BYTES bytes of a page.
+    """
     return element("meta", name="generator", content=f"mtkit {command}")
 
 
@@ -133,7 +136,10 @@ def write_page(path: Path, text: str) -> None:
 
 
 def section(title: str, *content: Content, id_: str | None = None) -> Html:
-    """Returns a section with a heading; its id, for links, is `id_`, by default the title's words with hyphens."""
+    """Returns a section with the heading `title`.
+
+    The id of the section, for links, is `id_`. The default id consists of the words of the title, joined by hyphens.
+    """
     name = id_ or re.sub(r"\W+", "-", title.lower()).strip("-")
     return element("section", element("h2", title), *content, id=name)
 
@@ -237,7 +243,7 @@ def number(value: float) -> str:
 
 # Charts, drawn in units of about a pixel.
 
-NUM_STYLES = 6  # of curves and bars; more repeat
+NUM_STYLES = 6  # styles of curves and bars; a chart with more curves or bars repeats styles
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 2", "12 4")
 WIDTH, HEIGHT = 360, 210
 LEFT, RIGHT, TOP, BOTTOM = 48, 10, 10, 34  # margins around the plot
@@ -265,7 +271,7 @@ def line_chart(title: str, curves: Sequence[Curve], x_label: str) -> Html:
     x_ticks, y_ticks = ticks(*_range(x for x, _ in points)), ticks(*_range(y for _, y in points))
     x_low, x_high = min(x for x, _ in points), max(x for x, _ in points)
     x_ticks = [x for x in x_ticks if x_low <= x <= x_high]
-    if all(float(x).is_integer() for x, _ in points):  # there is no half of what is counted
+    if all(float(x).is_integer() for x, _ in points):  # x is a count, such as updates
         x_ticks = [x for x in x_ticks if x.is_integer()]
 
     def place(x: float, y: float) -> tuple[float, float]:

@@ -189,9 +189,10 @@ class Attention:
 
 
 def _indices(name: str, number: int | None, count: int) -> Sequence[int]:
-    """Returns the index of layer or head `number`, counted from 1, as a sequence; all `count` indices for `None`.
+    """Returns the indices, from 0, of the layers or heads that the option `name` selects.
 
-    Raises MtkitError if `number` is greater than `count`; the error message names the option `name`.
+    `number` is the value of the option, counted from 1. `None` selects all `count` layers or heads. Raises MtkitError
+    if `number` is greater than `count`; the error message names the option.
     """
     if number is None:
         return range(count)
@@ -345,8 +346,8 @@ def paper_schedule(text: str) -> Schedule:
 def schedule_points(schedule: Schedule, num_steps: int) -> tuple[list[int], list[float]]:
     """Returns steps from 1 to `num_steps`, and the learning rate at each of these steps.
 
-    There are not many more than `MOST_POINTS` steps. To keep the corners of the curve sharp, the last step of warm-up
-    is always among them and, with the schedule "wsd", the last step before the decay.
+    There are not many more than `MOST_POINTS` steps. To keep the corners of the curve sharp, they always include the
+    last step of warm-up. With the schedule "wsd", they also include the last step before the decay.
     """
     stride = -(-num_steps // MOST_POINTS)
     corners = [settled(schedule.training.warmup_steps)]
@@ -429,11 +430,11 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     return events
 
 
-LARGEST = 1e100  # the largest number allowed in a log; that of fp32 is 3e38
+LARGEST = 1e100  # the largest number allowed in a log; the largest fp32 number is 3e38
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST  # NaN is not
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST  # false for NaN
 
 
 def _is_figure(value: Any) -> bool:
@@ -502,8 +503,8 @@ def read_history(run: Path) -> History:
 def series(history: History, event: str, key: str, by: str = "step") -> tuple[list[float], list[float]]:
     """Returns the x and y values of a curve: steps, and the values of `key` in the events of the kind `event`.
 
-    Events are such as "validation", keys such as "nll". Events without `key` are left out. If `by` is "minutes", the
-    first list holds minutes of training instead of steps. Raises DataError if the log has no minutes.
+    An example is the key "nll" of the events "validation". Events without `key` are left out. If `by` is "minutes", the
+    x values are minutes of training instead of steps; then raises DataError if the log has no minutes.
     """
     points = [(one["step"], one[key]) for one in history.events if one["event"] == event and one.get(key) is not None]
     steps, figures = [step for step, _ in points], [figure for _, figure in points]

@@ -170,8 +170,8 @@ def test_sets_of(systems: Sequence[Reported]) -> list[TestSet]:
 def _lines(system: Reported, name: str, files: SetFiles, sources: list[str], references: list[list[str]]) -> list[str]:
     """Returns the translations of a test set by a system, one for each source.
 
-    These are the stored translations, if there is one for each source and scoring them again gives the stored scores.
-    Otherwise, the system translates the test set anew.
+    The stored translations are returned on two conditions: there are as many as sources, and scoring them again gives
+    the stored scores. Otherwise, the system translates the test set anew.
     """
     stored, scores = system.stored_lines(name), system.scores(name)
     if stored is not None and scores and len(stored) == len(sources):
@@ -351,7 +351,11 @@ def _by_length(systems: Sequence[Reported], one: TestSet) -> Html:
 
 
 def _sentences(systems: Sequence[Reported], one: TestSet) -> Iterator[Html]:
-    """Yields tables of the sentences that each system translates worst, best, and most unlike the first system."""
+    """Yields tables of example sentences from one test set, chosen by sentence-level chrF.
+
+    For each system, these are the worst and the best sentences. For each system but the first, they are also the
+    sentences where it is most clearly better, and most clearly worse, than the first system.
+    """
     scores = {system.key: sentence_scores(one.lines[system.key], one.references) for system in systems}
     yield element("h3", one.name)
     yield note("By sentence-level chrF; of equally good sentences, the longest.")
@@ -496,7 +500,7 @@ def _happened(system: Reported) -> Iterator[list[Cell]]:
 
 
 def _samples(systems: Sequence[Reported]) -> list[Html]:
-    """Translations of validation sentences that were logged in the course of training, a table for each system."""
+    """Returns a table for each system of the translations of validation sentences that training logged."""
     found = []
     for system in systems:
         rows = [
@@ -514,7 +518,10 @@ def _samples(systems: Sequence[Reported]) -> list[Html]:
 
 
 def _settings(systems: Sequence[Reported]) -> Html:
-    """A table of all settings that any system has changed; ≠ marks settings with different values in the systems."""
+    """Returns a table of the settings that differ from the default in any system.
+
+    The mark ≠ is put on settings that have different values in the systems.
+    """
     changed = [_changed(system) for system in systems]
     whole = [dict(settings_of(system.bundle.config.model_dump(mode="json"))) for system in systems]
     names = {name for settings in changed for name in settings}
@@ -538,9 +545,9 @@ def _changed(system: Reported) -> dict[str, Any]:
 
 
 def _place_of(all_settings: Sequence[dict[str, Any]]) -> Any:
-    """Returns a sort key that puts names of settings in the order of `all_settings`, that of config.yaml.
+    """Returns a sort key for names of settings: a function that maps a name to its place in config.yaml.
 
-    It is a function from a name to a number. Unknown names come last.
+    `all_settings` has the settings of each system, in the order of config.yaml. Unknown names come last.
     """
     order = list(dict.fromkeys(name for settings in all_settings for name in settings))
     return lambda name: order.index(name) if name in order else len(order)
@@ -551,7 +558,7 @@ def _value(value: Any) -> str:
 
 
 def _data(systems: Sequence[Reported]) -> list[Html]:
-    """The training data: pairs, tokens, lengths, what was dropped and why, files."""
+    """Returns tables on the training data: pairs, tokens, lengths, the pairs that were dropped and why, and files."""
     rows: list[list[Cell]] = []
     dropped: list[list[Cell]] = []
     files: list[list[Cell]] = []
@@ -589,7 +596,7 @@ FACTS = ("mtkit", "python", "torch", "machine", "device", "threads", "precision"
 
 
 def _environment(systems: Sequence[Reported]) -> list[Content]:
-    """Versions and machine of each run, and the command that trained it."""
+    """Returns a table of the versions and the machine of each run, and the command that last started its training."""
     found: list[Content] = []
     known = [system for system in systems if system.starts]
     if known:

@@ -71,9 +71,9 @@ def load(
     `overrides` are settings of the form "key=value", such as "device=cpu" or "decoding.beam_size=1"; they replace the
     model's own settings.
 
-    `precision` is "fp32", "bf16", "fp16", "int8" (on a CPU), "fp64", or "auto": the fastest on this device that costs
-    little (see `pick_run_precision`). On a CPU in fp32, the weights are memory-mapped and, except those of the output
-    layer, not copied.
+    `precision` is "fp32", "bf16", "fp16", "int8" (on a CPU), "fp64", or "auto": the fastest on this device that hardly
+    lowers the quality of translations (see `pick_run_precision`). CTranslate2 makes its own choice for "auto". On a CPU
+    in fp32, the weights are memory-mapped and, except those of the output layer, not copied.
 
     `ensemble` holds the paths of further models; the probabilities of all models are averaged. All models must have the
     same tokenizer. The settings of the model at `path` apply.
@@ -143,7 +143,7 @@ def _load_ctranslate2(bundle: Bundle, overrides: Sequence[str], precision: str) 
 
     Raises _UnfitError if CTranslate2 does not support the settings, or if its translations differ from PyTorch's.
     """
-    translator = load_bundle(bundle, overrides)  # in fp32: it does what CTranslate2 leaves
+    translator = load_bundle(bundle, overrides)  # in fp32; it translates what CTranslate2 does not
     if fault := fault_of(translator):
         raise _UnfitError(fault)
     device = translator.model.device.type
@@ -220,10 +220,10 @@ def _require_precision(precision: str, device: str) -> None:
 def _exported(bundle: Bundle, translator: Translator) -> Path:
     """Returns the folder of the exported model; exports the model if it has not been exported.
 
-    Looks for the export in each of the folders that `_places` returns; if there is none, exports the model to the first
-    of these folders that can be written. The name of the export is a checksum of everything that its files depend on,
-    so that a changed model is exported anew. Then deletes other exports in the same folder that have not been used for
-    a week. Raises _UnfitError if none of the folders can be written.
+    The export may be in any of the folders that `_places` returns. If it is in none of them, the model is exported to
+    the first of them that can be written, and old exports there are deleted. The name of an export is a checksum of
+    everything that its files depend on, so a changed model is exported anew. Raises _UnfitError if none of the folders
+    can be written.
     """
     key = _key(bundle, translator.config)
     places = _places(bundle)
@@ -328,11 +328,11 @@ def _numbered(bundle: Bundle, translator: Translator) -> PortableModel:
 
 
 def _check(bundle: Bundle, translator: Translator, directory: Path) -> None:
-    """Raises _UnfitError unless CTranslate2 translates the canaries of the model as the bundle has stored.
+    """Raises _UnfitError if CTranslate2 does not reproduce the translations of the canaries in the bundle.
 
-    Canaries are source lines that the bundle stores with their translations. Another translation is accepted if, where
-    it first differs, the log-probabilities of the two tokens differ by less than MOST_DRIFT. `directory` has the
-    exported files.
+    Canaries are source lines that the bundle stores with their translations. A different translation is accepted if it
+    is nearly a tie: at the first position where the two translations differ, the log-probabilities of their tokens
+    differ by less than MOST_DRIFT. `directory` has the exported files.
     """
     engine = CTranslate2Engine(directory, translator, "cpu", "float32")
     checked = Translator(translator.model, translator.tokenizer, translator.config, engine=engine)
@@ -398,14 +398,17 @@ class _Lengths:
 class CTranslate2Engine:
     """Searches for translations with CTranslate2; an `Engine` of a Translator.
 
-    With settings for which `fault_of` returns `None`, finds the same translations as `mtkit.translation.decode.decode`,
-    up to rounding. Sentences that CTranslate2 would search in another way are left to that function:
+    The translations are those of mtkit's own search, `mtkit.translation.decode.decode`, up to rounding. The settings
+    must be such that `fault_of` returns `None`.
 
-    - with a beam, sentences that have a prefix, and sentences for which a hypothesis reaches the maximum length: mtkit
-      then ends all hypotheses of the sentence, while CTranslate2 ends none of them
-    - with greedy search, all sentences if several hypotheses are asked for, and translations whose log-probability is
-      not finite
-    - sentences and translations that may become longer than the model's tables of positions
+    CTranslate2 does not search all sentences as mtkit does. mtkit's own search translates the others:
+
+    - sentences whose source or translation may be longer than the model's tables of positions;
+    - with a beam: sentences that have a prefix;
+    - with a beam: sentences for which a hypothesis reaches the maximum length. There, mtkit ends all hypotheses of the
+      sentence, and CTranslate2 ends none of them;
+    - with greedy search: all sentences if several hypotheses are asked for;
+    - with greedy search: sentences for which the log-probability of CTranslate2's translation is not finite.
     """
 
     def __init__(self, directory: Path, translator: Translator, device: str, compute_type: str) -> None:
@@ -423,8 +426,8 @@ class CTranslate2Engine:
         self._unknown = translator.tokenizer.specials.target.unknown
         self._library: Any = None  # the Translator of CTranslate2
         self._is_alone = False  # whether all threads compute one batch together, instead of one batch each
-        self._process = 0
-        self._of_parent: Any = None
+        self._process = 0  # the id of the process that opened self._library
+        self._of_parent: Any = None  # in a forked process, the parent's Translator, which must not be deleted
 
     @property
     def precision(self) -> str:
@@ -915,10 +918,10 @@ def _write_json(path: Path, content: object) -> None:
 def library() -> Any:
     """Returns the Python module of CTranslate2; `None` if it is not installed.
 
-    If the processor has no VNNI instructions, sets CT2_USE_MKL to make CTranslate2 compute with MKL, unless the
-    environment sets this variable. On AMD processors, CTranslate2 would otherwise use oneDNN, whose 8-bit products are
-    added in pairs in 16 bits, which may overflow: log-probabilities of CTranslate2 4.8.5 were 0.8 nats off with oneDNN,
-    and 0.03 nats off with MKL.
+    If the processor has no VNNI instructions, this function sets the environment variable CT2_USE_MKL, which makes
+    CTranslate2 compute with MKL. A value that the variable already has is kept. Without the variable, CTranslate2 uses
+    oneDNN on AMD processors. oneDNN adds pairs of 8-bit products in 16 bits, and these sums may overflow:
+    log-probabilities of CTranslate2 4.8.5 were 0.8 nats off with oneDNN, and 0.03 nats off with MKL.
     """
     if not torch.cpu._is_vnni_supported():
         os.environ.setdefault("CT2_USE_MKL", "1")  # read when the library is imported

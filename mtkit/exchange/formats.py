@@ -93,15 +93,12 @@ class Format:
     quantizations: tuple[str, ...] = ()
 
 
-# Export.
-
-
 def export(path: Path, to: str, directory: Path, quantization: str | None = None) -> None:
     """Exports the model at `path` to the folder `directory`, in the format `to` (a key of FORMATS).
 
     Afterwards, translates with mtkit and with the library that the format is for, and prints whether the translations
-    agree. Raises MtkitError if the format does not offer `quantization`, or if `directory` is a file, or has files but
-    not mtkit.json (MARKER), which marks what an export wrote. Raises CheckpointError if the model cannot be exported.
+    agree. Raises MtkitError if the format does not offer `quantization`, or if `directory` must not be replaced (see
+    `_require_free`). Raises CheckpointError if the model cannot be exported.
     """
     format_ = FORMATS[to]
     if quantization is not None and quantization not in format_.quantizations:
@@ -605,7 +602,7 @@ def _own_symbols(directory: Path, found: MarianVocabulary) -> list[str]:
 
 
 def _begin(begin: int | None, special: SpecialIds) -> int | None:
-    """Returns `begin`, the id of the begin mark; `None` if, in `special`, it is the id of padding or the end mark."""
+    """Returns `begin`, the id of the begin mark, or `None` if padding or the end mark in `special` has the same id."""
     return None if begin in (special.pad, special.end) else begin
 
 

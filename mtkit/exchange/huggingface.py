@@ -291,11 +291,11 @@ def check_marian(config: Config) -> None:
 def in_marian_order(model: PortableModel) -> PortableModel:
     """Returns `model` with the ids in the usual order of Marian models: end mark 0, <unk> 1, padding last.
 
-    A shared vocabulary that already ends with padding is not changed.
-
     If source and target have separate vocabularies, padding gets the same id in both: the last id of the smaller
-    vocabulary. No id changes if padding already has the same id in both vocabularies, unless that id is 0. Models
-    imported from Marian usually need no change.
+    vocabulary.
+
+    No id changes if padding already has a suitable id. In a shared vocabulary, this is the last id. In separate
+    vocabularies, it is any id except 0 that padding has in both. Models imported from Marian usually need no change.
     """
     if _is_shared(model.config.model):
         order = _order(model.source, len(model.source.pieces) - 1)
@@ -531,9 +531,12 @@ def write_marian_tokenizer(model: PortableModel, directory: Path) -> None:
     If a MarianTokenizer would misread some tags, that is, encode them to other ids than mtkit does, the files of
     `write_m2m100_tokenizer` are written instead.
 
-    Raises ConfigError if a model with misread tags has no shared vocabulary, which the files of
-    `write_m2m100_tokenizer` need; if the special tokens of source and target differ; and for a tokenizer of words,
-    since a MarianTokenizer would encode several unknown words in a row as a single <unk>.
+    Raises ConfigError in these cases:
+
+    - A MarianTokenizer would misread some tags, and `write_m2m100_tokenizer` cannot write the model, for example
+      because its vocabulary is not shared.
+    - The special tokens of source and target differ.
+    - The tokenizer is one of words. A MarianTokenizer would encode several unknown words in a row as a single <unk>.
     """
     _require_no_words(model)
     shared = model.source.pieces == model.target.pieces
@@ -573,8 +576,10 @@ def write_m2m100_tokenizer(model: PortableModel, directory: Path) -> None:
     """Writes a tokenizer.json, a file of tokenizer settings, and the vocabulary files that mtkit needs for an import.
 
     With these files, AutoTokenizer encodes as `Tokenizer.encode_source` does and appends the end mark, except in the
-    cases that `tokenizer_json` lists and in two more: a tag that the SentencePiece model lacks is one token anywhere in
-    a line, and target texts are normalised by the rule of the source.
+    cases that `tokenizer_json` lists and in two more:
+
+    - A tag that the SentencePiece model lacks is one token anywhere in a line.
+    - Target texts are normalised by the rule of the source.
 
     Raises ConfigError in each of three cases: the tokenizer is one of words, the vocabulary is not shared, or the
     SentencePiece model does not split text at spaces.
@@ -706,9 +711,11 @@ def _added_tokens(directory: Path, settings: Mapping[str, Any], pieces: Sequence
     """Returns the tokens that were added to the tokenizer, in the order of their ids; mtkit uses these tokens as tags.
 
     Hugging Face transformers finds an added token anywhere in a line; mtkit finds a tag only at the start of a line.
-    `pieces` are the pieces of the vocabulary, whose indices are their ids. Raises CheckpointError if a token with an id
-    beyond the end of `pieces` is not written like a tag (<2eo> is an example of a tag), and if the ids of added tokens
-    contradict the ids in `pieces` or have gaps.
+    `pieces` are the pieces of the vocabulary, by id. Raises CheckpointError in three cases:
+
+    - The id of an added token contradicts `pieces`.
+    - The ids beyond the end of `pieces` have gaps.
+    - A token with an id beyond the end of `pieces` is not written like a tag, such as <2eo>.
     """
     path = directory / ADDED_TOKENS
     added: dict[str, Any] = _read(path) if path.exists() else {}
@@ -1026,11 +1033,10 @@ def _json_entries(text: str, path: Path) -> list[tuple[str, int]]:
 
 
 def _yaml_entries(text: str, path: Path) -> list[tuple[str, int]]:
-    """Returns (piece, id) for each line `piece: id`, and for each two lines `? piece` and `: id`.
+    """Returns (piece, id) for each entry of the YAML mapping `text`.
 
-    Raises CheckpointError for other lines.
-
-    A piece is always text, even where YAML would read another type: `no`, `1.0` or `~`.
+    An entry is one line `piece: id`, or two lines `? piece` and `: id`. A piece is always text, even where YAML would
+    read another type: `no`, `1.0` or `~`. Raises CheckpointError for other lines.
     """
     entries, key = [], None
     for number, line in enumerate(text.split("\n"), 1):

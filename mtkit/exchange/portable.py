@@ -144,8 +144,9 @@ def tokenizer_json(vocabulary: Vocabulary, loose_tags: Sequence[str] = ()) -> Pa
     must be true; otherwise, text that is written like a special token becomes that token. In rare cases, the
     tokenizer.json and SentencePiece differ:
 
-    - With a normalisation rule, several combining marks in a row are put in Unicode's order, and U+FDD0 is lost. If the
-      rule removes a character, combining marks after the removed character join the character before it.
+    - With a normalisation rule, the tokenizer.json puts several combining marks in a row into Unicode's canonical
+      order, and drops U+FDD0. If the rule removes a character, the combining marks after this character join the
+      character before it.
     - With BPE, text written like a special piece, such as </s>, may directly follow a user-defined piece. Then the
       first character of that text becomes a piece of its own.
     - With unigram, two segmentations of a word may have the same pieces in different orders. Their scores then differ
@@ -212,7 +213,8 @@ def _normalizers(vocabulary: Vocabulary, pieces: list[Piece]) -> list[Part]:
     parts: list[Part] = []
     if charsmap:
         # The library looks up a character together with the combining marks after it, and drops the marks if the rule
-        # does not list that combination. So marks are separated from it while the rule is applied, and composed after.
+        # does not list that combination. So the marks are separated from the character while the rule is applied, and
+        # composed with it afterwards.
         parts += [
             _replace({"Regex": r"(?<=[\s\S])(?=[\p{M}\x{200c}\x{200d}\n])"}, NO_CHARACTER),
             {"type": "Precompiled", "precompiled_charsmap": charsmap},
@@ -255,7 +257,8 @@ def _pre_tokenizers(model_type: str, pieces: list[Piece]) -> list[Part]:
         if unspelled and _spells_bytes(pieces):
             alone.append(f"[{''.join(map(re.escape, unspelled))}]")
     elif alone:
-        # With BPE, the library encodes such text as the special piece where it directly follows a user-defined piece.
+        # With BPE, the library encodes text written like a special piece as that piece if the text directly follows a
+        # user-defined piece.
         before, behind = (f"(?{look}{'|'.join(alone)}{more})" for look, more in (("<=", ""), ("=", r"|\z")))
         alone += [f"{before}{re.escape(name[0])}(?={re.escape(name[1:])}{behind})" for name in _names(pieces)]
     if alone:

@@ -1,10 +1,10 @@
 """Boards: checks of claims without training, on mtkit's own models, losses, schedules and tokenizers.
 
 A board is a function without arguments that returns figures (numbers) by name. It takes at most a few seconds on one
-core, has seeds of its own for random numbers, and leaves the global random state unchanged. An experiment file names
-the boards that it wants; its predictions read their figures, as in `board["leaks", "minus infinity"]`. If the name of a
-figure ends with a comma and a number, the figure is a point of a curve, and the number is its x value. Only the figures
-of the board "milliseconds" differ from call to call.
+core, uses fixed random seeds, and leaves the global random state unchanged. An experiment file lists boards; the
+predictions in the file refer to a figure of a board as `board["leaks", "minus infinity"]`. If the name of a figure ends
+with a comma and a number, the figure is a point of a curve, and the number is its x value. Only the figures of the
+board "milliseconds" differ from call to call.
 
 Shapes: R rows, L length, Q queries, N keys, H heads, K width of a head, D model width, V vocabulary size, P positions.
 """
@@ -141,7 +141,7 @@ MASKS: dict[str, Weigh] = {
 
 
 def leak_of_attention(weigh: Weigh) -> float:
-    """Returns the largest change of the output for a word when a later word changes, in attention weighted by `weigh`.
+    """Returns the largest change of the attention output for a word when a later word changes.
 
     `weigh` maps queries and keys to attention weights, as the entries of MASKS do.
     """
@@ -162,10 +162,10 @@ def leak_of_attention(weigh: Weigh) -> float:
 
 
 def leak_of_decoder(model: TranslationModel) -> float:
-    """Changes a target word, and returns the largest change of the decoder's features for words up to that word.
+    """Returns the largest change of the features that predict a target word when that word or a later one changes.
 
-    The features from which a word is predicted must not depend on that word or on later words, so 0 is right. Each word
-    of a random sentence is changed in turn, and the largest change of all is returned.
+    It should be 0: the decoder's features must not depend on the word that they predict, or on later words. Each word
+    of a random sentence is changed in turn.
     """
     [source], [target] = sentences(5), sentences(LENGTH, seed=2)
 
@@ -210,8 +210,8 @@ def difference_of_steps(model: TranslationModel) -> float:
 def leaks() -> Figures:
     """How much of later words leaks into the outputs for earlier ones, for each entry of MASKS and for whole models.
 
-    A leak is the largest change of the outputs for earlier words when a word changes. The figures of whole models are
-    "decoder" and "encoder"; the figures of models with one part changed are such as "decoder, no mask".
+    A leak is the largest change of the outputs for earlier words when a word changes. "decoder" and "encoder" are the
+    leaks of whole models. Names such as "decoder, no mask" belong to models with one part changed.
 
     "steps" is the largest difference between features from incremental decoding and features from a full forward pass
     over each prefix. "steps, no mask" is this difference in a model without the causal mask, and should be 0, too. Such
@@ -282,13 +282,13 @@ def least_change(model: TranslationModel) -> float:
 
 @torch.no_grad()
 def order() -> Figures:
-    """How well the encoder and the decoder tell different word orders apart, for each kind of position code.
+    """How well the encoder and the decoder tell different word orders apart, for each kind of positional encoding.
 
-    - "encoder": the largest difference between the encoder's states of a reordered source and its states of the
-      original source, reordered in the same way; 0 means that the encoder cannot tell the orders apart
+    - "encoder": the largest difference between the encoder's states of a reordered source, and the states of the
+      original source put into the same order; 0 means that the encoder cannot tell the orders apart
     - "output": the largest difference between the decoder's features for the two sources
-    - "decoder": in decoders of one and of two layers without position codes, the largest change of the last token's
-      features when the first two target words are exchanged
+    - "decoder": in decoders of one and of two layers without positional encoding, the largest change of the last
+      token's features when the first two target words are exchanged
     """
     [source], [target] = sentences(7), sentences(6, seed=2)
     moved = [3, 1, 0, 4, 6, 2, 5]
@@ -310,13 +310,13 @@ def order() -> Figures:
     return found
 
 
-CODE_WIDTH, CODE_LENGTH = 128, 1000  # width and number of the position codes that are compared
+CODE_WIDTH, CODE_LENGTH = 128, 1000  # width and number of the positional encodings that are compared
 
 
 def codes(kind: str) -> Tensor:
-    """Returns the position codes (P, D) of a kind for the first CODE_LENGTH positions, in fp64.
+    """Returns the positional encodings (P, D) of the first CODE_LENGTH positions, in fp64.
 
-    `kind` is a value of the setting `positions`. Learned codes have their random initial values.
+    `kind` is a value of the setting `positions`. Learned encodings have their random initial values.
     """
     make = layers.POSITIONS[kind]
     assert make is not None, "only codes that are added or concatenated to embeddings"
@@ -337,10 +337,11 @@ def offset_map(offset: int) -> Tensor:
 
 
 def misfit_of_best_map(table: Tensor, offset: int) -> float:
-    """Returns the error of the best affine map from each code to the code `offset` positions later.
+    """Returns the error of the best affine map from each positional encoding to the one `offset` positions later.
 
-    The error is the norm of the residuals over all positions, divided by the norm of the later codes' deviations from
-    their mean. 0 means that the map is exact, 1 that it is no better than always giving that mean.
+    `table` (P, D) holds the encodings. The error is the norm of the residuals over all positions, divided by the norm
+    of the later encodings' deviations from their mean. 0 means that the map is exact, 1 that it is no better than
+    always giving that mean.
     """
     before, after = table[:-offset], table[offset:]
     before = torch.cat([before, torch.ones(len(before), 1, dtype=before.dtype)], 1)
@@ -350,23 +351,26 @@ def misfit_of_best_map(table: Tensor, offset: int) -> float:
 
 @torch.no_grad()
 def codes_compared() -> Figures:
-    """Properties of position codes, and whether a linear map leads from each code to a later code.
+    """Properties of positional encodings, and whether a linear map leads from each encoding to a later one.
 
-    "rotation" is the largest error when `offset_map`, a rotation, computes from each sinusoidal code the code that is
-    1, 7 or 100 positions later. "best map" is, for each kind of code, the error of the best affine map to the code 7
-    positions later (`misfit_of_best_map`), fitted and measured on the same positions. These figures are for sinusoids
-    of width 128:
+    The encoding of one position is called its code here. These figures are for sinusoidal codes of width 128:
 
-    - "smallest step", "largest step": the distance of two neighbouring codes, relative to the length of a code
-    - "directions with 99 % of the variance": how many principal directions have 99 % of the variance of the first 50
-      codes
+    - "rotation": the largest error when `offset_map` computes the code that is 1, 7 or 100 positions later
+    - "smallest step", "largest step": the distance between two neighbouring codes, relative to the norm of a code
+    - "directions with 99 % of the variance": the number of principal components with 99 % of the variance of the first
+      50 codes
     - "dimensions in use": how many dimensions vary by more than 0.1 among the first 50 codes
-    - "before unlike after": the largest difference between a code's dot product with the code k positions before it and
-      its dot product with the code k positions after it, for k of 1, 5 and 20
-    - "closest positions": the smallest distance of two codes
+    - "before unlike after": the dot products of a code with the code k positions before it, and with the code k
+      positions after it; the figure is the largest difference between the two, for k of 1, 5 and 20
+    - "closest positions": the smallest distance between two codes
 
-    "period of bit 0" and "period of bit 3" are the periods of two columns of binary codes, in positions. "rotary, both
-    moved" is the largest change of the scores of rotary attention when queries and keys move on by five positions.
+    These figures are for other codes, too:
+
+    - "best map, binary" (or another kind): the error of the best affine map to the code 7 positions later
+      (`misfit_of_best_map`), fitted and measured on the same positions
+    - "period of bit 0", "period of bit 3": the periods of two columns of binary codes, in positions
+    - "rotary, both moved": the largest change of the scores of rotary attention when queries and keys both move on by
+      five positions
     """
     table = codes("sinusoidal")
     found: Figures = {"rotation": max(largest(table[:-k] @ offset_map(k).T - table[k:]) for k in (1, 7, 100))}
@@ -394,9 +398,9 @@ def codes_compared() -> Figures:
 
 @torch.no_grad()
 def similarity() -> Figures:
-    """The cosines between the code of position 25 and each code of positions 1 to 49, for three kinds of codes.
+    """The cosines between the encoding of position 25 and those of positions 1 to 49, for three positional encodings.
 
-    The kinds are sinusoidal, binary and learned codes; a key is such as "binary, 7".
+    These are the sinusoidal, the binary and the learned encoding; a key is such as "binary, 7".
     """
     found: Figures = {}
     for kind in ("sinusoidal", "binary", "learned"):
@@ -406,7 +410,7 @@ def similarity() -> Figures:
 
 
 def period(column: Tensor) -> float:
-    """Returns the smallest number of positions after which a column (P,) of position codes repeats itself."""
+    """Returns the smallest number of positions after which a column (P,) of codes repeats itself."""
     return float(next(p for p in range(1, len(column)) if torch.equal(column[p:], column[:-p])))
 
 
@@ -456,7 +460,7 @@ def rates_of(d_model: int, warmup_steps: int, steps: Sequence[int]) -> dict[int,
 
 
 def noam() -> Figures:
-    """The peaks of the learning-rate curves in CURVES, by model width and warm-up, and the updates of the peaks.
+    """The peaks of the learning-rate curves in CURVES, by model width and warm-up, and the updates at which they occur.
 
     "after both peaks" is the largest relative difference between the two curves of width 512 from step 8,000 on.
     """
@@ -513,8 +517,9 @@ def smoothing() -> Figures:
 
     "floor, 5, 0.1" is the minimum for 5 words and smoothing 0.1; "best probability, 5, 0.1" is the probability of the
     label at this minimum. mtkit spreads the smoothing mass over all V words. Other tools spread it over the V - 1 wrong
-    words, which is the same as mtkit's way with the smoothing multiplied by V / (V - 1) ("spread over the others").
-    "surer than that" is how far the loss is above "floor, 8000, 0.1" if the label gets the probability 0.999.
+    words. Their loss equals mtkit's with the smoothing multiplied by V / (V - 1); a figure with "spread over the
+    others" is for this loss. "surer than that" is how far the loss is above "floor, 8000, 0.1" if the label gets the
+    probability 0.999.
     """
     found: Figures = {}
     for vocab_size, mass in ((5, 0.0), (5, 0.1), (5, 0.4), (8000, 0.1)):
@@ -702,10 +707,10 @@ def read_from_zero(cells: RecurrentLayer, x: Tensor) -> Tensor:
 
 
 def steps() -> Figures:
-    """How many operations of a layer's forward pass must follow one another, by the length of the sentences.
+    """The number of operations in a layer's forward pass that must run one after another, by sentence length.
 
-    The number is the length of the longest path in the autograd graph. "product against loop" is the largest difference
-    between attention computed for all words at once and attention computed word by word.
+    This number is the length of the longest path in the autograd graph. "product against loop" is the largest
+    difference between attention computed for all words at once and attention computed word by word.
     """
     found: Figures = {}
     for (name, layer), length in itertools.product(layers_to_run().items(), STEP_LENGTHS):
@@ -783,7 +788,7 @@ def search_work() -> Figures:
 
 
 def count_words(model: TranslationModel, work: Callable[[], object]) -> list[int]:
-    """Calls `work`; returns, for each call of the decoder's first layer in it, the number of words computed."""
+    """Returns the number of words that the decoder's first layer computes in each of its calls while `work` runs."""
     decoder: Any = model.decoder
     counts: list[int] = []
     handle = decoder.layers[0].register_forward_hook(
@@ -931,11 +936,12 @@ def memory() -> Figures:
 
 
 def reach(name: str, outputs: Tensor, x: Tensor) -> Figures:
-    """Returns how much the output of a layer for a word depends on earlier and later words.
+    """Returns how much the output of a layer for one word depends on earlier and later words.
 
-    The layer computed `outputs` (R, L, D) from `x` (R, L, D); the names of the figures begin with `name`. The word is
-    at index L - 6, so that there are five later words. The figure for an earlier word is the norm of the gradient for
-    it, divided by the norm for the word itself; "later" is the largest norm for a later word.
+    The layer computed `outputs` (R, L, D) from `x` (R, L, D). The word is at index L - 6, so that there are five later
+    words. Its output, projected on a random direction, has a gradient with respect to each word of `x`. The figure
+    "lstm, 20", if `name` is "lstm", is the norm of the gradient for the word 20 positions earlier, divided by the norm
+    for the word itself. "lstm, later" is the largest norm for a later word, not divided.
     """
     place = outputs.shape[1] - 6
     direction = random_numbers(*outputs[:, place].shape, seed=3)
@@ -1070,7 +1076,7 @@ def continuations() -> Figures:
     """How uncertain the next word is after some words, and how many sentences have several translations.
 
     "bits" is the entropy of the next word in the English text, after a given word; "ten likeliest" is the share of the
-    ten most frequent next words. "several translations" is the share of different sentences of a language that occur
+    ten most frequent next words. "several translations" is the share of the distinct sentences of a language that occur
     with more than one translation.
     """
     texts = [list(read_lines(demo(f"train.{language}"))) for language in ("fr", "en")]

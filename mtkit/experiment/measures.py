@@ -1,10 +1,12 @@
 """Measures of trained models, and verdicts: whether a claim about measures holds, despite their noise.
 
-Measures are stored as statistics of single sentences so that their noise can be computed. Measures that come from one
-pass over the text form a group. Shapes: N sentences, K statistics of a sentence (the columns of a group), B resamples
-of the sentences, S seeds. In a verdict, the values of a measure are (S, 1 + B): for each seed, the measure on the test
-sentences themselves, then on the resamples, which are the same for all variants. So every expression of measures has
-values of this shape, and the difference of two variants is resampled in pairs (Koehn, 2004).
+Measures are stored as statistics of single sentences, so that their noise can be estimated by resampling sentences.
+Measures that come from one pass over the text form a group.
+
+Shapes: N sentences, K statistics of a sentence (the columns of a group), B resamples of the sentences, S seeds. In a
+verdict, a measure, or an expression of measures, has values (S, 1 + B). Each row is a seed. The first column is the
+value on the test sentences themselves, the others are the values on the resamples. All variants have the same
+resamples, so the noise of a difference comes from a paired bootstrap (Koehn, 2004).
 """
 
 import ast
@@ -59,7 +61,7 @@ class Measure:
     # For each way to divide the sentences, such as "length", maps each subset, such as "short", to its (group, set).
     by: dict[str, dict[str, tuple[str, str]]] = field(default_factory=dict)
     digits: int = 2
-    rows: str = "all"  # the set of the group's record with the statistics
+    rows: str = "all"  # key of the statistics in the "sets" of the group's record
 
 
 def _ratio(over: int, under: int, factor: float = 1.0) -> Callable[[Sums], NDArray[np.float64]]:
@@ -88,9 +90,10 @@ def _alignment_error(sums: Sums) -> NDArray[np.float64]:
 
 
 def _calibration_error(sums: Sums) -> NDArray[np.float64]:
-    """Returns the mean distance between confidence and accuracy over bins of confidence (Guo et al. 2017), in %.
+    """Returns the expected calibration error (Guo et al. 2017), in %.
 
-    `sums` (1 + B, K) has the columns of `_likelihood_rows`; the result is (1 + B,).
+    This is the mean distance between confidence and accuracy over bins of confidence, weighted by the number of tokens
+    in each bin. `sums` (1 + B, K) has the columns of `_likelihood_rows`; the result is (1 + B,).
     """
     counts, confidences, right = (sums[:, 6 + part * NUM_BINS : 6 + (part + 1) * NUM_BINS] for part in range(3))
     return np.asarray(100 * np.abs(confidences - right).sum(1) / np.maximum(counts.sum(1), 1))
@@ -362,7 +365,7 @@ def _likelihood_rows(subject: Subject, turned: int) -> list[list[float]]:
 def _token_statistics(log_probs: torch.Tensor, labels: torch.Tensor) -> Statistics:
     """Returns the statistics of one sentence, (K,), from log-probabilities (T, V) and labels (T,).
 
-    They are those that `_likelihood_rows` has for each sentence, but the number of characters is left at 0.
+    The columns are those of `_likelihood_rows`, except that the number of characters is left at 0.
     """
     best, likeliest = log_probs.max(1)
     confidence, right = best.exp().double().cpu(), (likeliest == labels).double().cpu()
@@ -415,8 +418,9 @@ def alignments(subject: Subject) -> Record:
     """Compares alignments from attention with gold alignments beside the test set, such as test.align for test.fr.
 
     The record has a set of statistics for the default layer ("all"), for each of the first six layers, and for the
-    diagonal; it has none if there is no gold file or no attention. The ratio of the sums of the two columns is 1 minus
-    the alignment error rate.
+    diagonal alignment. It has none if there is no gold file or no attention. With links A, sure gold links S and
+    possible gold links P of a sentence, the columns are |A and S| + |A and P|, and |A| + |S|. The sum of the first
+    column divided by that of the second is 1 minus the alignment error rate (Och & Ney 2003).
     """
     files, model = subject.test_set, subject.config.model
     gold_path = None if files is None else files.source.with_suffix(".align")
@@ -495,9 +499,10 @@ FORMAT = 2  # number of the records' format; if it changes, everything is measur
 
 
 def record_name(group: str, config: Config) -> str:
-    """Returns the name of the file, in a run's folder `measures`, with the record of a group for these settings.
+    """Returns the name of the file with a group's record, such as likelihood-0123456789.json.
 
-    It is the name of the group and a checksum, such as likelihood-0123456789.json.
+    The file is in the folder `measures` of a run. The name has a checksum of what the record depends on, such as the
+    decoding settings and the test set.
     """
     told: list[Any] = [FORMAT]
     if group in DECODED:
@@ -605,7 +610,7 @@ WANTED = (
 
 
 def parse(text: str) -> Expression:
-    """Returns the expression in `text`, which must be true or false; raises ValueError if it is malformed."""
+    """Returns the expression in `text`: one comparison, or several combined; raises ValueError for any other text."""
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -691,9 +696,9 @@ class Estimate:
 def estimate(values: Values) -> Estimate:
     """Returns the mean over the seeds, with its noise: half the width of a 95 % interval.
 
-    The noise has two parts: the noise of the sentences, half the width of the bootstrap interval; and, with several
-    seeds, the noise of the mean over the seeds, by Student's t distribution. The two parts are independent, so their
-    squares are added.
+    The noise has two parts. The noise from the choice of sentences is half the width of the bootstrap interval. The
+    noise from the choice of seeds, if there are several, is half the width of an interval by Student's t distribution.
+    The two parts are independent, so the result is the root of the sum of their squares.
     """
     points = values[:, 0]
     noise = 0.0
@@ -767,9 +772,9 @@ class MissingError(Exception):
 def find(expression: Expression, lookup: Lookup, condition: str | None = None) -> Finding:
     """Returns the finding on an expression: whether it holds, and by how much.
 
-    If `lookup` raises MissingError for a measure, the error is caught, and the finding gets the state of the error. If
-    measures have different numbers of seeds, only the seeds that all of them have count; results of boards (checks
-    without training) have no seeds and do not matter here. The finding contains `condition`.
+    If `lookup` raises MissingError for a measure, the finding gets the state of the error. Only the seeds that all
+    measures in the expression have are used; results of boards (checks without training) have no seeds. `condition` is
+    stored in the finding.
     """
     states: list[str] = []
     values: dict[Reference, Values] = {}

@@ -1,7 +1,8 @@
 """Shows the results of experiments, as a page and as text; makes puzzles.
 
-Every number on a page links to what it was measured by: a training run, or a board (a check without training, see
-mtkit/experiment/boards.py). A puzzle, by `mtkit experiment puzzle`, is a run with one fault that the reader is to find.
+Every number on a page links to its origin: a training run, or a board (a check without training, see
+mtkit/experiment/boards.py). A puzzle, made by `mtkit experiment puzzle`, is a training run with one fault or none; the
+reader is to find out which.
 """
 
 import math
@@ -100,7 +101,7 @@ def write_report(cards: Sequence[Card], lab: Lab, folder: Path, output: Path) ->
 
 
 def report_page(cards: Sequence[Card], lab: Lab, folder: Path) -> str:
-    """Returns the page on these experiments as HTML; `folder` has their files, and appears in commands on it."""
+    """Returns the page on these experiments as HTML; commands on the page name `folder`, which has the files."""
     verdicts = {card.name: lab.verdict(card) for card in cards}
     links = [("claims", "Claims"), *((card.name, _title(card)) for card in cards), ("runs", "Runs")]
     sections = [_card_section(card, verdicts[card.name], lab, folder) for card in cards]
@@ -187,7 +188,7 @@ def _prediction_rows(card: Card, verdict: Verdict, lab: Lab) -> list[list[Cell]]
 
 
 def _finding_figures(finding: Finding) -> str:
-    """Returns the two sides of a comparison, and their difference, as text; "" if the finding is on no comparison."""
+    """Returns the two sides of a single comparison, and their difference, as text; "" for any other finding."""
     if finding.sides is None or finding.margin is None:
         return ""
     left, right = (_estimate_text(side) for side in finding.sides)
@@ -208,7 +209,7 @@ def _finding_cell(finding: Finding, card: Card, lab: Lab) -> Html:
 
 
 def _sources(finding: Finding, card: Card, lab: Lab) -> list[Html]:
-    """Returns links to the runs and boards that the figures of a prediction are from; [] if it was not run."""
+    """Returns links to the runs and boards that gave the figures of a finding; [] if it has no figures."""
     if finding.state in (NOT_RUN, NOT_HERE):
         return []
     references = parse(finding.text).references
@@ -237,7 +238,7 @@ def _listed(links: Sequence[Html]) -> list[Html]:
 
 
 def _estimate_text(found: Estimate, digits: int | None = None) -> str:
-    """Returns an estimate as text, such as 12.31 ± 0.45; `digits` are the decimals, `None` rounds as `number` does."""
+    """Returns an estimate as text, such as 12.31 ± 0.45, with `digits` decimals; `None` means rounded by `number`."""
     if math.isnan(found.value):
         return "not a number"
     if math.isinf(found.value):
@@ -498,9 +499,9 @@ LOGGED = {
 def _curves(card: Card, lab: Lab, measure: str) -> tuple[Drawn, Html | None]:
     """Returns how many seeds of each variant are drawn, and a chart of a measure in the course of training.
 
-    The chart has a curve for each variant. The values are those in the training logs; a measure that is not logged is
-    replaced by the validation loss. Only the first seed is drawn, so each number is 1, and only trainings that have
-    ended. The chart is `None` if there is nothing to draw.
+    The chart has a curve for each variant, with the values in the log of its training. It has only the first seed, so
+    each number of seeds is 1. Trainings that have not ended are left out. If training logs do not have the measure, the
+    chart shows the validation loss instead. The chart is `None` if there is nothing to draw.
     """
     event, key = LOGGED.get(measure, ("validation", "nll"))
     curves = []
@@ -718,7 +719,7 @@ def answered(seed: int, answer: str) -> str:
 
 
 def puzzle(cards: Sequence[Card], seed: int, results: Path, output: Path, data: str = DEMO) -> None:
-    """Trains or resumes a run with one hidden fault, which `seed` chooses, and writes its page to `output`.
+    """Trains or resumes a run with a hidden fault or none, as `seed` chooses, and writes its page to `output`.
 
     The run has the base settings, at size toy, of the first experiment that has this size. Raises MtkitError if no
     experiment has it, or if the settings have no test set.

@@ -178,9 +178,9 @@ def split_measure(text: str) -> tuple[str, str | None]:
 def merged(base: Changes, changes: Changes) -> Changes:
     """Returns the settings `base` with `changes` applied: sections key by key, lists and values as a whole.
 
-    If `changes` names another architecture, settings of the model section of `base` that the new architecture lacks are
-    left out. If one of the two architectures is cmlm, which has a search of its own, only the decoding settings of
-    `base` in FOR_ANY_SEARCH stay.
+    If `changes` names another architecture than `base`, some settings of `base` are left out. In the section model,
+    these are the settings that the new architecture lacks. If the old or the new architecture is cmlm, which is decoded
+    by a search of its own, all decoding settings are left out except those in FOR_ANY_SEARCH.
     """
     found = dict(base)
     before, after = _architecture(base) or "transformer", _architecture(changes)
@@ -459,7 +459,7 @@ def last_choice(results: Path) -> Choice:
 
 # Settings that a trained model does not depend on, or that fingerprints of files stand for.
 LEFT_OUT = ("name", "run_dir", "device", "data", "decoding")
-UNTRAINED = WITHOUT_EFFECT - {"log_every"}  # measures are taken of the log
+UNTRAINED = WITHOUT_EFFECT - {"log_every"}  # log_every matters: some measures read the log
 
 
 @dataclass(frozen=True)
@@ -479,7 +479,7 @@ def training_key(config: Config) -> str:
     told["data"] = {
         name: value for name, value in settings["data"].items() if name not in ("root", "train", "valid", "test")
     }
-    # How validations translate, by which the best checkpoint is chosen.
+    # These settings affect the translation of the validation text, and so which checkpoint is the best.
     told["decoding"] = [settings["decoding"][name] for name in ("method", "batch_tokens")]
     for name in ("train", "valid"):
         corpora = getattr(config.data, name)
@@ -698,7 +698,7 @@ class Lab:
 
     @property
     def is_guessing(self) -> bool:
-        """Whether times are guessed, because no training has ended yet whose speed could serve to estimate them."""
+        """Whether times are only guessed, since no training with a known cost has ended yet."""
         return not self._costs
 
     def minutes_left(self, card: Card, trainings: Iterable[Training]) -> dict[str, float]:
@@ -769,12 +769,14 @@ def work_of(config: Config) -> float:
 def run(cards: Sequence[Card], lab: Lab, minutes: float, begun: float) -> None:
     """Run what experiments need, until `minutes` minutes after `begun`, a time of time.monotonic().
 
-    Boards, which are checks without training, come first, then all trainings of the first seed, and so on; within a
-    seed, the experiment with the most teaching value per minute that it still takes comes first. As soon as one
-    training has ended, the times of the others are estimated from its speed, and trainings that do not fit into the
-    time left are not begun. A training that takes longer than estimated is stopped in time, with a checkpoint from
-    which the next call resumes. Raises MtkitError at the end if boards or trainings failed, and StoppedError if a
-    signal stops it.
+    Boards, which are checks without training, come first. Then come all trainings of the first seed, then those of the
+    second, and so on. Within a seed, the experiment with the most teaching value per minute of remaining work comes
+    first.
+
+    Once a training has ended, the times of the others are estimated from its speed. From then on, a training is not
+    begun if it does not fit into the time left. A training that takes longer than estimated is stopped in time, with a
+    checkpoint from which the next call resumes. Raises MtkitError at the end if boards or trainings failed. Raises
+    StoppedError if a signal stops the run.
     """
     lab.results.mkdir(parents=True, exist_ok=True)
     _warn_of_equals(cards, lab)  # raises an error for text that is not there, before the choice is noted
@@ -891,7 +893,7 @@ def _in_order(
         # The first training is begun in any case, since how long it takes is only guessed.
         most = math.inf if lab.is_guessing else clock.minutes_left
         whole = [name for name in best if costs[name] <= most]
-        # If no card fits as a whole, those of its trainings that fit are worth having for the next call.
+        # If no experiment fits as a whole, single trainings that fit still save time in the next call.
         chosen = next(
             (
                 (card, variant, training)

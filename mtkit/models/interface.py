@@ -58,10 +58,11 @@ def put(old: Tensor, places: Tensor, new: Tensor, dim: int | None = None) -> Ten
 
 
 def keep_rows(sentences: Tensor, *tensors: Tensor) -> list[Tensor]:
-    """Returns, for each of the different `tensors`, (R, …), only the rows listed in `sentences`, (R',) int64, in order.
+    """Returns each of `tensors`, (R, …), with only the rows listed in `sentences`, (R',) int64, in that order.
 
-    If most rows of `sentences` are where they already were, as a search lists them, only the others are moved on a CPU;
-    the results are then views of the given tensors, which are overwritten. Otherwise, the results are copies.
+    The tensors must not overlap in memory, and must not be used afterwards, since they may be overwritten. On a CPU,
+    without gradients, if at least half of the listed rows keep their indices, the other rows are moved in place. The
+    results are then views of `tensors`. In all other cases, the results are copies.
     """
     count = len(sentences)
     if sentences.device.type == "cpu" and not torch.is_grad_enabled() and tensors and count <= len(tensors[0]):
@@ -147,13 +148,13 @@ class Output(nn.Module):
 
     @property
     def is_replaced(self) -> bool:
-        """Whether `project_by` was called, so that layers made by its argument `make` compute all logits."""
+        """Whether `project_by` was called, so that other layers compute the logits."""
         return self._make_projection is not None
 
     def project_by(self, make: MakeProjection) -> None:
-        """Makes a layer by `make(matrix, bias)`, where the bias may be `None`, and lets this layer compute the logits.
+        """Lets the layer that `make(matrix, bias)` returns compute all logits from now on; the bias may be `None`.
 
-        Functions that `of` returns later use layers made by `make`, too.
+        Functions that `of` returns later also use layers that `make` returns.
         """
         self.projection = make(self.weight, self.bias)
         self._make_projection = make
@@ -207,9 +208,9 @@ class Scratch:
         self.vector = torch.empty(0)
 
     def at_least(self, length: int) -> Tensor:
-        """Returns a vector of at least `length` float32 numbers on the CPU, which later calls return again.
+        """Returns a float32 vector with at least `length` elements, on the CPU.
 
-        Only a call that needs a longer vector makes a new one.
+        All calls return the same vector, until a call needs a longer one.
         """
         if length > len(self.vector):
             self.vector = torch.empty(length)
@@ -219,9 +220,10 @@ class Scratch:
 def log_probs_from(logits: Tensor, scratch: Scratch | None = None) -> Tensor:
     """Returns the log-softmax over the last dimension of `logits`, (…, V).
 
-    The result is in fp64 if the logits are in fp64, otherwise in fp32. Do not use the logits afterwards. On a CPU, the
-    result has no gradient, and overwrites logits in fp32 or fp64. For logits in other dtypes on a CPU, the result is
-    stored in `scratch`, if given; the next call with the same `scratch` overwrites this result.
+    The result is in fp64 if the logits are in fp64, otherwise in fp32. Do not use the logits afterwards.
+
+    On a CPU, the result has no gradient. It overwrites logits in fp32 or fp64. For logits in other dtypes, the result
+    is stored in `scratch`, if given, and the next call with the same `scratch` overwrites it.
     """
     exact = torch.promote_types(logits.dtype, torch.float32)
     if logits.device.type != "cpu":

@@ -98,8 +98,10 @@ class LearnedPositions(nn.Module):
 class Rotation:
     """Rotates queries and keys by angles proportional to their positions (Su et al. 2021, equation 34)."""
 
-    sines: Tensor  # (R, 1, L, K/2) in training; else (R, 1, L, K), one per column, negated in the first half
-    cosines: Tensor  # in training, the same shape; else (R, 1, L, K), one per column
+    # In training, one sine and cosine per pair of columns, (R, 1, L, K/2). Otherwise, one per column, (R, 1, L, K), and
+    # the sines of the first K/2 columns are negated.
+    sines: Tensor
+    cosines: Tensor
     matrices: Tensor | None = (
         None  # (L, K, K); given if all rows have the same positions and matrix products are faster
     )
@@ -318,7 +320,7 @@ BLOCK_ROWS = 64
 
 
 class Linear(nn.Linear):
-    """A linear layer whose matrix products, when it is trained in bf16 on a CPU, have few different shapes."""
+    """A linear layer; in bf16 training on a CPU, its input is padded, so that matrix products have few shapes."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps `x`, (…, I), to (…, O)."""
@@ -338,8 +340,8 @@ class Linear(nn.Linear):
 class _PaddedLinear(torch.autograd.Function):
     """A linear layer that computes in bf16, with the rows of its input padded by `padded_rows`.
 
-    Input, weights and bias may be in fp32; each gradient has the dtype of what it belongs to. Second derivatives are
-    not supported.
+    Input, weights and bias may be in fp32; the gradient of each has the same dtype. Second derivatives are not
+    supported.
     """
 
     @staticmethod
@@ -438,9 +440,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causa
     """Returns the attention-weighted sums of the values, with the heads concatenated: (R, Q, D).
 
     `query` is (R, H, Q, K); `key` and `value` are (R, H, N, K). `mask` is (R, 1, 1 or Q, N): a bool tensor that is True
-    where a query may attend to a key, or the result of `additive`. If `mask` is `None`, a query may attend to all keys
-    or, with `causal=True`, to keys up to its own position; `causal=True` needs `mask=None`. `rate` is the dropout of
-    the weights.
+    where a query may attend to a key, or the result of `additive`. With `mask=None`, a query may attend to all keys.
+    With `mask=None` and `causal=True`, a query may attend only to keys up to its own position. `causal=True` must not
+    be combined with a mask. `rate` is the dropout rate of the attention weights.
     """
     if query.device.type == "cpu" and _is_faster_unfused(query, rate):
         attended = _attend_unfused(query, key, value, mask, causal, rate)
@@ -455,11 +457,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causa
 def attend_with_factors(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, factors: Tensor, rate: float
 ) -> Tensor:
-    """Returns the attention-weighted sums of the values, with the heads concatenated, (R, Q, D), as `attend` does.
+    """Returns what `attend` returns, (R, Q, D), but with attention scores that are multiplied by `factors`.
 
-    But attention scores are multiplied by `factors`, (R, 1, Q, N), before the softmax. A factor of 0 does not hide a
-    key, since the softmax gives a score of 0 a weight above 0; only `mask` hides keys. All arguments but `factors` are
-    as in `attend`.
+    `factors`, (R, 1, Q, N), are applied before the softmax. A factor of 0 does not hide a key, since the softmax gives
+    a score of 0 a weight above 0; only `mask` hides keys. All other arguments are as in `attend`.
     """
     weights = dropout(attention_weights(query, key, mask, False, factors), rate, rate > 0)
     joined: Tensor = (weights.to(value.dtype) @ value).transpose(1, 2).flatten(2)
@@ -476,15 +477,20 @@ FEW_SENTENCES = 4
 
 
 def _is_faster_unfused(query: Tensor, rate: float) -> bool:
-    """Whether, on a CPU, attention by plain matrix products is faster than PyTorch's own function.
+    """Whether, on a CPU, plain matrix products are faster than PyTorch's `scaled_dot_product_attention`.
+
+    Plain products are faster in these cases:
+
+    - in bf16, because of the backward pass: 13 ms instead of 59 ms;
+    - with dropout, for which PyTorch has no fused kernel and draws random numbers slowly: 27 ms instead of 35 ms;
+    - in the steps of a search for more than FEW_SENTENCES sentences: a step has few queries, and the fused kernel takes
+      about as long for few queries as for many.
+
+    Otherwise, the fused kernel is faster: in fp32, 20 ms instead of 24 ms. It is also faster in a search step for few
+    sentences, since only the number of operators matters: 11 microseconds instead of 29 for one sentence with one
+    hypothesis.
 
     The times were measured with torch 2.13 on one core of an EPYC, for 100 rows of 40 tokens and 4 heads of width 64.
-    In bf16, plain products are faster because of the backward pass: 13 ms instead of 59 ms. In fp32, the fused kernel
-    is faster: 20 ms instead of 24 ms. With dropout, there is no fused kernel, and PyTorch's function draws its random
-    numbers slowly: 35 ms instead of 27 ms. In the steps of a search, plain products are faster in fp32 too: such steps
-    have few queries, and the fused kernel takes about as long for few queries as for many. For at most FEW_SENTENCES
-    sentences, only the number of operators matters, and the fused kernel is faster again: one sentence with one
-    hypothesis takes 11 microseconds instead of 29.
     """
     is_step = not torch.is_grad_enabled() and query.shape[2] <= 8
     return rate > 0 or query.dtype == torch.bfloat16 or (is_step and query.shape[0] > FEW_SENTENCES)
@@ -524,8 +530,8 @@ def attention_weights(
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """Returns what to add to attention scores: 0 where the bool tensor `mask` is True, -inf where it is False.
 
-    The result has the shape of `mask` and the given `dtype`. A `mask` that is not bool must hold numbers to add
-    already; it is returned unchanged.
+    The result has the shape of `mask` and the given `dtype`. A `mask` of another dtype than bool must be additive
+    already, and is returned unchanged.
     """
     if mask.dtype != torch.bool:
         return mask
@@ -806,7 +812,7 @@ class LayerList(nn.ModuleList, Generic[AnyLayer]):
 
 
 def draw_layers(num_layers: int, rate: float, training: bool) -> list[bool]:
-    """Draws which layers take part in a forward pass; returns True for each that does, False for each that does not.
+    """Draws which layers take part in a forward pass; returns, for each layer, True if it does.
 
     In training, each layer is skipped with probability `rate`; outside training, no layer is skipped. The random
     numbers are drawn on the CPU: numbers drawn on a GPU would make the CPU wait for the GPU.
@@ -833,9 +839,10 @@ class _ZeroGradients(torch.autograd.Function):
 def with_zero_gradients(x: Tensor, unused: Sequence[Tensor]) -> Tensor:
     """Returns `x` unchanged; the backward pass through the result gives each tensor in `unused` a gradient of zeros.
 
-    `unused` holds, for example, the weights of layers that layer dropout skips. If a tensor had no gradient, the
-    optimizer would skip the tensor: its optimizer state would be missing from a checkpoint or would have counted fewer
-    updates. In distributed training, ranks that skip different layers would wait for each other's gradients.
+    `unused` holds, for example, the weights of layers that layer dropout skips. Without a gradient, a tensor would
+    cause two problems. The optimizer would skip it, so its optimizer state would be missing from a checkpoint or would
+    have counted fewer updates. In distributed training, ranks that skip different layers would wait for each other's
+    gradients.
     """
     if not unused:
         return x

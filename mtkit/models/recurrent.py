@@ -361,11 +361,14 @@ class RecurrentState:
 class RecurrentDecoder(nn.Module):
     """Embeds the target and decodes it with a stack of recurrent layers.
 
-    If the settings say so, the top layer attends to the source, and every step reads a summary of the whole source,
-    which is the same for all steps (Cho et al. 2014). The features are tanh(W [y; a; s]), where y is the output of the
-    top layer, a the attention-weighted mean of the source states, and s the summary (Luong et al. 2015, equation 5,
-    which has no s). Without attention, a is left out; without the summary, s is left out. Without both, as in a
-    language model, the features are y itself. In a language model, the initial states of the layers are zero.
+    With attention, the output of the top layer attends to the source. If the setting `context` is "every_step", every
+    step also reads the context, a vector that summarises the whole source (Cho et al. 2014).
+
+    The features are tanh(W [y; a; c]), where y is the output of the top layer, a the attention-weighted mean of the
+    source states, and c the context (Luong et al. 2015, equation 5, which has no c). Without attention, a is left out;
+    without the context, c is left out. Without both, the features are y itself.
+
+    A language model has neither attention nor context, and the initial states of its layers are zero.
 
     All tokens of a call are computed at once, except with input feeding: the features of each step are then an input of
     the next step.

@@ -136,10 +136,7 @@ class _Unfilled(TorchFunctionMode):
     """Context manager in which new layers leave their weights uninitialised; on the meta device, this saves time."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Returns `function(*args, **kwargs)`, but does not call a function that fills a tensor at random.
-
-        Instead of calling such a function, returns the tensor unchanged.
-        """
+        """Returns `function(*args, **kwargs)`; if `function` fills a tensor at random, returns the tensor unchanged."""
         kwargs = kwargs or {}
         if function in (nn.init.kaiming_uniform_, nn.init.uniform_, nn.init.normal_):
             return kwargs["tensor"] if "tensor" in kwargs else args[0]
@@ -305,13 +302,15 @@ KERNELS_KEPT = 16  # for a step of two LSTMs, forward and backward, and for stor
 
 
 def keep_few_kernels(model: nn.Module, device: torch.device, precision: str) -> None:
-    """Sets oneDNN to keep few of the kernels that it makes, if `model` has an LSTM and trains in fp32 on a CPU.
+    """Limits oneDNN's cache to KERNELS_KEPT kernels, if `model` has an LSTM and trains in fp32 on a CPU.
 
-    oneDNN makes kernels for each shape of a batch, and keeps up to 1,024 kernels. Kernels are small, but lie scattered
-    among the tensors, so that freed memory is in pieces too small for the next batch. Making kernels anew takes less
-    than a hundredth of the time of an update. In translation, it would take a third of the time of an LSTM's step, so
-    do not call this function before translating. In fp32, nothing else in training uses oneDNN; in bf16, all layers do.
-    Has no effect once oneDNN has been used, or if the environment says how many kernels are kept.
+    oneDNN makes kernels for each shape of a batch, and by default caches up to 1,024 kernels. The cached kernels are
+    small, but lie scattered among the tensors and fragment the memory: freed memory is in pieces too small for the next
+    batch. With a small cache, kernels must be made again, which takes less than a hundredth of the time of an update.
+    The cache is not limited in bf16, in which all layers use oneDNN; in fp32, only LSTMs use it in training.
+
+    Do not call this function before translating: making kernels again would take a third of the time of an LSTM's step.
+    The function has no effect once oneDNN has been used, or if the environment already sets the size of the cache.
     """
     is_set = any(f"{library}_PRIMITIVE_CACHE_CAPACITY" in os.environ for library in ("ONEDNN", "DNNL"))
     has_lstm = any(isinstance(module, nn.LSTM) for module in model.modules())
@@ -431,14 +430,19 @@ def precision_of(model: TranslationModel) -> str:
 def speed_up(model: TranslationModel, precision: str) -> None:
     """Replaces the linear layers of a model, output layer included, by faster ones for `precision`.
 
-    For int8 on a CPU, the new layers are `Int8Linear`; the rest of the model (embeddings, attention, norms, softmax,
-    recurrent cells) stays in fp32. For bf16 on a CPU where `packing_is_right`, the new layers are `PackedLinear`, which
-    gives identical results. For fp32 on a CPU where `packing_is_right`, only the output layer is replaced, by a
-    `PackedLinear` whose results are the same up to rounding; smaller layers would gain nothing. In all other cases,
-    nothing is replaced. Layers with a single output are never replaced, since they would gain nothing.
+    On a CPU, layers are replaced as follows:
 
-    The weights of the model must be loaded already. Afterwards, the old weights of replaced layers are not needed,
-    except an output layer's matrix that is also an embedding.
+    - int8: The new layers are `Int8Linear`. A Transformer's attention is computed in fp64 (`attend_in_fp64`), and the
+      rest of the model (embeddings, norms, recurrent cells) in fp32.
+    - bf16, if `packing_is_right`: The new layers are `PackedLinear`, which gives identical results.
+    - fp32, if `packing_is_right`: Only the output layer is replaced, by a `PackedLinear` whose results are the same up
+      to rounding. Smaller layers would gain nothing.
+
+    In all other cases, nothing is replaced. Layers with a single output are never replaced, since they would gain
+    nothing.
+
+    The weights of the model must be loaded already. Afterwards, the model does not use the old weight matrices of
+    replaced layers, except the matrix of the output layer, which `Output.of` and tied embeddings use.
     """
     if model.device.type != "cpu" or precision not in ("int8", "bf16", "fp32"):
         return
@@ -635,14 +639,15 @@ def usable_kernels() -> list[MakeKernel]:
 
 
 class Int8Linear(nn.Module):
-    """A linear layer that multiplies 8-bit whole numbers.
+    """A linear layer that multiplies 8-bit integers (int8).
 
-    Each row of the input is rounded to whole numbers from -127 to 127, with a scale of its own, so that no row depends
-    on another. The weights of each output are rounded in the same way when the layer is made. The sums of products are
-    exact. In fp32, each sum is multiplied by the scales of its row and of its output, and the bias is added. If a row
-    of the input contains NaN, the row of the output is NaN.
+    Each row of the input is quantised to integers from -127 to 127, with a scale of its own, so that no row depends on
+    another. The weights are quantised in the same way when the layer is made, with a scale for each output. The sums of
+    products are exact. Each sum is then multiplied, in fp32, by the scales of its row and of its output, and the bias
+    is added. If a row of the input contains NaN, the row of the output is NaN.
 
-    If no product of 8-bit numbers is right on this processor (see `usable_kernels`), only the weights are rounded.
+    If no product of 8-bit integers is right on this processor (see `usable_kernels`), only the weights are rounded, and
+    products are computed in fp32.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -694,10 +699,10 @@ class Int8Linear(nn.Module):
 
 
 def quantized(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Scales each row (R, I) so that its largest absolute value becomes 127, and rounds to whole numbers.
+    """Scales each of `rows`, (R, I), so that its largest absolute value becomes 127, and rounds to integers.
 
-    Returns the whole numbers, as floats (R, I), and the largest absolute value of each original row, (R,); values below
-    `TINY` (1e-30) are raised to `TINY`.
+    Returns the integers, as floats (R, I), and the largest absolute value of each original row, (R,), which is at least
+    `TINY` (1e-30).
     """
     largest = rows.abs().amax(1).clamp(min=TINY)
     return (rows * (LEVELS / largest[:, None])).round_(), largest

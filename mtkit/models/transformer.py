@@ -4,7 +4,7 @@ Norms stand before or after each sublayer. The conditional masked language model
 Transformer whose decoder has no causal mask: it reads the whole target, some of whose tokens are masked, and predicts
 the masked tokens from the source and from the other tokens on both sides. The length of the target is predicted from
 the source. In training, tokens are masked at random; in translation, `mask_predict` of mtkit/translation/search.py
-chooses which.
+chooses which tokens to mask.
 
 Shapes: R rows (one sentence each, unless packed), S source length, T target length, L either S or T, N tokens in the
 cache, W hypotheses per sentence, H heads, K width of a head (in `length_logits`: number of length classes), D model
@@ -87,13 +87,13 @@ def heads_of(config: TransformerConfig, side: Stack) -> int:
 
 
 def rotary_positions(config: TransformerConfig, side: Stack) -> RotaryPositions | None:
-    """Returns rotary positions for the encoder or decoder (`side`); `None` if `config` says another encoding."""
+    """Returns rotary positions for the encoder or decoder (`side`); `None` if it has other position encodings."""
     is_rotary = config.positions_of(side) == "rotary"
     return RotaryPositions(config.d_model // heads_of(config, side)) if is_rotary else None
 
 
 def linear_biases(config: TransformerConfig, side: Stack) -> LinearBiases | None:
-    """Returns linear biases (ALiBi) for the encoder or decoder (`side`); `None` if `config` says another encoding."""
+    """Returns linear biases (ALiBi) for the encoder or decoder (`side`); `None` if it has other position encodings."""
     return LinearBiases(heads_of(config, side)) if config.positions_of(side) == "alibi" else None
 
 
@@ -209,7 +209,7 @@ LayerCall = Callable[..., Tensor]  # called as `call_layer` is
 
 
 def stacks_of(model: nn.Module) -> list["TransformerEncoder | TransformerDecoder"]:
-    """Returns a list of a model's encoder and decoder, without an encoder or decoder that is not a Transformer."""
+    """Returns a list of the Transformer encoders and decoders in a model, at most one of each."""
     return [module for module in model.modules() if isinstance(module, TransformerEncoder | TransformerDecoder)]
 
 
@@ -244,11 +244,11 @@ def distances(rows: Rows) -> Tensor:
 
 
 def cached_distances(mask: Tensor) -> Tensor:
-    """Returns the distance of each of the T new tokens to each of all N tokens (cached or new): (R, T, N).
+    """Returns the distances (R, T, N), in tokens, from each of T new tokens to each of all N tokens, cached or new.
 
-    `mask`, (R, 1, T, N), comes from `TransformerState.advance`. A new token attends to the tokens of its hypothesis up
-    to itself, which are cached in order. So the distance to a token of the hypothesis is the number of tokens after it
-    that the new token attends to. Where the mask is False, the values mean nothing.
+    `mask`, (R, 1, T, N), comes from `TransformerState.advance`. For each new token, the mask is True at the tokens of
+    the same hypothesis, up to the new token itself, and these tokens are in order. So the distance to a token is the
+    number of True values after it. Where the mask is False, the distances mean nothing.
     """
     return mask[:, 0].long().flip(2).cumsum(2).flip(2) - 1
 
@@ -361,7 +361,7 @@ class DecoderLayer(nn.Module):
         the angles of rotary positions; it is `None` with other position encodings. `factors` is as in
         `attend_with_factors`.
         """
-        # After cached tokens, no mask means that one new token attends to all of them.
+        # If the cache has tokens, `mask=None` means that there is one new token, which attends to all of them.
         causal = mask is None and (cache is None or cache.length == 0)
         x = self.around_attention(x, lambda y: self.attention(y, mask, causal, cache, rotation, factors))
         attention, around = self.source_attention, self.around_source_attention
@@ -403,7 +403,8 @@ class TransformerState:
         if ancestors is not None:
             ancestors = ancestors.gather(1, parents[:, :, None].expand(-1, -1, ancestors.shape[2]))
         after = replace(self, num_hypotheses=parents.shape[1], ancestors=ancestors)
-        return after._without_unused() if parents.device.type == "cpu" else after  # which waits for other devices
+        # Only on a CPU: `_without_unused` would wait for other devices.
+        return after._without_unused() if parents.device.type == "cpu" else after
 
     def _without_unused(self) -> Self:
         """Returns a state with unused tokens removed from its caches if that saves much; otherwise, returns `self`.
@@ -482,11 +483,12 @@ class TransformerState:
     def advance(self, target: Rows) -> tuple[Self, Tensor | None]:
         """Returns a state that includes the tokens in `target`, and the attention mask of these tokens.
 
-        The mask, (R, 1, T, N) bool, says which of the N tokens, cached or new, each new token may attend to; `None`
-        stands for a causal mask or, if there is one new token, for all tokens. A new token attends to the cached tokens
-        of its hypothesis. A new token also attends to those new tokens that belong to its own segment (sentence or
-        hypothesis) and do not come after it. This rule covers teacher forcing, packed rows and search steps. The
-        returned state has new `positions` and `ancestors`; the layers append to the caches of the state later.
+        The mask, (R, 1, T, N) bool, says which of the N tokens, cached or new, each of the T new tokens may attend to.
+        A new token attends to the cached tokens of its hypothesis. It also attends to itself and to earlier new tokens
+        of its own segment (sentence or hypothesis). This rule covers teacher forcing, packed rows and search steps. In
+        place of a mask, `None` stands for attention to all tokens if there is one new token, else for a causal mask.
+
+        The returned state has new `positions` and `ancestors`; the layers append to the caches of the state later.
         """
         num_hypotheses, num_tokens = self.num_hypotheses, target.ids.shape[1]
         assert num_hypotheses in (1, num_tokens), "one hypothesis takes any number of tokens, several take one each"
@@ -568,9 +570,11 @@ class PrefixState:
         """Returns a state that includes the tokens in `target`, and rows of all tokens so far.
 
         The rows are (R, W x N), and each hypothesis is a segment. The first call, which may be for teacher forcing,
-        returns `target` itself as the rows. A decoder whose input is not shifted reads each token at the position where
-        the decoder predicts this token. For such a decoder, later calls move each token to the position before, and put
-        the start token at the last position, whose token is not yet known.
+        returns `target` itself as the rows.
+
+        If the decoder's input is not shifted, each token must be at the position where the decoder predicts it. Later
+        calls then move each token to the position before. The start token moves to the last position, whose token is
+        not yet known.
         """
         num_rows, num_hypotheses = len(target.ids), self.num_hypotheses
         new = target.ids.view(num_rows, num_hypotheses, -1)
@@ -804,7 +808,7 @@ class MaskedRows(EmbeddedRows):
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedState(TransformerState):
-    """A decoding state with the keys and values of the source and the logits of target lengths, all constant."""
+    """A decoding state that depends on the source only: keys and values of the source, and logits of target lengths."""
 
     length_logits: Tensor  # (R, K)
 

@@ -1,8 +1,8 @@
-"""What the checks of the doctor share: lines as arrays of characters, what is usual in a text, and the kinds of faults.
+"""Foundations of `mtkit doctor`: lines as character arrays, what is usual in a text, and the kinds of faults.
 
-Since the doctor reads millions of lines, it processes them in blocks of a few thousand, as NumPy arrays. What is usual
-(scripts, languages, lengths) is learnt from a sample of the pairs; nothing is known about the languages beforehand, so
-that every language works the same.
+`mtkit doctor` reads millions of lines. For speed, it processes blocks of a few thousand lines as NumPy arrays. What is
+usual (scripts, languages, lengths) is learnt from a sample of the pairs. Nothing is assumed about the languages, so
+all languages are treated alike.
 """
 
 import unicodedata
@@ -18,15 +18,17 @@ from numpy.typing import NDArray
 
 from mtkit.text.parallel import Pair
 
-# L lines of a block, C characters of a block, W words of a block, G buckets of hashed character sequences.
+# Array shapes: L lines of a block, C characters of a block, W words of a block, G buckets of hashed letter trigrams.
 
 
 Codes = NDArray[np.intp]
 Flags = NDArray[np.uint16]
 Ids = NDArray[np.uint64]
 
-# Classes of characters, as bits. LEAD and TAIL are the characters as which bytes of UTF-8 appear when read as
-# Windows-1252 or Latin-1; DOT has the marks of addresses (. / @); UNSTABLE has what Unicode normalisation may change.
+# Classes of characters, as bits. ODD_SPACE: spaces not in PLAIN_SPACES. REPLACED: U+FFFD. END: the line feed. ALONE:
+# letters of UNSPACED scripts. LEAD and TAIL: what the first byte and the further bytes of a UTF-8 character become if
+# they are decoded as Windows-1252 or Latin-1. ANGLE: < and &. DOT: the characters . / @ that occur in addresses.
+# UNSTABLE: characters that Unicode normalisation may change.
 LETTER, MARK, DIGIT, SPACE, ODD_SPACE, CONTROL, PRIVATE, REPLACED, OTHER, END, ALONE = (1 << bit for bit in range(11))
 LEAD, TAIL, ANGLE, DOT, UNSTABLE = (1 << bit for bit in range(11, 16))
 
@@ -37,19 +39,19 @@ INVISIBLE = frozenset("\u00ad\u180e\u200b\u2028\u2029\u2060\ufeff\ufff9\ufffa\uf
 PLAIN_SPACES = frozenset(" \u00a0\u202f\u3000")
 # In scripts without spaces between words, each character counts as a word of its own.
 UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
-# Words of character names that come before the name of the script.
+# Words that may precede the script in the Unicode name of a character, such as FULLWIDTH LATIN CAPITAL LETTER A.
 WIDTHS = {"FULLWIDTH", "HALFWIDTH", "MATHEMATICAL", "MODIFIER", "FEMININE", "MASCULINE", "MICRO", "SUPERSCRIPT"}
 
 
 class Alphabet:
-    """What is known of each character, in NumPy tables indexed by code point, filled in when a character is first met.
+    """Tables of character properties, indexed by code point; an entry is filled in when the character is first met.
 
-    Four tables hold hashes of characters:
+    Four tables hold a hash of each character. They differ in which characters have a hash of their own:
 
-    - `hashes`: every character has a hash of its own
-    - `letter_hashes`: letters, marks and the line feed have hashes of their own, all other characters that of a space
-    - `word_hashes`: letters, marks and digits have hashes of their own, all other characters that of a space
-    - `content_hashes`: letters, marks, numbers and symbols have hashes of their own, all other characters have 0
+    - `hashes`: all characters
+    - `letter_hashes`: letters, marks and the line feed; all others have the hash of a space
+    - `word_hashes`: letters, marks and digits; all others have the hash of a space
+    - `content_hashes`: letters, marks, numbers and symbols; all others have 0
     """
 
     def __init__(self) -> None:
@@ -93,10 +95,10 @@ class Alphabet:
         self.content_hashes[code] = own if _is_content(chr(code)) else 0
 
     def is_of(self, scripts: Sequence[str]) -> NDArray[np.bool_]:
-        """Returns a mask of the script numbers, (256), True for those that are allowed in text of `scripts`.
+        """Returns a mask, (256), indexed by script number: True for the scripts named in `scripts`, and for number 0.
 
-        A script number is an index into the alphabet's attribute `names`. Number 0 stands for characters that are not
-        letters, or whose script is not known; it is always allowed.
+        A script number is an index into the attribute `names`. Number 0 stands for characters that are not letters, or
+        whose script is not known.
         """
         known = np.zeros(256, dtype=np.bool_)
         known[0] = True
@@ -131,7 +133,7 @@ def _is_content(character: str) -> bool:
 
 
 def byte_of(character: str) -> int | None:
-    """The byte that encodes a character in Windows-1252 or, in the gaps of that encoding, Latin-1; else `None`."""
+    """The byte that encodes a character in Windows-1252 or, failing that, in Latin-1; `None` if neither can."""
     try:
         return character.encode("cp1252")[0]
     except UnicodeEncodeError:
@@ -229,7 +231,8 @@ class Block:
     def content_keys(self) -> Ids:
         """A hash of the letters, marks, numbers and symbols of each line, (L).
 
-        Lines that differ only in other characters have the same hash. Lines of spaces and punctuation have NO_CONTENT.
+        Lines that differ only in other characters have the same hash. The hash of a line without any letter, mark,
+        number or symbol is NO_CONTENT.
         """
         terms = ALPHABET.content_hashes.take(self.codes)
         chosen = terms != 0
@@ -285,8 +288,8 @@ def _codes_of(text: str) -> Codes:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.intp)
 
 
-# Hashes: characters are mixed (the finalizer of SplitMix64), multiplied by a power of an odd number that depends on
-# their place, and summed.
+# Hash of a word or a line: a sum over its characters. Each term is a hash of the character (by the finalizer of
+# SplitMix64) times the n-th power of an odd number, where n is the position of the character.
 
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
@@ -299,7 +302,7 @@ def _mixed(values: Ids) -> Ids:
     return values
 
 
-NO_CONTENT = _mixed(np.zeros(1, dtype=np.uint64))[0]  # of no characters
+NO_CONTENT = _mixed(np.zeros(1, dtype=np.uint64))[0]  # the value of `content_keys` for a line without content
 
 _known_powers: tuple[Ids, Ids] = (np.ones(1, dtype=np.uint64), np.ones(1, dtype=np.uint64))
 
@@ -307,9 +310,9 @@ _known_powers: tuple[Ids, Ids] = (np.ones(1, dtype=np.uint64), np.ones(1, dtype=
 def _powers(count: int) -> tuple[Ids, Ids]:
     """Returns at least `count` powers of _FACTOR, and as many powers of its inverse, modulo 2**64.
 
-    The powers are kept, and computed again only for a block that is longer than all earlier blocks. A word or a line
-    that begins at character n is hashed with the powers from the n-th on; the hash is then multiplied by the inverse of
-    the n-th power, so that it does not depend on n.
+    The powers are cached, and computed again only for a block that is longer than all earlier blocks. A word or line
+    that begins at character n of a block is hashed with the powers from the n-th on. Multiplying the sum by the inverse
+    of the n-th power makes the hash independent of n.
     """
     global _known_powers
     if len(_known_powers[0]) < count:
@@ -325,10 +328,10 @@ ALPHABET = Alphabet()
 class_of = ALPHABET.class_of
 
 
-# Signatures, by which lines that are nearly equal are found (MinHash; Broder, 1997).
+# MinHash signatures, by which nearly equal lines are found (Broder, 1997).
 
-NUM_MINIMA = 16
-SHINGLE = 4  # characters
+NUM_MINIMA = 16  # entries of a signature
+SHINGLE = 4  # characters of a shingle
 LEAST_SHINGLES = 20  # in shorter lines, one changed word changes nearly all shingles
 
 _MULTIPLIERS = np.random.default_rng(1).integers(1, 2**32, NUM_MINIMA, dtype=np.uint64).astype(np.uint32) | np.uint32(1)
@@ -337,9 +340,9 @@ _MULTIPLIERS = np.random.default_rng(1).integers(1, 2**32, NUM_MINIMA, dtype=np.
 def minima(block: Block) -> NDArray[np.uint32]:
     """The MinHash signature of each line, (L, NUM_MINIMA).
 
-    The fraction of equal entries in two signatures estimates the Jaccard similarity of the lines: of their sets of
-    sequences of SHINGLE characters. In these sequences, the end of the line and all characters that are not
-    letters, marks or digits count as spaces.
+    A shingle is a sequence of SHINGLE characters. The fraction of equal entries in two signatures estimates the Jaccard
+    similarity of the sets of shingles of two lines. In shingles, the line feed and all characters other than letters,
+    marks and digits count as spaces.
     """
     base = (block.grams(ALPHABET.word_hashes, SHINGLE) >> np.uint64(32)).astype(np.uint32)
     outside = block.outside(SHINGLE)
@@ -363,38 +366,38 @@ def bands(signatures: NDArray[np.uint32], rows: int) -> Ids:
     return total
 
 
-# Letter statistics: which of several kinds of text a line belongs to, by its sequences of three letters.
+# Letter statistics: trigrams of letters tell which language a line is in.
 
-LETTERS = 3
-BUCKETS = 1 << 16
+LETTERS = 3  # of a trigram
+BUCKETS = 1 << 16  # the number of different hashes of trigrams
 
 
 SMOOTHING = 0.1  # added to the count of each bucket
 
 
 class Letters:
-    """The sequences of three letters in each line of a lower-case block, as hashes of 16 bits (buckets).
+    """The letter trigrams of each line of a lower-case block; a trigram is stored as its bucket, a hash of 16 bits.
 
-    Characters other than letters and marks count as spaces.
+    Characters other than letters and marks count as spaces. The last trigram of a line ends with the line feed.
     """
 
     def __init__(self, lower: Block) -> None:
         self._lower = lower
         self.num_lines = len(lower.starts)
         self.buckets = (lower.grams(ALPHABET.letter_hashes, LETTERS) >> np.uint64(48)).astype(np.intp)  # (C)
-        self.buckets[lower.outside(LETTERS)] = BUCKETS  # for sequences that are cut by the end of a line
-        self.sizes = np.maximum(lower.lengths + 2 - LETTERS, 0)  # sequences of each line, (L)
+        self.buckets[lower.outside(LETTERS)] = BUCKETS  # no trigram: it would run past the line end
+        self.sizes = np.maximum(lower.lengths + 2 - LETTERS, 0)  # number of trigrams of each line, (L)
 
     def sums(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Returns a vector (L): for each line, the sum of the values of its three-letter sequences.
+        """Returns the sum of the values of the trigrams of each line, (L).
 
-        `values` (G) holds a value for each hash of a sequence. A sequence that occurs n times counts n times.
+        `values`, (G), holds a value for each bucket. A trigram that occurs n times in a line is added n times.
         """
         table = np.append(values, np.float32(0))
         return np.add.reduceat(table.take(self.buckets), self._lower.starts, dtype=np.float64).astype(np.float32)
 
     def counts(self, chosen: NDArray[np.bool_]) -> NDArray[np.float32]:
-        """Returns an array (G): for each hash, how many three-letter sequences of the chosen lines have it.
+        """Returns how often the trigrams of each bucket occur in the chosen lines, (G).
 
         `chosen` is a mask of the lines, (L).
         """
@@ -404,20 +407,20 @@ class Letters:
 
 @dataclass(frozen=True)
 class LetterModel:
-    """Statistics of the three-letter sequences of some text: counts of their hashes, and log-probabilities."""
+    """A model of the letter trigrams of some text: the count and the log-probability of each bucket of trigrams."""
 
     counts: NDArray[np.float32]  # (G)
 
     @cached_property
     def logs(self) -> NDArray[np.float32]:
-        """The log-probability of each hash of a three-letter sequence, (G), in nats, from smoothed counts."""
+        """The log-probability of each bucket of trigrams, (G), in nats, from smoothed counts."""
         return self._logs(self.counts)
 
     def scores(self, letters: Letters, is_counted: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
-        """The log-probability of each line, (L), in nats.
+        """The log-probability of each line, (L), in nats: the sum over its trigrams.
 
-        `is_counted` is a mask of the lines, (L), True for those from which the model was made. These lines are scored
-        as if each of their sequences had been counted once less, so that a line does not make itself probable.
+        `is_counted` is a mask of the lines, (L), that is True for lines whose trigrams the model has counted. For these
+        lines, all counts above 0 are lowered by 1, so that a line does not make itself probable.
         """
         scores = letters.sums(self.logs)
         if is_counted is None:
@@ -453,7 +456,7 @@ class Kind:
     cure: str
     cleaned: str | None = None  # what `mtkit clean` does with such pairs
     stops_at: float | None = None  # share of the pairs; 0: one is enough; None: never
-    # A smaller share is not reported: of so few pairs, most only look as if they had the fault.
+    # A fault with a smaller share is not reported, since most of so few findings are false alarms.
     least_share: float = 0.0
 
 
@@ -683,7 +686,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What an examination found: the number of pairs, and the faults of each kind in the order of KINDS."""
+    """What an examination found: the number of pairs, and the faults by the name of their kind."""
 
     num_pairs: int
     num_held_out: int
@@ -701,7 +704,7 @@ class Diagnosis:
 
     @property
     def stopping(self) -> list[str]:
-        """The names of the kinds of faults because of which training should not start yet, in the order of KINDS."""
+        """The names of the kinds of faults to mend before training starts, in the order of KINDS."""
         return [name for name in self.kinds if self.is_stopping(name)]
 
     def share(self, name: str) -> float:
@@ -753,9 +756,9 @@ def _example(example: Example) -> dict[str, Any]:
     return {**shown, "source": example.source, "target": example.target}
 
 
-LONGEST = 1000  # characters of a line from which scripts and languages are learnt, so that no line outweighs all others
+LONGEST = 1000  # scripts and languages are learnt from so many characters of a line, so that no long line dominates
 MAIN_SCRIPT = 0.05  # a script belongs to a side if it has at least this share of the side's letters
-# A text in one of the scripts on the left uses those on the right, too, even if it is rare in the sample.
+# A text in a script on the left may use all scripts on the right, even those that are rare in the sample.
 USED_TOGETHER = {
     "HIRAGANA": ("HIRAGANA", "KATAKANA", "CJK"),
     "KATAKANA": ("HIRAGANA", "KATAKANA", "CJK"),
@@ -790,14 +793,18 @@ def _main_scripts(counts: Counter[str]) -> tuple[str, ...]:
 # Languages.
 
 LEAST_LINES = 200  # of each side; from fewer lines, no languages are learnt
-FEWEST_LETTERS = 10  # the language of a line with fewer sequences of three letters is not judged
+FEWEST_LETTERS = 10  # the language of a line with fewer trigrams is not judged
 ROUNDS = 8
 ODDEST = 0.03  # the model of a third language starts from this share of the lines of each side
-MARGIN = 10.0  # nats by which another language must be more probable
-GRAM_MARGIN = 0.4  # the same, in nats for each sequence of three letters
-LEAST_OTHER = 8  # lines; a model of a third language with fewer is dropped
-MOST_COMMON = 0.5  # share of common sequences in the median line of a third language, relative to other lines
-APART = 1.3  # nats for each sequence of three letters by which the median line of a third language fits it better
+# A line is in another language if that is more probable by MARGIN nats, and by GRAM_MARGIN nats per trigram.
+MARGIN = 10.0
+GRAM_MARGIN = 0.4
+# The model of a third language is kept if three conditions hold. It has at least LEAST_OTHER lines. Its median line is
+# at least APART nats per trigram more probable than under the model of the line's side. And the share of trigrams that
+# are common on the line's side is, in the median line, at most MOST_COMMON times the usual share.
+LEAST_OTHER = 8
+MOST_COMMON = 0.5
+APART = 1.3
 
 
 @dataclass(frozen=True)
@@ -828,11 +835,14 @@ def _exceeds(gain: NDArray[np.float32], letters: Letters) -> NDArray[np.bool_]:
 
 
 def learn_languages(source: Block, target: Block) -> Languages | None:
-    """Fits letter models of the languages of both sides, leaving out lines that turn out to be in another language.
+    """Learns a letter model of each side's language and, if some lines are in neither language, of a third language.
 
-    A third model starts from the oddest lines of both sides. In each of ROUNDS rounds, every line moves to the model by
-    which it is most probable (a mixture of multinomials, fitted by hard EM). In the end, the third model is dropped if
-    its lines are not in one language. Returns `None` if there are too few lines, or if both sides are in one language.
+    The models form a mixture of multinomials, fitted by hard EM. The third model starts from the lines that are least
+    probable under the model of their side. In each of ROUNDS rounds, the models are fitted to their lines; then every
+    line that is long enough moves to the model under which it is most probable. At the end, the third model is dropped
+    if its lines are not in a third language.
+
+    Returns `None` if there are too few lines, or if both sides are in the same language.
     """
     sides = [Letters(source), Letters(target)]
     if min(letters.num_lines for letters in sides) < LEAST_LINES:
@@ -866,10 +876,11 @@ def learn_languages(source: Block, target: Block) -> Languages | None:
 def _is_language(sides: Sequence[Letters], kinds: Sequence[NDArray[np.int8]], models: Sequence[LetterModel]) -> bool:
     """Whether the lines of the third model are in a third language, rather than full of names or about one topic.
 
-    They are in a third language if the third model fits them clearly better than the model of their side does, and if
-    they contain far fewer of the letter sequences that are most common on their side. `models` has three models: of the
-    source, the target and the third language. `kinds` has an array (L) for each side: the index, for each line, of the
-    model that the line belongs to.
+    Lines in a third language fit the third model clearly better than the model of their side. The trigrams that are
+    most common on their side are rare in them. Returns `False` if the third model has fewer than LEAST_OTHER lines.
+
+    `models` are the models of the source, the target and the third language. `kinds` has an array, (L), for each side:
+    the index of the model that each line is assigned to.
     """
     margins: list[float] = []
     commonness: list[float] = []
@@ -886,9 +897,9 @@ def _is_language(sides: Sequence[Letters], kinds: Sequence[NDArray[np.int8]], mo
 
 
 def _share_of_common(model: LetterModel, letters: Letters) -> NDArray[np.float64]:
-    """The fraction of the three-letter sequences of each line that are common in the text of `model`, (L).
+    """The fraction of the trigrams of each line that are common in the text of `model`, (L).
 
-    The common sequences are the most frequent ones, which together make up half of all occurrences.
+    The common trigrams are the most frequent ones, which together make up half of all occurrences.
     """
     counts = np.sort(model.counts)[::-1]
     half = counts[np.searchsorted(np.cumsum(counts), counts.sum() / 2)]
@@ -904,10 +915,10 @@ def _refitted(sides: Sequence[Letters], kinds: Sequence[NDArray[np.int8]]) -> li
 
 SHORT = 8  # characters added to both sides, so that short lines vary less
 DEVIATIONS = 4.5
-# A line is no outlier if it is at most so many times as long as usual. Of 340,000 short pairs (Multi30k, Tatoeba), 25
-# exceed this factor, but 200 exceed a factor of 2.
+# A ratio of lengths is no outlier if it differs from the usual ratio by at most this factor. Of 340,000 short pairs
+# (Multi30k, Tatoeba), 25 exceed this factor, but 200 exceed a factor of 2.
 LEAST_FACTOR = 2.25
-# A text that was cut off usually ends unlike its translation. If both end alike, one may well be a third of the length.
+# The same, for pairs whose sides both end like a sentence, or both do not. (If one was cut off, the ends usually differ.)
 FREE_FACTOR = 3.0
 
 

@@ -2,7 +2,7 @@
 
 Translates the source side of the training corpora, a chunk of lines at a time. After each chunk, a record of the
 progress is saved, from which the command goes on if it was killed. Chunks always begin and end at the same lines, so
-the result does not depend on interruptions, whatever the precision.
+an interrupted run gives the same result as an uninterrupted one, in every precision.
 """
 
 import hashlib
@@ -35,8 +35,8 @@ FORMAT = 1  # of RECORD
 
 OURS = re.compile(r"corpus-\d+\.(source|target)|student\.yaml")  # names of files, besides RECORD
 
-# The settings of decoding that may differ between calls: translations depend on them only by rounding, and users whose
-# memory does not suffice, or whose machine changes, must be able to change them.
+# The settings of decoding that may differ between calls. They change translations only by rounding errors, and users
+# must be able to adapt them to the memory of their machine.
 FREE = {"batch_tokens", "refill"}
 
 
@@ -64,9 +64,11 @@ def distill(
     out. With `keep_original`, the student trains on the original pairs, too.
 
     Goes on after the lines that an earlier call has translated; with `fresh`, deletes the files of that call and begins
-    anew. Returns a report of several lines. Raises ConfigError for a language model, CheckpointError if the earlier
-    call had another teacher, text or way of decoding, DataError if the files of the earlier call have changed since,
-    and StoppedError if a signal ends the work.
+    anew. Returns a report of several lines.
+
+    Raises ConfigError if `config` is for a language model, or if the teacher translates between other languages. Raises
+    CheckpointError if the earlier call had another teacher, other text or other decoding settings. Raises DataError if
+    the files of the earlier call have changed since. Raises StoppedError if a signal ends the work.
     """
     if config.task == "language_model":
         raise ConfigError(
@@ -126,8 +128,8 @@ def _source_fingerprint(part: CorpusConfig) -> str:
 def _require_languages(config: Config, teacher: Config, path: Path) -> None:
     """Raises ConfigError if the teacher translates between other languages than those of `config`.
 
-    Regions and scripts are not compared. Nothing is checked if a language is not stated, or if the text is
-    multilingual, so that each corpus has a tag. `path` is the path of the teacher, for the message.
+    Regions and scripts are not compared. A side is not checked if its language is not stated. Neither side is checked
+    if the text is multilingual, that is, if every corpus has a tag. `path` is the teacher's path, for the message.
     """
     if all(corpus.tag is not None for corpus in config.data.train):
         return
@@ -245,9 +247,10 @@ class _Record:
 def _open_record(folder: Path, corpora: Sequence[CorpusConfig], made_from: dict[str, Any]) -> _Record:
     """Returns the record of an earlier call or, if no line has been translated yet, a new record, which is saved.
 
-    `made_from` is what determines the translations, such as the teacher. Raises CheckpointError if it differs from what
-    the earlier call recorded, or if `folder` has no record, but files with names that `distill` gives. Raises DataError
-    if the files of the earlier call have changed, or if the corpora have no lines.
+    `made_from` is what determines the translations, such as the teacher. Raises CheckpointError if the earlier call
+    recorded a different `made_from`. Also raises CheckpointError if `folder` has no record, but has files named like
+    those that `distill` writes. Raises DataError if the files of the earlier call have changed, or if the corpora have
+    no lines.
     """
     path = folder / RECORD
     record = _Record.read(path) if path.exists() else None
@@ -317,10 +320,10 @@ def _clear(folder: Path) -> None:
 
 
 class _GrowingFile:
-    """A file that is appended to; `written` says how many bytes of it are complete.
+    """An output file of a resumable run: `append` writes lines at its end, and updates `written`.
 
-    When the file is opened, all bytes after the complete ones are cut off: a killed process may have left them.
-    `append` writes further lines, and updates `written`.
+    `written` describes the complete part of the file. When the file is opened, all bytes after this part are cut off: a
+    killed process may have left them.
     """
 
     def __init__(self, path: Path, written: _Written) -> None:

@@ -267,8 +267,8 @@ def examine(
 ) -> Diagnosis:
     """Examines parallel text for faults, and for the validation and test pairs `held_out`; returns what was found.
 
-    The codes in `languages` are only used in advice. Raises DataError if a file cannot be read, or if there are no
-    pairs and no fault found explains why.
+    The codes in `languages` are only used in advice. Raises DataError if a file cannot be read. Also raises DataError
+    if there are no pairs and no faults, apart from TMX units that lack a side.
     """
     return Examination(parts, held_out, languages).run()
 
@@ -289,7 +289,7 @@ class Examination:
     def run(self) -> Diagnosis:
         """Judges all pairs; returns what was found.
 
-        Raises DataError if there are no pairs, and no fault that explains why.
+        Raises DataError if there are no pairs and no faults, apart from TMX units that lack a side.
         """
         repeats, total = Repeats(), 0
         with Meter("examining", "pairs", num_lines(self.parts), announced=True) as meter:
@@ -401,10 +401,10 @@ class Examination:
             self._add_text("slip", part.source, slip.line, _describe(slip, part))
 
     def _count_held_out(self) -> None:
-        """Makes the findings count the held-out pairs found in the training text, not the training pairs that match.
+        """Sets the counts of the faults "held out" and "nearly held out" to numbers of held-out pairs.
 
-        Several training pairs may match one held-out pair. A held-out pair that was found without edits does not
-        count as found with small edits, too.
+        So far, they are numbers of training pairs, and several training pairs may match one held-out pair. A held-out
+        pair that was found without edits is not counted under "nearly held out".
         """
         nearly = self.held_out.nearly_found - self.held_out.found
         for name, pairs in (("held out", self.held_out.found), ("nearly held out", nearly)):
@@ -517,9 +517,9 @@ def require_new(folder: Path, keep: Collection[str] = ()) -> None:
 def clean(examination: Examination, folder: Path, keep: Collection[str] = ()) -> tuple[Cleaned, Diagnosis]:
     """Examines text, then writes a cleaned copy of it to a new folder; leaves faults of the kinds in `keep`.
 
-    Returns what was done, and the diagnosis of the text before cleaning. Raises DataError if the folder exists, if
-    `keep` has a name that is not in CLEANABLE, or if the whole text has a fault that no cleaning of single pairs mends,
-    such as different numbers of lines on the two sides (`stops_at` is 0 in KINDS for such faults).
+    Returns what was done, and the diagnosis of the text before cleaning. Raises DataError if the folder exists, or if
+    `keep` has a name that is not in CLEANABLE. Also raises DataError for faults of whole files, such as different
+    numbers of lines on the two sides, which cannot be mended pair by pair (in KINDS, their `stops_at` is 0).
     """
     require_new(folder, keep)
     diagnosis = examination.run()
@@ -625,9 +625,9 @@ class _Cleaning:
 def _names(parts: Sequence[Part]) -> list[tuple[str, str]]:
     """The names of the new files of each part, (source, target).
 
-    A part with two files keeps their names, without a suffix such as .gz. For a part with one file, the
-    codes of the languages, or "source" and "target", are appended to its name. If both names are the same, or if an
-    earlier part has one of them, both get the number of the part and the side as a prefix, such as "2.source.".
+    A part with two files keeps their names, without a suffix such as .gz. For a part with one file, the language codes,
+    or "source" and "target", are appended to its name. If the two names are equal, or if an earlier part uses one of
+    them, each gets a prefix of part number and side, such as "2.source.".
     """
     names: list[tuple[str, str]] = []
     for number, part in enumerate(parts, start=1):

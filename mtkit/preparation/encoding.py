@@ -288,7 +288,8 @@ class Encoder:
         self._read = read
         self.drops = Drops()
         self._rules = config.data
-        # Joining and drawing have random numbers of their own, so that a larger fraction includes a smaller one.
+        # Joining and drawing have separate random generators. So the pairs drawn with a larger `data.fraction` include
+        # those drawn with a smaller one.
         self._join_rng, self._draw_rng = (np.random.default_rng([config.data.seed, n]) for n in range(2))
         self._has_source = config.task == "translation"
         self._keeps_text = config.training.samples_subwords

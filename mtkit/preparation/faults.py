@@ -1,14 +1,14 @@
 """The doctor's checks: faults of single pairs, repeated pairs, and sides that slip out of alignment.
 
-Repeats: of each pair, only hashes are kept in memory, two of 8 bytes and NUM_BANDS of 4 bytes: 320 MB for ten million
-pairs. The probability that, among ten million pairs, two different pairs have an equal hash of 8 bytes is below
+Repeats: only hashes of each pair are kept in memory. Two have 8 bytes, and NUM_BANDS have 4 bytes: 320 MB for ten
+million pairs. Among ten million pairs, the probability that two different pairs share a hash of 8 bytes is below
 0.001 %. A pair is similar to earlier text if at least two of its hashes of 4 bytes have occurred before.
 
-Slips: each target word gets a random vector; the vector of a target line is the sum of the vectors of its words. The
-vector of a source word is the mean of the vectors of the target lines that are paired with it in a sample (random
-indexing; Kanerva et al., 2000); the vector of a source line is the sum of the vectors of its words. Words are weighted
-by inverse document frequency. The cosine of the vectors of a source line and a target line then tells whether the lines
-belong together. From a slip on, many lines fit better at another shift (the CUSUM test; Page, 1954).
+Slips: word vectors tell whether a source line and a target line belong together (random indexing; Kanerva et al.,
+2000). Each target word gets a random vector. The vector of a source word is the mean of the vectors of the target lines
+that are paired with it in a sample. The vector of a line is the sum of the vectors of its words, weighted by inverse
+document frequency. Lines belong together if the cosine of their vectors is high. A slip is where lines begin to fit
+better at another shift; it is found by the CUSUM test (Page, 1954).
 """
 
 import html
@@ -238,9 +238,10 @@ def _without_common_words(source: str, target: str) -> tuple[str, str]:
 def _far_longer(sides: Sides, learned: Learned, is_judged: Chosen) -> Chosen:
     """Returns a mask, (L), of the judged pairs of which one side is far longer than is usual for the other.
 
-    A side is far longer if it exceeds the usual length by a factor of more than FREE_FACTOR. If only one side ends like
-    a sentence, the other side may be cut off, so a factor of more than LEAST_FACTOR is enough. `is_judged` is a mask of
-    the pairs to judge, (L).
+    The ratio of the lengths must differ from the usual one by a factor of more than FREE_FACTOR. If only one side ends
+    like a sentence, the other may be cut off, so a factor of more than LEAST_FACTOR is enough. In both cases, the ratio
+    must also be an outlier by its standard deviation; see `Lengths.outliers`. `is_judged` is a mask of the pairs to
+    judge, (L).
     """
     lengths = sides.lower[0].lengths, sides.lower[1].lengths
     is_longest = learned.lengths.outliers(*lengths, FREE_FACTOR)
@@ -254,7 +255,7 @@ def _with_controls(sides: Sides, learned: Learned) -> list[int]:
     has_zero_width = [any(script in UNSPACED for script in scripts) for scripts in learned.scripts]
 
     def is_wrong(text: str, is_usual: bool) -> bool:
-        text = mend_mojibake(text)  # its parts may be controls
+        text = mend_mojibake(text)  # mojibake may contain control characters
         text = text.replace("\u200b", "") if is_usual else text
         return text != mend_controls(text)
 
@@ -350,14 +351,19 @@ _BYTES = {chr(code): byte for code in range(0x80, 0x2123) if (byte := byte_of(ch
 _LEADS = "".join(re.escape(character) for character, byte in _BYTES.items() if 0xC2 <= byte <= 0xF4)
 _TAILS = "".join(re.escape(character) for character, byte in _BYTES.items() if 0x80 <= byte <= 0xBF)
 BROKEN = re.compile(f"(?:[{_LEADS}][{_TAILS}]{{1,3}})+")
-QUOTES = "“”‘’…–—"  # as the second of two characters, more likely punctuation, unless a small letter follows
+# A letter other than Ã and Â, followed by one of these, is more likely plain text than mojibake, unless a lower-case
+# letter comes next.
+QUOTES = "“”‘’…–—"
 
 
 def mend_mojibake(text: str) -> str:
-    """Restores characters whose UTF-8 bytes were read as Windows-1252 or Latin-1, once or twice; returns the text.
+    """Restores characters whose UTF-8 bytes were decoded as Windows-1252 or Latin-1, once or twice; returns the text.
 
-    A sequence stays as it is if it is not valid UTF-8, if it would become a single character outside the Latin letters
-    and the common symbols, or if it is more likely a letter followed by a quotation mark or dash.
+    Characters that look like mojibake stay as they are in three cases:
+
+    - their bytes are not valid UTF-8
+    - they would become a single character that is neither a Latin letter nor a common symbol
+    - they are more likely a letter followed by a quotation mark or dash
     """
     for _ in range(2):
         mended = BROKEN.sub(_restored, text)
@@ -426,26 +432,25 @@ MENDS: dict[str, Callable[[str], str]] = {
 }
 
 
-# L pairs of a block, B bands of their signatures.
+# Array shapes: L pairs of a block, B bands of their signatures.
 
-ROWS = 4  # the number of entries of a signature in a band, for comparing pairs of the training text
+ROWS = 4  # entries of a signature in each band, when pairs of the training text are compared with each other
 LEAST_LENGTH = 30  # characters; pairs with a shorter side are not compared by signatures
 NUM_BANDS = NUM_MINIMA // ROWS
-LEAST_FILTER = 16  # the smallest table of bits has 2 ** 16
-SPARSE = 4  # the table has at least so many bits for each hash
-# A pair is similar to earlier text if it shares so many bands with it. One band would find half of the pairs of
-# similarity 0.8. Two find one in eight of them, but still more than half of the pairs of similarity 0.9, which are to
-# be found.
+LEAST_FILTER = 16  # a Bloom filter has at least 2 ** 16 bits
+SPARSE = 4  # a Bloom filter has at least so many bits for each hash
+# A pair is similar to earlier text if it shares so many bands with it. Pairs of similarity 0.9 are to be found; two
+# bands find more than half of them, and one in eight of the pairs of similarity 0.8. One band would find half of those.
 LEAST_BANDS = 2
 
 
 class Seen:
     """A set of hashes, in sorted arrays.
 
-    Most hashes that are looked up are new, and a search in arrays of many megabytes is slow. So a table of bits is
-    consulted first. The possible hashes are divided into equal ranges, at least SPARSE times as many as there are
-    hashes in the set, and each range has a bit. If the bit of a range is 0, the set has no hash in that range, and
-    nothing is searched (a Bloom filter with one function; Bloom, 1970).
+    Most hashes that are looked up are new, and a search in arrays of many megabytes is slow. So a Bloom filter with one
+    hash function (Bloom, 1970) is consulted first. It divides the possible hashes into equal ranges, with one bit for
+    each range. If the bit is 0, the set has no hash in that range, and the arrays are not searched. There are at least
+    SPARSE times as many ranges as hashes in the set.
     """
 
     def __init__(self) -> None:
@@ -480,9 +485,9 @@ class Seen:
         np.bitwise_or.at(self._bits, *self._places(keys))
 
     def _places(self, keys: NDArray[Any]) -> tuple[NDArray[np.intp], NDArray[np.uint8]]:
-        """Returns, for each hash, the index of a byte in the table of bits, and a byte in which one bit is set.
+        """Returns the position of the Bloom filter's bit for each hash: the index of its byte, and a mask of that byte.
 
-        Together, the two give the place of the bit for the range of the hash.
+        The mask is a byte in which only the bit for the hash is set.
         """
         unused = 8 * keys.itemsize - (len(self._bits).bit_length() - 1) - 3  # bits of a hash
         ranges = (keys >> keys.dtype.type(unused)).astype(np.intp)
@@ -515,7 +520,8 @@ class Repeats:
 
         A pair nearly repeats another one if both sides are the same but for case, punctuation and spaces. Pairs are
         similar if they are long and share most sequences of four characters on both sides. No pair is in two masks.
-        Only the pairs of the mask `is_judged` are compared, and added to the pairs that have occurred. `signatures` are
+
+        Only the pairs of the mask `is_judged`, (L), are compared; they are remembered for later calls. `signatures` are
         the MinHash signatures of the sources and of the targets.
         """
         exact = np.zeros(len(is_judged), dtype=np.bool_)
@@ -586,10 +592,11 @@ class HeldOut:
     def find(self, sides: Sides, signatures: Sequence[NDArray[np.uint32]], is_judged: Chosen) -> tuple[Chosen, Chosen]:
         """Returns two masks, (L): pairs that match a held-out pair, and pairs that would match one after small edits.
 
-        Pairs match if they differ at most in case, punctuation and spaces. Only the pairs of the mask `is_judged` are
-        compared. `signatures` are the MinHash signatures of the sources and of the targets. Adds the held-out pairs
-        that are found, as (name of set, number of line), to the attribute `found` or, for pairs that
-        were edited, `nearly_found`.
+        Pairs match if they differ at most in case, punctuation and spaces. Adds the held-out pairs that are matched to
+        the attribute `found`, and those that are matched after edits to `nearly_found`, as (name of set, line number).
+
+        Only the pairs of the mask `is_judged`, (L), are compared. `signatures` are the MinHash signatures of the
+        sources and of the targets.
         """
         exact = np.zeros(len(is_judged), dtype=np.bool_)
         near = exact.copy()
@@ -628,11 +635,11 @@ def _words_alone(text: str) -> str:
 
 
 def _are_exchanged(pair: Pair, other: Pair) -> bool:
-    """Whether each of two pairs has a word that is on both of its sides and that the other pair lacks.
+    """Whether two similar pairs differ in a number, name or piece of code, and so are no edits of each other.
 
-    A word that the other pair has less often counts, too. Words that are on both sides are numbers, names and code. If
-    they are replaced, a sentence of the same form says something else: "Python 3.3" is no edit of "Python 3.4", nor is
-    one list entry an edit of the next.
+    A word that is on both sides of a pair is taken for a number, name or code. Returns `True` if each pair has such a
+    word that the other pair lacks, or has less often. For example, a sentence about "Python 3.3" and its translation
+    are no edit of a pair about "Python 3.4", nor is an entry of a list an edit of the next entry.
     """
     words, others = ([Counter(text.split()) for text in both] for both in (pair, other))
     alone = (words[0] & words[1]) - (others[0] | others[1]), (others[0] & others[1]) - (words[0] | words[1])
@@ -651,8 +658,8 @@ def _is_close(text: str, other: str) -> bool:
 def _edits(text: str, other: str, limit: int) -> int:
     """The edit distance (insertions, deletions and substitutions) of two texts, if it is at most `limit`.
 
-    For a larger distance, returns some number above `limit`. Only a diagonal band of the table of distances,
-    of width 2 x `limit` + 1, is filled in.
+    For a larger distance, returns some number above `limit`. For speed, fills in only the diagonal band of the table of
+    distances that is 2 x `limit` + 1 wide.
     """
     start = 0
     while start < min(len(text), len(other)) and text[start] == other[start]:
@@ -674,27 +681,29 @@ def _edits(text: str, other: str, limit: int) -> int:
 
 # Sides that slip out of alignment.
 
-# L lines of a block, W words of a block, B buckets of hashed words, D width of the vectors, F folds, S shifts.
+# Array shapes: L lines of a block, W words of a block, B buckets of hashed words, D width of the vectors, S shifts.
 
 WIDTH = 128
 BUCKETS = 1 << 14
-# A line is compared by vectors learnt from the other folds only; otherwise, every pair would confirm itself.
+# The pairs are divided into folds. A line is compared by vectors learnt from the other folds only; otherwise, every
+# pair would confirm itself.
 FOLDS = 4
 MOST_WORDS = 500  # of a line; further words are ignored
-SHRINKAGE = 3.0  # zero vectors that the mean of each source word includes, so that rare words weigh less
+SHRINKAGE = 3.0  # so many zero vectors are included in the mean of each source word, so that rare words weigh less
 
 MOST_SHIFT = 8  # lines
 LEAST_LINES = 400  # from a smaller sample, nothing is learnt
 LEAST_GAIN = 0.06  # vectors are used only if the mean cosine of aligned pairs exceeds that of others by so much
-# A slip is reported when the evidence for it is as strong as that of so many aligned pairs. The larger number is for
-# source lines that fit no target line, for which the evidence is weaker.
+# The usual gain is the mean cosine of aligned pairs minus that of other pairs. A slip is reported when the evidence for
+# another shift, a sum of differences of cosines, reaches EVIDENCE times the usual gain. For source lines that fit no
+# target line, the limit is EVIDENCE_LOST times LOST_GAIN times the usual gain.
 EVIDENCE, EVIDENCE_LOST = 14.0, 25.0
 LOST_GAIN = 0.3  # share of the usual gain; a source line that fits by less belongs to no target line
 
 Vectors = NDArray[np.float32]
 
-# If pairs do not seem to be aligned, these shifts of the whole text, in lines, are tried. If, in a sample of at least
-# UNRELATED_LINES pairs, the gain stays below UNRELATED_GAIN with all of them, the sides are unrelated.
+# If pairs do not seem to be aligned, these shifts of the whole text, in lines, are tried. The sides are unrelated if
+# the gain is below UNRELATED_GAIN at every shift, and if the sample has at least UNRELATED_LINES pairs.
 START_SHIFTS = (1, -1, 2, -2, 3, -3)
 UNRELATED_LINES, UNRELATED_GAIN = 2000, 0.01
 
@@ -849,10 +858,10 @@ class SlipSearch:
         self._sources = np.zeros((0, WIDTH), dtype=np.float32)
         self._targets = np.zeros((0, WIDTH), dtype=np.float32)
         self._first = 0  # number of the first line that is held, from 0
-        self._next = 0  # the first line that has not been judged yet
+        self._next = 0  # the number of the first line that has not been judged yet, from 0
         self._shifts: list[int] = list(range(-MOST_SHIFT, MOST_SHIFT + 1))
         self._current: int | None = 0
-        self._sums = np.zeros(len(self._shifts) + 1)  # evidence for each other alignment; the last is for none
+        self._sums = np.zeros(len(self._shifts) + 1)  # evidence for each shift; the last is for "no target line fits"
         self._since = np.zeros(len(self._shifts) + 1, dtype=np.int64)
         self.slips: list[Slip] = []
 
@@ -903,14 +912,14 @@ class SlipSearch:
         most 0. Both are (L, S + 1).
         """
         is_low = totals <= lowest
-        place = len(totals) - np.argmax(is_low[::-1], axis=0)  # after the last line at which there was none
+        place = len(totals) - np.argmax(is_low[::-1], axis=0)  # after the last line with no evidence
         return np.where(is_low.any(axis=0), self._next + place, self._since)
 
     def _gains(self, begin: int, end: int) -> NDArray[np.float64]:
-        """Returns, for each line, how much better each shift fits than the current shift, (L, S + 1).
+        """Returns how much better each alignment fits each line than the current alignment does, (L, S + 1).
 
-        The lines are those from `begin` to `end` - 1. The numbers are differences of cosines. The first S columns are
-        the shifts from -MOST_SHIFT to MOST_SHIFT; the last column is for source lines that belong to no target line.
+        The values are differences of cosines, for the lines from `begin` to `end` - 1. The first S columns are the
+        shifts from -MOST_SHIFT to MOST_SHIFT. The last column is for source lines that belong to no target line.
         """
         first = begin - self._first
         fits = _banded(self._sources[first : first + end - begin], self._targets, first)

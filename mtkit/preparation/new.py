@@ -86,11 +86,11 @@ class Input:
 
 
 def find_inputs(files: Sequence[Path]) -> list[Input]:
-    """Returns the inputs found in `files`, which are files and folders; each input is two files or one with both sides.
+    """Returns the inputs found in `files`, a list of files and folders.
 
-    If `files` are just two text files, these are source and target. Otherwise, text files are paired by their names,
-    which must differ only in the language code. Raises DataError for a file without a counterpart, and for pipes, which
-    cannot be read twice.
+    An input is a source file and its target file, or one file with both sides. If `files` are just two text files, they
+    are source and target. Otherwise, text files are paired by their names, which must differ only in the language code.
+    Raises DataError for a file without a counterpart, and for pipes, which cannot be read twice.
     """
     paths = [path for file in files for path in _files_of(file)]
     for path in paths:
@@ -250,7 +250,7 @@ def _keys_of_texts(line: str) -> list[str]:
 # Duplicates, near and exact.
 
 NGRAM = 5  # characters
-NUM_HASHES, ROWS = 24, 4  # entries of a MinHash signature, and how many consecutive entries make a key
+NUM_HASHES, ROWS = 24, 4  # entries of a MinHash signature, and of a band of it
 SIMILAR = 0.6  # estimated Jaccard similarity of the n-grams from which two sentences are near-duplicates
 LEAST_CHARACTERS = 25  # shorter sentences often differ in one word only; they must be equal to be duplicates
 CHUNK_PAIRS = 10_000  # whose signatures are computed together
@@ -297,7 +297,7 @@ def signatures(texts: Sequence[str]) -> NDArray[np.uint16]:
 
 
 class _Side:
-    """What is kept in memory of one side of all pairs: a key and a signature of each normalised text."""
+    """One side of all pairs, as far as it is kept in memory: a key (hash) and a signature of each normalised text."""
 
     def __init__(self) -> None:
         self._keys: list[Keys] = []
@@ -312,12 +312,12 @@ class _Side:
         self._is_long.append(np.array([len(text) >= LEAST_CHARACTERS for text in short]))
 
     def edges(self, kept: NDArray[np.int64], near: bool) -> Iterator[Edges]:
-        """Yields pairs of texts that are alike, as two arrays of indices into `kept`.
+        """Yields pairs of duplicate texts, as two arrays of indices into `kept`; with `near`, also of near-duplicates.
 
-        `kept` has the indices of the texts to compare. Texts are alike if their keys are equal; of the texts with one
-        key, each is paired only with the next. With `near`, texts of at least LEAST_CHARACTERS characters are also
-        alike if their estimated similarity is at least SIMILAR; only texts whose signatures share a key of ROWS hashes
-        are compared.
+        `kept` has the indices of the texts to compare. Duplicates are texts with equal keys. Near-duplicates are texts
+        of at least LEAST_CHARACTERS characters whose estimated similarity is at least SIMILAR. They are looked for only
+        among texts with an equal band (ROWS consecutive entries) of their signatures. Of several texts with equal keys
+        or bands, each is paired only with the next.
         """
         yield _neighbours(np.concatenate(self._keys)[kept])
         if not near:
@@ -363,7 +363,7 @@ def connected(count: int, edges: Iterable[Edges]) -> NDArray[np.int64]:
 
 SHARE, LEAST, MOST = 0.05, 50, 1000  # validation and test text each have this share of the pairs, within limits
 FEWEST_PAIRS = 400  # with fewer usable pairs, no settings are made
-LARGEST_GROUP = 0.05  # largest share of a held-out text for a group of near-duplicates; larger ones stay in training
+LARGEST_GROUP = 0.05  # a group of near-duplicates stays in training if it exceeds this share of a held-out text
 
 DROPPED, TRAIN, VALID, TEST = range(4)
 NAMES = {TRAIN: "train", VALID: "valid", TEST: "test"}
@@ -445,7 +445,7 @@ def split_pairs(inputs: Sequence[Input], languages: Languages | None, folder: Pa
 
 
 class _Reading:
-    """The first pass over all pairs: finds which pairs are kept, and the keys by which they are compared."""
+    """The first pass over all pairs: finds which pairs are kept, and collects the keys and signatures of both sides."""
 
     def __init__(self, inputs: Sequence[Input], languages: Languages | None) -> None:
         self.dropped: Counter[str] = Counter()
@@ -646,10 +646,11 @@ def dropout_for(epochs: float) -> float:
 def choose(num_pairs: int, minutes: float, speed_of: Callable[[Size, int], Speed], on_cpu: bool) -> Choice:
     """Returns the vocabulary, model and training that suit a number of training pairs and a number of minutes.
 
-    `speed_of(size, vocab_size)` measures how fast a model trains. The vocabulary is taken from the row of SIZES for the
-    number of training pairs. The model is from the same row if at least LEAST_UPDATES of its updates fit into
-    `minutes`, else from the next smaller row for which so many fit, or else from the smallest row. If the training
-    needs less time than `minutes`, the result has fewer minutes. Unless `on_cpu`, batches are larger.
+    The vocabulary is taken from the row of SIZES for `num_pairs`. The model is taken from the largest row, up to that
+    one, whose model makes at least LEAST_UPDATES updates in `minutes`, or else from the smallest row. If the training
+    needs less time than `minutes`, the result has fewer minutes. On a GPU (`on_cpu` is False), batches are larger.
+
+    `speed_of(size, vocab_size)` measures how fast a model trains.
     """
     index = size_for(num_pairs)
     wanted = SIZES[index]
@@ -682,10 +683,10 @@ def choose(num_pairs: int, minutes: float, speed_of: Callable[[Size, int], Speed
 
 
 def new(path: Path, files: Sequence[Path], languages: Languages | None, minutes: float, measure: Measure) -> str:
-    """Writes the settings `path` and, beside them, a folder with training, validation and test text; returns a report.
+    """Writes settings to `path` and, beside it, a folder with training, validation and test text; returns a report.
 
-    `files` are files and folders with sentence pairs; if `languages` is `None`, the languages are taken from the names
-    and contents of these files. The model is chosen so that its training fits into `minutes`; `measure` returns how
+    `files` are files and folders with sentence pairs. If `languages` is `None`, the languages are taken from the names
+    and contents of these files. The model is chosen so that its training fits into `minutes`. `measure` returns how
     fast a model with given settings trains on this machine. Raises MtkitError if something would be overwritten, or if
     the files hold too few pairs.
     """

@@ -292,7 +292,7 @@ def _report_shares(config: Config, manifest: Manifest) -> None:
 
 # The validation text, which binarize stores as plain text.
 
-# The name of an order of lines in which the first n lines, for any n, are spread evenly over the original text.
+# The name of an order of lines. In this order, the first n lines are spread evenly over the original text, for any n.
 SPREAD = "spread"
 
 
@@ -328,8 +328,8 @@ def _write_validation(config: Config, directory: Path) -> None:
     """Writes the text of `data.valid` and its manifest to a directory.
 
     Validation may translate only the first n lines. So the lines are in the order called `SPREAD`, in which the first n
-    lines are spread evenly over the text. But a run that earlier versions of mtkit trained with the lines in the order
-    of the files keeps that order.
+    lines are spread evenly over the text. Earlier versions of mtkit kept the order of the files; a run that was begun
+    with one of them keeps that order.
     """
     corpora = resolve_corpora(config, config.data.valid)
     sides, order = _sides(_read_pairs(config, pairs_in_turn(corpora))), {"order": SPREAD}
@@ -576,10 +576,10 @@ def _corpus_setting_changes(config: Config, before: dict[str, Any]) -> list[str]
 
 
 def keep_normalization(config: Config) -> Config:
-    """Returns the settings; if `source_normalization` is not set explicitly, it is taken from the run's tokenizer.
+    """Returns the settings, with `source_normalization` as in the run's tokenizer unless it is set explicitly.
 
-    So a run that was begun with an earlier version of mtkit keeps the default of that version. A damaged tokenizer
-    raises no error here, only later, when the tokenizer is loaded.
+    So a run that was begun with an earlier version of mtkit keeps the default of that version. Settings with
+    `tokenizer.model` are returned unchanged. A damaged tokenizer raises no error here, only later, when it is loaded.
     """
     directory = _tokenizer_directory(config)
     settle(directory)

@@ -787,8 +787,8 @@ def is_named_csv(path: Path) -> bool:
 def csv_separator(lines: Sequence[str]) -> str | None:
     """The separator that splits each line into the same number of fields, at least two; `None` if none does.
 
-    Only the first FIRST_LINES lines are looked at, repeated lines only once, and only up to the first line that is not
-    valid CSV with the separator tried. If fewer than LEAST_ROWS rows remain, that separator is not accepted.
+    Each separator in SEPARATORS is tried on the first FIRST_LINES lines, without repetitions. Reading stops at the
+    first line that is not valid CSV. If fewer than LEAST_ROWS rows were read, the separator is not accepted.
     """
     distinct = list(dict.fromkeys(lines[:FIRST_LINES]))  # repetitions always have equal numbers of commas
     for separator in SEPARATORS:
@@ -868,7 +868,7 @@ class ReadAhead(Generic[T]):
         self._ended = False
         self._closed = False
         self._changed = Condition()
-        self._first_taken: float | None = None  # time of the first call of pauses since it last returned True
+        self._first_taken: float | None = None  # time of the first call of `pauses` after one that returned True
         Thread(target=self._read, name="read-ahead", daemon=True).start()
 
     def __iter__(self) -> Iterator[T]:
@@ -894,9 +894,9 @@ class ReadAhead(Generic[T]):
     def pauses(self) -> bool:
         """Wait up to PAUSE_SECONDS for the next item; returns `True` if the item did not come, but may come later.
 
-        `True` means that the items taken so far should be answered now. If items keep arriving one by one, the waits
-        must not delay the answers for long: the wait of a call ends at the latest PATIENCE_SECONDS after the first call
-        since the last `True`.
+        `True` means that the items taken so far should be answered now. The first call, and the first call after each
+        `True`, begins a period of PATIENCE_SECONDS. No call waits beyond the end of this period, so that items that
+        keep arriving one by one do not delay the answers for long.
         """
         now = monotonic()
         if self._first_taken is None:
@@ -981,8 +981,8 @@ class InputStreams:
     def answer_now(self) -> bool:
         """Whether the lines taken so far should be answered before another line is taken.
 
-        This is so if no further line comes for a moment; it waits to find out. If the streams were opened with
-        `line_buffered`, the result is `True` at once.
+        The method waits for a moment, and returns `True` if no further line comes in that time. With
+        `line_buffered=True`, it returns `True` at once.
         """
         return self._line_buffered or any(stream.pauses() for stream in self._streams)
 

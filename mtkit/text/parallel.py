@@ -3,8 +3,8 @@
 A corpus of several files consists of parts. A part is one source file with its target file, or one tab-separated file.
 
 TMX is the XML format in which translation memories are exchanged (LISA, TMX 1.4b). JSON lines has one object or array
-per line. Such files come from strangers, so XML that declares entities, or refers to other files, is refused. The
-settings name text files and tab-separated files only.
+per line. Files from strangers can be attacks, so XML that declares entities, or refers to other files, is refused. The
+settings can name text files and tab-separated files, but not TMX or JSON lines.
 
 Odd text is what is not plain sentences: text that other tools have tokenised, cut into subwords, escaped or lower-
 cased; tables; header lines; and parallel text whose source and target are identical. The advice on odd text contains
@@ -1119,9 +1119,10 @@ class Oversights:
         self._copies: list[str] = []
 
     def watched(self, name: str, files: Iterable[Path], pairs: Iterable[Pair], trains: bool) -> Iterator[Pair]:
-        """Yields `pairs` unchanged while looking for oversights; `warnings` returns what was found after the last pair.
+        """Yields `pairs` unchanged, while looking for header lines and copies.
 
-        `name` and `files` identify the text in the warnings; `trains` means that the text is used for training.
+        After the last pair, `warnings` returns what was found. `name` and `files` identify the text in the warnings;
+        `trains` means that the text is used for training.
         """
         files = list(dict.fromkeys(files))
         where = " and ".join(map(str, files))
@@ -1178,7 +1179,7 @@ def _deleting(files: Sequence[Path]) -> str:
     """Shell commands that delete the first line of each of `files`.
 
     A compressed file is left as it is; the commands write a decompressed file instead, named without .gz or the like.
-    The names of such new files, which the settings must name afterwards, are added after the commands.
+    The text ends with the names of these new files, for the reader to put into the settings.
     """
     plain = [shlex.quote(str(file)) for file in files if not read_command(file)]
     compressed = [file for file in files if read_command(file)]

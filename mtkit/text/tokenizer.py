@@ -1,8 +1,8 @@
 """The tokenizer, which converts text to ids and back and can be trained, saved and loaded.
 
-Source text and target text each have a normalisation rule, which is applied before a SentencePiece model segments the
-text; so one model can serve both. Tokenizers are made by training SentencePiece models, from existing models, or by
-adding pieces.
+A normalisation rule is applied to text before a SentencePiece model segments it. Source and target each have a rule,
+even if they share one model. A tokenizer is made by training SentencePiece models, from existing SentencePiece models,
+or by adding pieces to another tokenizer.
 """
 
 import hashlib
@@ -89,15 +89,16 @@ class Tokenizer:
     ) -> None:
         """Create a tokenizer from SentencePiece models, given as bytes.
 
-        `shared` tells whether source and target share one vocabulary; if so, and if mtkit trained the tokenizer, both
-        models must be the same. `tags` are words that a source line may begin with and that tell a multilingual model
-        what to produce. `symbols` are placeholders that may occur anywhere in source and target text. Each tag and each
-        symbol is one piece.
+        `type_` is the segmentation algorithm. `shared` tells whether source and target share one vocabulary. `tags` are
+        words at the beginning of a source line that tell a multilingual model what to produce, such as <2de>. `symbols`
+        are placeholders that may occur anywhere in source and target text. Each tag and each symbol is one piece.
 
-        A tokenizer that mtkit did not train (`is_mapped`) has its own ids for the pieces: `vocabularies` are the pieces
-        of source and target in the order of their ids, and `specials` has the ids of the special tokens. For such a
-        tokenizer, the two models themselves normalise text, and `source_normalization` and `target_normalization` are
-        "model".
+        If mtkit trained the tokenizer, `vocabularies` and `specials` are `None`. With `shared=True`, `source_model` and
+        `target_model` must then be the same.
+
+        If mtkit did not train the tokenizer (`is_mapped`), the ids of pieces come from `vocabularies`: the pieces of
+        source and target, each in the order of their ids. `specials` has the ids of the special tokens. The two models
+        themselves normalise text, so `source_normalization` and `target_normalization` are "model".
         """
         self.specials = specials or Specials()
         self._source: _Model | MappedModel
@@ -231,9 +232,9 @@ class Tokenizer:
 
     @property
     def is_mapped(self) -> bool:
-        """Whether the tokenizer has its own ids for the pieces, that is, was not trained by mtkit.
+        """Whether mtkit did not train the tokenizer, so that the ids of pieces come from separate vocabularies.
 
-        A tokenizer that mtkit trained uses the ids of its SentencePiece models.
+        In a tokenizer that mtkit trained, the ids are those of its SentencePiece models.
         """
         return self._description.is_mapped
 
@@ -322,17 +323,19 @@ class Tokenizer:
         return self._target.decode(tokens, unknown_texts)
 
     def source_words(self, lines: Sequence[str]) -> list[list[str]]:
-        """For each line, a list with one word for each id that `encode_source` returns.
+        """For each line, the word that each of its tokens belongs to.
 
-        The word is the one in the line that the token with this id belongs to.
+        The list for a line has one word for each id that `encode_source` returns, so a word of three tokens is listed
+        three times.
         """
         return [_word_of_each(row) for row in self._source.pieces_of_lines(lines)]
 
     def target_texts(self, lines: Sequence[str]) -> list[list[str]]:
-        """For each line, a list with one text for each id that `encode_target` returns.
+        """For each line, the text of each of its tokens.
 
-        The text of a known token is its piece; the text of an unknown token is the part of the line that became this
-        token. A space mark (▁) at the beginning of a text is left out.
+        The list for a line has one text for each id that `encode_target` returns. The text of a known token is its
+        piece; the text of an unknown token is the part of the line that became this token. A space mark (▁) at the
+        beginning of a text is left out.
         """
         return [[text.removeprefix(SPACE_MARK) for text in row] for row in self._target.pieces_of_lines(lines)]
 
@@ -360,8 +363,7 @@ class Tokenizer:
     def target_sentencepiece(self) -> bytes:
         """A SentencePiece model, as bytes, that normalises target lines and segments them as `encode_target` does.
 
-        It differs from `encode_target` in the same rare cases in which the model from `source_sentencepiece` differs
-        from `encode_source`.
+        In the three rare cases that `source_sentencepiece` lists, the model segments differently from `encode_target`.
         """
         return self._target.sentencepiece_model()
 
@@ -406,7 +408,7 @@ class Normalizer:
     """Normalises lines: applies one of the normalisation rules in the settings, then collapses spaces."""
 
     def __init__(self, rule_name: str, apart: Sequence[str] = ()) -> None:
-        """`rule_name` is the name of a rule in the settings; spaces are put around the texts in `apart`."""
+        """`rule_name` is the name of a rule in the settings; each of the texts in `apart` gets spaces around it."""
         self._rule_name = rule_name
         self._rule = _rule(rule_name)
         longest_first = sorted(apart, key=len, reverse=True)
@@ -428,9 +430,9 @@ class Normalizer:
 
 
 def _rule(name: str) -> Any:
-    """An object of SentencePiece that applies the normalisation rule called `name` to a line.
+    """A SentencePieceNormalizer that applies the normalisation rule called `name`.
 
-    The object also collapses spaces; it writes no space marks (▁).
+    The normalizer also collapses spaces. It does not replace spaces with space marks (▁).
     """
     options: dict[str, Any] = {"add_dummy_prefix": False, "escape_whitespaces": False, "remove_extra_whitespaces": True}
     if name in RULES_KEEPING:
@@ -563,7 +565,7 @@ class _WordModel(_Model):
 
 
 def _word_of_each(pieces: Sequence[str]) -> list[str]:
-    """For each of `pieces`, which are the pieces of a line, the word that the piece belongs to.
+    """The word that each piece belongs to; `pieces` are the pieces of one line.
 
     The words have no space marks (▁).
     """
@@ -586,13 +588,17 @@ def _bulk_encoder(side: _Model | MappedModel, model: bytes) -> BulkEncoder:
 
 @lru_cache(maxsize=2)  # one for each side
 def _segments_words_alone(model: bytes) -> bool:
-    """Whether SentencePiece segments each word of a line as if it were the whole line.
+    """Whether SentencePiece segments each word of a line as if the word were the whole line.
 
-    True only for bpe and char, and only if the model cuts text at its spaces, has no compiled normalisation rule, and
-    has no piece with a space or a space mark (▁) after its first character. The model must also have a piece for the
-    space mark: without such a piece, an unknown word and the space mark after it might become one unknown token. False
-    for unigram: if two segmentations of a word are about equally probable, the rounding of the sums of
-    log-probabilities may decide which is better, and the sums differ with the words earlier in the line.
+    The model must meet all of these conditions:
+
+    - Its type is bpe or char. For unigram, the sums of log-probabilities include the words earlier in the line. So if
+      two segmentations of a word are about equally probable, rounding may decide differently in different lines.
+    - It cuts text at spaces.
+    - It has no compiled normalisation rule.
+    - It has no piece with a space or a space mark (▁) after the first character.
+    - It has a piece for the space mark. Without it, an unknown word and the space mark after the word might become one
+      unknown token.
     """
     pieces = pieces_of(model)
     return (
@@ -630,7 +636,7 @@ class _Description:
 
     @property
     def is_mapped(self) -> bool:
-        """Whether the tokenizer has its own ids for the pieces, that is, was not trained by mtkit."""
+        """Whether mtkit did not train the tokenizer, so that the ids of pieces come from separate vocabularies."""
         return bool(self.specials)
 
     @property
@@ -690,7 +696,7 @@ def _specials(sides: dict[str, dict[str, Any]]) -> Specials:
 
 
 def _known_ids(side: dict[str, Any]) -> list[Any]:
-    """The values of `side`, the special ids of source or target by name, without a begin id of `None`."""
+    """A list of the ids in `side`, which maps names of special tokens to ids; a begin id of `None` is left out."""
     return [id_ for name, id_ in side.items() if not (name == "begin" and id_ is None)]
 
 
@@ -746,7 +752,7 @@ def _check_model(model: bytes, path: Path, mapped: bool) -> None:
 
 # SentencePiece stores positions within a word in 16 bits; longer words are truncated for training.
 MAX_WORD_CHARACTERS = 16_000
-MAX_SENTENCE_BYTES = 65_536  # more than a word of that length takes in UTF-8, with its count
+MAX_SENTENCE_BYTES = 65_536  # more than MAX_WORD_CHARACTERS take in UTF-8, with the count of the word
 
 # Puts a space in place of each character that has a special meaning when SentencePiece is trained.
 UNTRAINABLE = str.maketrans(dict.fromkeys("\x00\t\u2585", " "))
@@ -779,11 +785,11 @@ def train_tokenizer(
 ) -> list[VocabularyReport]:
     """Train a tokenizer and save it in `directory`; returns a report for each SentencePiece model trained.
 
-    If settings.shared is true, one model is trained on source and target text, else one model on each. `source` and
-    `target` are functions that return a new iterator over the lines at each call; each function is called twice. The
-    same lines and settings give files with the same bytes. `tags` are words of the source that become one piece each,
-    even if they do not occur in the lines. Raises ConfigError for unsuitable settings, tags and symbols, and DataError
-    if there is no text.
+    If settings.shared is true, one model is trained on source and target text together. Otherwise, one model is trained
+    on source text and one on target text. `source` and `target` are functions that return a new iterator over the lines
+    at each call; each function is called twice. `tags` are words of the source that become one piece each, even if they
+    do not occur in the lines. The same lines and settings give files with the same bytes. Raises ConfigError for
+    unsuitable settings, tags and symbols, and DataError if there is no text.
     """
     for side, rule in (("source", settings.source_normalization), ("target", settings.target_normalization)):
         if rule == "model":
@@ -1156,7 +1162,7 @@ def without_last(tokenizer: Tokenizer, count: int) -> Tokenizer:
     if not tokenizer.is_mapped:
         model = without_last_pieces(model, count)
         return tokenizer.with_models((model, model), None, ())
-    kept = len(texts)  # a model from elsewhere may have had some of the pieces before, so fewer were added
+    kept = len(texts)  # the model may have had some of the pieces before, so fewer than `count` were added to it
     while texts[kept - 1] in new:
         kept -= 1
     vocabulary = tokenizer.target_pieces(range(tokenizer.target_vocab_size - count))

@@ -1,6 +1,7 @@
-"""Special tokens, SentencePiece model files, models with a separate vocabulary, and segmentations into pieces.
+"""Special tokens, SentencePiece model files, and functions that split lines, segment words and group pieces.
 
-Splits long lines, samples subword segmentations, groups pieces into words, and encodes large amounts of text.
+The sections are, in order: splitting long lines, sampling subword segmentations, grouping pieces into words, encoding
+large amounts of text, special tokens, SentencePiece model files, and the models of tokenizers that mtkit did not train.
 """
 
 import codecs
@@ -51,9 +52,11 @@ def split_line(line: str, fits: Callable[[str], bool]) -> list[Part]:
     """Split `line` into parts, each as long as possible, such that `fits(text)` is true for the text of each part.
 
     The line is cut after a sentence if possible, else after a clause, else at a space, else between any two visible
-    characters. Nothing is lost except white space at the cuts and at the ends of the line; a blank line has no parts.
-    If a part does not fit, it is a single character. If a text fits, every prefix of the text is assumed to fit, too.
-    For a line of n characters, all texts passed to `fits` have O(n log n) characters in total.
+    characters. A single character becomes a part even if it does not fit. Nothing is lost except white space at the
+    cuts and at the ends of the line; a blank line has no parts.
+
+    If a text fits, every prefix of the text is assumed to fit, too. For a line of n characters, all texts passed to
+    `fits` have O(n log n) characters in total.
     """
     cuts = (
         list(_ends(_SENTENCE_MARKS, line)),
@@ -83,9 +86,11 @@ def split_tags(line: str, tags: Collection[str]) -> tuple[str, str]:
 def join_parts(parts: Sequence[str], separators: Sequence[str]) -> str:
     """Join `parts`, the translations of the parts of a line; `separators[i]` is put after `parts[i]`.
 
-    The separators are those between the parts of the source line (`Part.separator`); the last separator is not used. A
-    source without spaces may be translated into a language with spaces. So if a separator is empty but the translation
-    before it ends like a sentence, a space is inserted, unless the translation after it is in a script without spaces.
+    The separators are those between the parts of the source line (`Part.separator`); the last separator is not used.
+
+    A source without spaces may be translated into a language with spaces. So an empty separator becomes a space if the
+    translation before it ends like a sentence. It stays empty if the translation after it begins in a script without
+    spaces.
     """
     joined = ""
     separator = ""
@@ -305,12 +310,15 @@ def _edges(word: str, end: int, longest: int, model: SubwordModel) -> list[Edge]
 
 
 def _forward_filter(edges: list[list[Edge]], alpha: float) -> list[tuple[list[float], list[tuple[int, int]]]]:
-    """For each position in a word, the pieces that end at this position, with cumulative probabilities.
+    """For each position in a word, the cumulative probabilities of the pieces that end there, and these pieces.
 
-    `edges` are the pieces that end at each position. The result has (cumulative probabilities, list of (start position,
-    id)) for each position; both lists have one item for each piece. The probability of a piece is the probability that
-    it is the last piece in a random segmentation of the text before the position. A segmentation with the probability p
-    under the model is drawn in proportion to p ** `alpha`.
+    This is the forward pass of forward filtering and backward sampling. `edges[i]` has the pieces that end at position
+    i. Item i of the result has two lists, with one item for each piece in `edges[i]`: the cumulative probabilities, and
+    the pieces as (start position, id).
+
+    Take a random segmentation of the first i characters of the word. The probability of a piece in `edges[i]` is the
+    probability that it is the last piece of this segmentation. Segmentations are drawn in proportion to p ** `alpha`,
+    where p is the probability of a segmentation under the model.
     """
     forward = [0.0]  # by position: log of the summed weights of all segmentations of the text before it
     steps: list[tuple[list[float], list[tuple[int, int]]]] = [([], [])]
@@ -384,9 +392,10 @@ _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 def word_of_each_piece(pieces: Sequence[str]) -> list[int]:
     """Returns, for each piece of a line, the index of the word in which the piece begins.
 
-    Words are separated by white space, so a text in a script without spaces is one word; `group_by_word` differs in
-    this. Some pieces show no text: a lone space mark, and each byte of a character except the last byte. Such a piece
-    belongs to the word of the next piece that shows text or, at the end of the line, to the last word.
+    Words are separated by white space, so a text in a script without spaces is one word. (In `group_by_word`, each
+    piece of such a text is a word.) Some pieces have no text of their own: a lone space mark, and each byte of a
+    character except the last byte. Such a piece belongs to the word of the next piece with text or, at the end of the
+    line, to the last word.
     """
     words: list[int] = []
     number, inside, num_invisible = -1, False, 0
@@ -408,7 +417,7 @@ def word_of_each_piece(pieces: Sequence[str]) -> list[int]:
 
 
 def _texts_of(pieces: Sequence[str]) -> Iterator[str]:
-    """Yields the text of each piece; a space mark is a space.
+    """Yields the text of each piece, with spaces in place of space marks.
 
     If a character is split into byte pieces, its text comes with the last of these pieces; the others have the text "".
     """
@@ -574,7 +583,7 @@ START_TOKENS: dict[str, Callable[[SpecialIds], int | None]] = {
 class BoundaryTokens:
     """The tokens that a model expects at the beginning and end of sentences.
 
-    The fields have their ids, and tell whether the decoder's input begins with a start token.
+    `source_end`, `start` and `target_end` are the ids of these tokens.
     """
 
     source_end: int = END
@@ -655,9 +664,10 @@ def rule_keeping(rule: bytes, text: str) -> bytes:
 
     Raises ValueError if the rule does not replace `text` in the first place.
 
-    A compiled rule consists of the size of a double-array trie (Darts-clone), the trie, and the replacements. Each unit
-    of the trie contains the byte that leads to the unit, a flag that tells whether a text that the rule replaces ends
-    at this unit, and the offset of the units for the next bytes. Clearing the flag disables the replacement.
+    A compiled rule consists of the size of a double-array trie (Darts-clone), the trie, and the replacements. The trie
+    holds the texts that the rule replaces, as UTF-8. Each unit of the trie stands for one byte. The unit contains this
+    byte, the offset of the units for the next bytes, and a flag (HAS_LEAF), which is set if a text ends at this byte.
+    Clearing the flag disables the replacement of that text.
     """
     charsmap = bytearray(_submessage(rule, CHARSMAP))
     position = 0
@@ -868,9 +878,9 @@ def _write_varint(value: int) -> bytes:
 
 
 def _replace_fields(message: bytes, number: int, fields: bytes) -> bytes:
-    """Returns `message` with all fields of number `number` replaced by `fields`, encoded fields as bytes.
+    """Returns `message` with `fields`, which are encoded already, in place of all fields that have the number `number`.
 
-    If the message has no field of this number, `fields` are added at the end.
+    If the message has no field with this number, `fields` are added at the end.
     """
     kept: list[bytes] = []
     position = None

@@ -91,7 +91,7 @@ def save_checkpoint(checkpoints: Path, state: TrainState, identity: dict[str, An
     """Write the checkpoint of the current step. Raises CheckpointError if a file cannot be written.
 
     `identity` holds the settings of the run and the checksums of its data (see `identity_of`). When the run resumes
-    from the checkpoint, the settings and checksums of that time are compared with `identity`.
+    from the checkpoint, its settings and checksums at that later time are compared with the stored `identity`.
     """
     path = step_directory(checkpoints, state.progress.step)
     weights = {name: parameter.detach() for name, parameter in state.model.named_parameters()}
@@ -124,10 +124,10 @@ def _as_json(progress: Progress) -> dict[str, Any]:
 def load_checkpoint(checkpoints: Path, step: int, state: TrainState) -> None:
     """Load the checkpoint of `step` into `state`: the weights, their average, the state of the optimizer, and progress.
 
-    If the optimizer of the checkpoint is of another kind than the one in `state` (sgd instead of Adam, for example),
-    the optimizer's state is not loaded. The average in `state` is set to the weights in two cases: if the
-    checkpoint has no average, or if the optimizer is schedule_free and the optimizer's state is not loaded. Raises
-    CheckpointError if a file is damaged or missing.
+    The state of the optimizer is loaded only if it suits the optimizer in `state` (see `remembers_alike`). For example,
+    the state of sgd is not loaded into Adam. If the checkpoint has no average, the average in `state` is set to the
+    weights. The same is done if the optimizer is schedule_free and starts without a state, since its average must then
+    start anew. Raises CheckpointError if a file is damaged or missing.
     """
     progress, _, files = read_progress(checkpoints, step)
     weights = read_weights(checkpoints, step)
@@ -147,11 +147,14 @@ def load_checkpoint(checkpoints: Path, step: int, state: TrainState) -> None:
 def delete_old(checkpoints: Path, scheduled: list[int], best_step: int, average: int, keep: int) -> None:
     """Delete checkpoints that are no longer needed, and the optimizer state of all but the newest `keep` checkpoints.
 
-    Three kinds of checkpoints are needed: the newest `keep` checkpoints from which training can resume; the best
-    checkpoint and the checkpoints to be averaged with it, together `average` checkpoints; and the last `average`
-    checkpoints in `scheduled`, since a later best checkpoint may be averaged with them. `scheduled` has the steps of
-    the checkpoints that were due, in ascending order (a stopped run also writes a checkpoint when none is due). Call
-    this function after the newest checkpoint is written.
+    These checkpoints are needed:
+
+    - the newest `keep` checkpoints from which training can resume;
+    - the best checkpoint and the checkpoints to be averaged with it, up to `average` in all (see `averaged_steps`);
+    - the last `average` checkpoints in `scheduled`, since a later best checkpoint may be averaged with them.
+
+    `scheduled` has the steps of the checkpoints that were due, in ascending order. Checkpoints that were written only
+    because the run was stopped are not in `scheduled`. Call this function after the newest checkpoint is written.
     """
     steps = checkpoint_steps(checkpoints)
     newest = set(checkpoint_steps(checkpoints, resumable=True)[-keep:])
@@ -168,7 +171,7 @@ def delete_old(checkpoints: Path, scheduled: list[int], best_step: int, average:
 
 # Fresh starts: the old run is deleted only when the new one has a checkpoint.
 
-MARKER = ".fresh.json"  # exists while an old run is set aside; says whether that has only "begun" or is done: "aside"
+MARKER = ".fresh.json"  # exists while an old run is set aside; says "begun", then "aside" when all is renamed
 
 NAMES = (
     "log.jsonl",
@@ -730,8 +733,8 @@ def _with_data(config: Config) -> tuple[Config, bool]:
 def _short(config: Config, steps: int, folder: Path, from_run: bool) -> Config:
     """Write a few sentence pairs to `folder`, and return the settings of a run that trains on them for `steps` updates.
 
-    With `from_run=True`, training reads the data of the run that is verified, not the pairs. One pair is written for
-    each training corpus all the same, since the settings must name text files.
+    With `from_run=True`, training uses the binarized training corpora of the verified run. For each of them, text files
+    with one pair are still written, since the settings must name text files.
     """
     texts = _texts_of_run(config) if from_run else _texts_of_settings(config)
     corpora = {

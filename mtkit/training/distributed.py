@@ -3,7 +3,7 @@
 Each rank has a device of its own, computes the gradients of its share of the batches of an update, and makes the same
 update of the same weights. torchrun starts the ranks, on one machine or on several; with --devices, the process that
 the user starts is rank 0, and starts the others on the same machine. Ranks talk to each other through PyTorch's
-distributed package: tensors go through a process group, news of failures through its key-value store.
+distributed package: tensors go through a process group, news of failures through a key-value store.
 """
 
 import json
@@ -498,11 +498,11 @@ class Ranks:
         return tensor
 
     def agree(self, asked: Stop, stop: Stop, seconds: float) -> float:
-        """Give all ranks the training time of rank 0, and the signals that any rank has received; returns the time.
+        """Exchange training time and received signals between the ranks; returns the training time of rank 0.
 
-        `seconds` is the training time that this rank has measured; all ranks return the time of rank 0. `asked` records
-        the signals that this rank has received. The signals of all ranks are added to `stop`, so that all ranks act on
-        the same signals. In rank 0, `asked` and `stop` are the same object.
+        `seconds` is the training time that this rank has measured. `asked` records the signals that this rank has
+        received. The signals that any rank has received are added to `stop` in every rank, so that all ranks act on
+        them after the same update. In rank 0, `asked` and `stop` are the same object.
         """
         if not self.are_many:
             return seconds
@@ -526,8 +526,8 @@ class GradientSum:
     """Sums the gradients of a model over the ranks while the backward pass computes further gradients.
 
     The gradients are divided into buckets. The first bucket has the gradients of the last parameters, which the
-    backward pass computes first. A bucket is sent as soon as all of its gradients are computed and all earlier buckets
-    are sent. So all ranks send the buckets in the same order, and the sums do not depend on how long anything takes.
+    backward pass computes first. A bucket is sent (all-reduced) as soon as all of its gradients are computed and all
+    earlier buckets are sent. So all ranks send the buckets in the same order, and the sums do not depend on timing.
     """
 
     def __init__(self, model: nn.Module, ranks: Ranks) -> None:
@@ -588,7 +588,7 @@ class GradientSum:
         """Replace the gradients by their sums over the ranks; also sums `sums` and averages `mean` over the ranks.
 
         Returns the sum of the vectors `sums`, in fp64, and the mean of the numbers `mean`. Buckets that were not sent
-        during the backward pass are sent first. A parameter without a gradient in any rank stays without one.
+        during the backward pass are sent first. If no rank has a gradient for a parameter, its `grad` is `None`.
         """
         self._is_last = self._is_again = False
         while len(self._sent) < len(self._buckets):

@@ -129,10 +129,12 @@ class SGD(Uncompiled, torch.optim.SGD):
 # Muon, and the hidden matrices that it trains.
 
 # To orthogonalise a matrix, polynomials a x + b x^3 + c x^5 are applied to its singular values, one after another.
-# These are their coefficients a, b and c. No other four polynomials of this form bring the values from 0.003 to 1
-# nearer to 1 (Amsel et al. 2025, Polar Express, arXiv:2505.16932: each is the best for the range to which those before
-# it lead). In all but the last, x is divided by 1.02: beyond their range, the polynomials grow fast, and rounding in
-# bf16 may lead there. These four bring values as near to 1 as five applications of the polynomial of Jordan (2024).
+# These are the coefficients (a, b, c) of the four polynomials. They are optimal for singular values from 0.003 to 1: no
+# other four polynomials of this form bring all of these values nearer to 1 (Amsel et al. 2025, Polar Express,
+# arXiv:2505.16932). Each polynomial is the best one for the range of values that the previous polynomials produce.
+# Outside this range, a polynomial grows fast, and rounding in bf16 may produce such values. As a safety margin, x is
+# divided by 1.02 in all polynomials but the last. The four polynomials bring the values as near to 1 as five
+# applications of the polynomial of Jordan (2024).
 POLYNOMIALS = (
     (8.2193, -23.3375, 16.6266),
     (3.9641, -2.8377, 0.5158),
@@ -252,12 +254,12 @@ def hidden_matrices(model: nn.Module) -> dict[nn.Parameter, int]:
 
 
 def orthogonalized(matrices: list[Tensor]) -> Tensor:
-    """Returns matrices (M, A, B) with the singular vectors of `matrices`, M tensors (A, B), and singular values near 1.
+    """Returns the orthogonalised `matrices`, M tensors (A, B), as one tensor (M, A, B).
 
-    A must be at most B. The Newton-Schulz iteration, with the polynomials in `POLYNOMIALS`, runs on all matrices at
-    once, in the precision of autocast if autocast is enabled, else in fp32. The new singular values lie between 0.76
-    and 1.20, with one exception: singular values that were less than 0.003 times the norm of their matrix may stay
-    below 0.76.
+    The singular vectors stay the same, and the singular values come near to 1: they lie between 0.76 and 1.20, with one
+    exception. Singular values that were less than 0.003 times the norm of their matrix may stay below 0.76. A must be
+    at most B. The Newton-Schulz iteration, with the polynomials in `POLYNOMIALS`, runs on all matrices at once. It runs
+    in the precision of autocast if autocast is enabled, else in fp32.
     """
     device = matrices[0].device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
@@ -286,9 +288,10 @@ def _by_gram_matrices(x: Tensor) -> Tensor:
     """Returns the result of the Newton-Schulz iteration for `x`, (M, A, B), with only two products that involve x.
 
     All other products are of (A, A) matrices. If B is four times A, this takes 0.58 of the time that iterating on x
-    itself takes. An iteration multiplies x by a polynomial of the Gram matrix x x', and thus the Gram matrix by the
-    square of this polynomial. So the polynomials can be multiplied by one another first, and by x in the end
-    (https://tridao.me/blog/2026/gram-newton-schulz). In half precision, the Gram matrices lose small singular values.
+    itself takes. The method is that of https://tridao.me/blog/2026/gram-newton-schulz. Let G = x x' be the Gram matrix.
+    An iteration multiplies x by a polynomial P of G. The Gram matrix of the new x is then G P^2, so the next P can be
+    computed without x. At the end, x is multiplied once by the product of all P. Half precision is unsuitable: in it,
+    the Gram matrices lose small singular values.
     """
     gram = x @ x.mT
     polynomial = product = _of_gram_matrices(gram, POLYNOMIALS[0])
@@ -342,7 +345,7 @@ class ScheduleFree(Uncompiled):
     """
 
     def __init__(self, model: nn.Module, groups: Groups, betas: tuple[float, float], eps: float) -> None:
-        """Makes an optimizer for all parameters of a model; `parameter_groups` has split them into `groups`."""
+        """Makes an optimizer for all parameters of `model`; `groups` is the result of `parameter_groups`."""
         super().__init__(groups, {"lr": 0.0, "betas": betas, "eps": eps})
         self.average = AveragedWeights(model)  # x
         self._places = {parameter: place for place, parameter in enumerate(model.parameters())}
@@ -407,12 +410,15 @@ class ScheduleFree(Uncompiled):
 
 
 def adam(model: nn.Module, config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
-    """Returns Adam (Kingma & Ba 2015); the product of weight decay and weights is added to the gradient."""
+    """Returns Adam (Kingma & Ba 2015) with L2 regularisation: weight decay x weights is added to the gradient."""
     return Adam(parameter_groups(model, config), 0.0, config.adam_betas, config.adam_eps, fused=fused)
 
 
 def adamw(model: nn.Module, config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
-    """Returns AdamW (Loshchilov & Hutter 2019); the weights are reduced by learning rate x weight decay x weights."""
+    """Returns AdamW (Loshchilov & Hutter 2019); its weight decay is decoupled from the gradient.
+
+    An update reduces the weights by learning rate x weight decay x weights.
+    """
     return AdamW(parameter_groups(model, config), 0.0, config.adam_betas, config.adam_eps, fused=fused)
 
 
@@ -631,11 +637,10 @@ def learning_rate(step: int, config: TrainingConfig, d_model: int, lowered: int 
 def lowers_rate(stale: int, config: TrainingConfig, lowered: int) -> bool:
     """Whether the learning rate must be lowered now; only the schedule plateau lowers it.
 
-    `stale` is the number of stale validations: those that were no better than the best validation before them. The
-    count begins again with each new best validation, and whenever the rate is lowered. After `plateau_patience` stale
-    validations, the rate is lowered, unless it has reached `final_learning_rate`; `lowered` is the number of times that
-    it was lowered before. With the same patience, PyTorch's ReduceLROnPlateau, which JoeyNMT uses, waits for one stale
-    validation more.
+    The rate is lowered after `plateau_patience` validations without a new best score, unless it has already reached
+    `final_learning_rate`. `stale` is the number of such validations since the last best score or since the rate was
+    last lowered, whichever is later. `lowered` is the number of times that the rate was lowered so far. With the same
+    patience, PyTorch's ReduceLROnPlateau, which JoeyNMT uses, waits for one more validation.
     """
     return (
         config.schedule == "plateau"
@@ -758,7 +763,7 @@ def divergence(progress: Progress, config: TrainingConfig, loss_scale: float) ->
 # Plans for max_minutes: the numbers that replace "auto" in settings, and warnings about settings that do not fit.
 
 MOST_VALIDATIONS = 10  # maximum in a plan
-VALIDATION_SHARE = 0.1  # maximum fraction of the minutes for validations in a plan, unless it has only one
+VALIDATION_SHARE = 0.1  # maximum fraction of the minutes for validations in a plan with several validations
 APART = 10  # minimum number of updates between two validations
 WARMUP_SHARE = 0.1  # warm-up as a fraction of the updates
 MOST_WARMUP = 4000  # maximum number of updates in warm-up, as in Vaswani et al. (2017)
@@ -766,8 +771,8 @@ FEW_UPDATES = 300  # with fewer updates, a model hardly learns to translate
 RESERVE = 0.05  # fraction of the minutes that a plan leaves free, in case the machine becomes slower
 # A forecast is made after MOST_SEEN updates, or earlier, once SECONDS_SEEN have passed and LEAST_SEEN updates are done.
 LEAST_SEEN, MOST_SEEN, SECONDS_SEEN = 3, 50, 3.0
-# Fractions of max_minutes or of max_steps, whichever passes first, after which a plan is compared with the present
-# speed, and the fraction by which max_steps must be wrong to be planned again.
+# REVIEWS: after these fractions of max_minutes or of max_steps, whichever comes first, a plan is compared with the
+# present speed. MISFIT: the plan is changed only if max_steps is wrong by more than this fraction.
 REVIEWS, MISFIT = (0.05, 0.15, 0.35, 0.6, 0.8), 0.1
 FALLEN = 0.95  # fraction of max_steps after which the rate of a schedule in ENDING has nearly finished falling
 
@@ -866,10 +871,10 @@ def reviews_due(plan: Plan, step: int, seconds: float) -> int:
 def reviewed_plan(config: TrainingConfig, plan: Plan, update: float, step: int, seconds: float) -> Plan:
     """Returns the plan for the rest of a run, after a review that compares `plan` with the present speed.
 
-    If the old numbers fit, only `reviews` changes: it becomes the number that `reviews_due` returns. `config` has the
-    settings as given, with "auto". `update` is the present number of seconds of one update, and `seconds` the time that
-    training has taken up to `step`. A decay of the learning rate that has begun (schedule wsd) is not planned again,
-    nor is a warm-up that is over.
+    `config` has the settings as given, with "auto". `update` is the present number of seconds of one update, and
+    `seconds` the time that training has taken up to `step`. The field `reviews` becomes the number that `reviews_due`
+    returns. The other numbers change only if `max_steps` is wrong by more than the fraction MISFIT. They stay if the
+    decay of the schedule wsd has begun. `warmup_steps` also stays if the warm-up is over.
     """
     plan = replace(plan, reviews=reviews_due(plan, step, seconds))
     if config.schedule == "wsd" and step >= decay_start(plan.settings(config)):
@@ -897,9 +902,10 @@ def reviewed_plan(config: TrainingConfig, plan: Plan, update: float, step: int, 
 
 
 def with_shares(config: TrainingConfig) -> TrainingConfig:
-    """Returns a copy of the settings; in the copy, the settings named in `SHARES` have numbers instead of "auto".
+    """Returns a copy of the settings, in which numbers replace "auto" in the settings named in `SHARES`.
 
-    `warmup_steps` and `validate_every` become fractions of `max_steps`; `save_every` becomes equal to `validate_every`.
+    The numbers for `warmup_steps` and `validate_every` are fractions of `max_steps`. The number for `save_every` is
+    that of `validate_every`.
     """
     max_steps = settled(config.max_steps)
     every = math.ceil(max_steps / MOST_VALIDATIONS) if config.validate_every == "auto" else config.validate_every

@@ -2,7 +2,8 @@
 
 The log goes to log.jsonl, TensorBoard and stderr. Validation measures the loss, and the BLEU and chrF of greedy
 translations; a language model makes no translations, so it has only the loss. The identity of a run is its settings and
-checksums; a run may resume from a checkpoint only if its identity matches the identity in the checkpoint.
+checksums. Before a run resumes from a checkpoint, its identity is compared with the identity in the checkpoint: some
+settings may have changed, others only with --change, and the rest must be the same.
 """
 
 import json
@@ -830,9 +831,10 @@ def write_facts(
 def facts_of(corpus: Corpus, started_from: str | None) -> dict[str, Any]:
     """Returns the description of the training data that is stored in run.json and in the bundle.
 
-    `started_from` is the checksum of the weights that training started from; `None` if the weights were random. Unless
-    it is `None`, the limit for the length of translations, "length_limit", is left out: the model that training started
-    from may know longer sentences than the training data has, and the new model inherits this.
+    `started_from` is the checksum of the weights that training started from; `None` if the weights were random. If
+    training started from the weights of another model, "length_limit", the limit for the length of translations, is
+    left out. That model may have learnt from longer sentences than the training data has, and the new model inherits
+    this.
     """
     facts = corpus.facts()
     if started_from is not None:

@@ -128,11 +128,22 @@ class _CrossEntropy(torch.autograd.Function):
     `forward` computes the gradients too, chunk by chunk, so that only the logits of one chunk are in memory at a time.
 
     Let z = W h + b be the logits of a token with label y, p = softmax(z), lse(z) = log sum exp(z), and s the smoothing.
-    The cross-entropy is lse(z) - (1 - s) z_y - s mean(z). Its gradient with respect to h is
-    W'(p - (1 - s) e_y) - s mean(W), where e_y is 1 at y and 0 elsewhere; its gradient with respect to b is
-    p - (1 - s) e_y - s/V, where V is the vocabulary size. All of this needs only one log-softmax over V. Let q be the
-    distribution of the other pass. The gradients with respect to z are p (log(p / q) - KL(p || q)) for KL(p || q)
-    and p - q for KL(q || p). Sums are in fp64 if the features are in fp64, else in fp32.
+    Let e_y be 1 at y and 0 elsewhere, and mean(W) the mean of the V rows of W. Then the cross-entropy is
+
+        lse(z) - (1 - s) z_y - s mean(z)
+
+    with the gradients
+
+        W'(p - (1 - s) e_y) - s mean(W)  with respect to h
+        p - (1 - s) e_y - s/V            with respect to b
+
+    All of this needs only one log-softmax over V. With two passes, let q be the distribution of the other pass. The
+    gradients of the divergences with respect to z are
+
+        p (log(p / q) - KL(p || q))  for KL(p || q)
+        p - q                        for KL(q || p)
+
+    Sums are in fp64 if the features are in fp64, else in fp32.
     """
 
     @staticmethod
@@ -149,9 +160,9 @@ class _CrossEntropy(torch.autograd.Function):
         num_passes, num_tokens, _ = features.shape
         dtype = features.dtype
         exact = torch.promote_types(dtype, torch.float32)
-        # One pass on a CPU: PyTorch's softmax overwrites the logits with probabilities, which is all that the gradient
-        # needs, and the log-probability of a label is the logarithm of its probability. In bf16, that is exact to 0.002
-        # nats; it does not enter the gradient.
+        # One pass on a CPU: PyTorch's softmax overwrites the logits with probabilities, and the gradient needs nothing
+        # else. The log-probability of a label, which only the loss needs, is the logarithm of its probability. In bf16,
+        # this logarithm is exact to 0.002 nats.
         in_place = wants_gradient and num_passes == 1 and features.device.type == "cpu" and dtype != torch.float16
         if in_place and dtype == torch.bfloat16 and num_tokens > BLOCK_ROWS:
             features = padded_rows(features[0])[None]  # so that products have few different shapes, as in `Linear`
@@ -354,10 +365,10 @@ LEAST_WEIGHT = 1e-8  # smaller attention weights are raised to this, so that the
 def alignment_cross_entropy(attention: Sequence[Tensor], batch: Batch, settings: TrainingConfig) -> Tensor:
     """Returns the cross-entropy of `batch.alignment` and one attention head, summed over target tokens, in nats.
 
-    `attention` has the weights (R, H, T, S) of each decoder layer; the settings say which layer and head. As in Garg et
-    al. (2019), the weights of the head at the step that predicts a target token should be spread evenly over the source
-    tokens aligned with the target token; target tokens without links do not count. The paper computes these weights in
-    a second pass of the decoder, which sees the whole target. Here the weights come from the pass that predicts the
+    `attention` has the attention weights (R, H, T, S) of each decoder layer; the settings say which layer and head. As
+    in Garg et al. (2019), the head is trained to attend evenly to all source tokens that are aligned with the target
+    token that is predicted. Target tokens without alignment links do not count. The paper computes the attention in a
+    second pass of the decoder, which sees the whole target. Here the attention comes from the pass that predicts the
     target, in which the head sees only earlier target tokens.
     """
     assert batch.alignment is not None
@@ -372,9 +383,9 @@ def masked_cross_entropy(model: MaskedModel, batch: Batch, smoothing: float) -> 
     """Returns the loss of a conditional masked language model (Ghazvininejad et al. 2019, section 3).
 
     The loss is the label-smoothed cross-entropy of the masked tokens, plus the negative log-likelihood of the target
-    lengths. The cross-entropy is multiplied by the number of all tokens and divided by the number of masked tokens, so
-    that the mean over all target tokens is the mean over masked tokens. Each length counts as one token, in place of
-    the end mark, which is not predicted.
+    lengths. The end mark is not predicted; in the number of target tokens, the length of the target takes its place.
+    The cross-entropy is multiplied by the number of target tokens without end marks, and divided by the number of
+    masked tokens. Its mean over all these target tokens is then its mean over the masked tokens.
     """
     hidden, state = model.hide(batch), model.encode(batch.source)
     features, _ = model.decode(hidden.target, state)
@@ -400,10 +411,10 @@ def rdrop(model: TranslationModel, batch: Batch, settings: TrainingConfig) -> Ba
 def simcut(model: TranslationModel, batch: Batch, settings: TrainingConfig) -> BatchLoss:
     """Returns the loss of SimCut (Gao et al. 2022): pass q, with some embeddings zeroed, should agree with pass p.
 
-    The loss is CE(p) + alpha KL(p || q). The gradient goes through both p and q; the paper finds that this matters. As
-    in the paper's code, pass q has zeros as the embeddings of a random fraction (the setting `cutoff`) of the source
-    and target tokens, but never for the end token of the source or the start token of the target. alpha is the setting
-    `consistency_weight`, 3 by default.
+    The loss is CE(p) + alpha KL(p || q). The gradient goes through both p and q; the paper finds that this matters. In
+    pass q, the embeddings of a random fraction (the setting `cutoff`) of the source and target tokens are zero. As in
+    the paper's code, the end token of the source and the start token of the target are never chosen. alpha is the
+    setting `consistency_weight`, 3 by default.
     """
     alpha = settings.consistency_weight or 3.0
     shares = Shares(cross_entropy=(1.0, 0.0), divergence=(1.0, 0.0), weight=alpha)
@@ -546,7 +557,7 @@ class Updater:
             recompute_layers(state.model)
         if is_compiled(settings, state.model.device, state.progress.precision):
             compile_layers(state.model, settings, state.progress.precision)
-        # Not by the settings alone: a trial has a copy of a model that is compiled already, or compiling has failed.
+        # The settings alone do not tell: the model may be a copy of a compiled model, or compiling may have failed.
         self._is_compiled = any(isinstance(stack.call, CompiledCall) for stack in stacks_of(state.model))
         self.splits = splits
         self.state = state
@@ -554,7 +565,7 @@ class Updater:
         self.scaler = scaler
         self.ranks = ranks
         self._gradients = GradientSum(state.model, ranks) if ranks.are_many else None
-        self._threads: dict[tuple[int, int], ThreadPoolExecutor] = {}  # by PyTorch's number of threads, and of parts
+        self._threads: dict[tuple[int, int], ThreadPoolExecutor] = {}  # by numbers of PyTorch threads and of parts
         self.batch: Batch | None = None  # the current batch: if memory runs out, the error message says its shape
 
     def update(self, batches: Sequence[Batch], step: int, rate: float, tokens: int | None = None) -> Update:
@@ -567,12 +578,12 @@ class Updater:
         If PyTorch has several threads on a CPU, a batch may be divided into parts, which are computed at the same time,
         each by a thread of its own.
 
-        If memory runs out in a forward or backward pass, and the updater was made with `splits=True`, each batch is
-        divided into two halves, and the gradient is computed again from the halves; this is repeated, down to single
-        rows, until memory suffices. A warning says so, and the other ranks wait meanwhile. Dropout then draws other
-        random numbers, since it draws them for a whole batch at once, but the expected value of the gradient stays the
-        same. Gradients that this rank has already sent to the other ranks are not sent again. Without `splits=True`, or
-        if memory runs out with single rows, the error of PyTorch is raised.
+        If memory runs out in a forward or backward pass, the error of PyTorch is raised, unless the updater was made
+        with `splits=True`. With `splits=True`, each batch is divided into two halves, a warning is shown, and the
+        gradient is computed again from the halves. This is repeated until memory suffices; the error is raised only if
+        memory runs out with single rows. The other ranks wait meanwhile, and gradients that this rank has already sent
+        to them are not sent again. Dropout draws other random numbers for the halves than for the whole batch, but the
+        expected value of the gradient stays the same.
         """
         state = self.state
         for group in state.optimizer.param_groups:
@@ -741,10 +752,11 @@ Result = TypeVar("Result")
 
 
 def threads_are_bound() -> bool:
-    """Returns whether OpenMP, as it is in PyTorch for Linux, binds each of its threads to a core.
+    """Returns whether the environment variables of OpenMP bind each of its threads to a core.
 
-    If so, all threads that Python starts are bound to the core of the main thread, too. The threads that compute the
-    parts of a batch would then wait for each other.
+    The variables are interpreted as by the OpenMP library in PyTorch for Linux. If OpenMP binds its threads, all
+    threads that Python starts are bound to the core of the main thread. The threads that compute the parts of a batch
+    would then wait for each other.
     """
     names = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY")
     first = next(filter(None, map(os.environ.get, names)), "false")  # the others count only without OMP_PROC_BIND
@@ -795,7 +807,7 @@ def part_threads(num_parts: int) -> ThreadPoolExecutor:
     try:
         wait([pool.submit(begin) for _ in range(num_parts)])
     finally:
-        barrier.abort()  # if a thread could not begin, the others must not wait for it, nor Python for them at its end
+        barrier.abort()  # if a thread could not begin, the others must not wait for it, or Python would not exit
         torch.set_num_threads(num_threads)  # `begin` has also changed the default for threads that start later
     return pool
 
@@ -808,10 +820,10 @@ BACKEND: str | Callable[..., Any] = "inductor"  # of torch.compile
 def is_compiled(settings: TrainingConfig, device: torch.device, precision: str) -> bool:
     """Returns whether training compiles the layers, as the setting `compile` says.
 
-    "auto" means yes on a GPU if rows are packed and matrix products are computed in bf16 or fp16. In that case, all
-    batches have about the same shape, and the many small operations between the matrix products are expected to take
-    much of the time, which the compiler reduces by fusing them. This rule has not been measured on a GPU yet. On a CPU,
-    "auto" means no: users may lack a C++ compiler, and matrix products take most of the time.
+    "auto" means yes on a GPU if rows are packed and matrix products are computed in bf16 or fp16. All batches then have
+    about the same shape. The many small operations between the matrix products are expected to take much of the time,
+    and the compiler fuses these operations. This rule has not been measured on a GPU yet. On a CPU, "auto" means no:
+    users may lack a C++ compiler, and matrix products take most of the time.
     """
     if settings.compile != "auto":
         return settings.compile == "on"
@@ -821,12 +833,14 @@ def is_compiled(settings: TrainingConfig, device: torch.device, precision: str) 
 def compile_layers(model: TranslationModel, settings: TrainingConfig, precision: str) -> None:
     """Compiles the layers of a Transformer, by a forward and a backward pass over a made-up batch.
 
-    All encoder layers share compiled code, and so do all decoder layers (regional compilation). The lengths in the code
-    are variables, so that the code serves batches of any shape. Nothing is compiled later: the code depends only on the
-    model, the settings, the device and the software versions, so that a resumed run computes the same as an
-    uninterrupted one. Layers are called uncompiled if there is no code for their arguments (for rows of one token, for
-    example), and if no gradients are computed, as in validation. The names of parameters and the random state stay as
-    they were; gradients are removed. If the layers cannot be compiled, a warning says so, and they stay uncompiled.
+    All encoder layers share compiled code, and so do all decoder layers (regional compilation). The code is compiled
+    with dynamic shapes, so it serves batches of any shape. Nothing is compiled later: the code depends only on the
+    model, the settings, the device and the software versions. So a resumed run computes the same as an uninterrupted
+    one. If there is no code for the arguments of a layer, the layer is called uncompiled. This happens for rows of one
+    token, for example, and if no gradients are computed, as in validation.
+
+    If the layers cannot be compiled, a warning says so, and they stay uncompiled. In both cases, the gradients of the
+    model are removed; the random state and the names of the parameters stay the same.
     """
     stacks = stacks_of(model)
     if any(isinstance(stack.call, CompiledCall) for stack in stacks):  # a copy of a model that was compiled
@@ -867,7 +881,7 @@ class CompiledCall:
 
     def __call__(self, layer: nn.Module, x: Tensor, **arguments: Any) -> Tensor:
         """Returns `layer(x, **arguments)` for `x` of shape (R, S, D) or (R, T, D)."""
-        if min(x.shape[:2]) < 2:  # compiled code takes a dimension of 1 for a constant, hence also 2 or more
+        if min(x.shape[:2]) < 2:  # torch.compile makes separate code for a dimension of size 1
             return call_layer(layer, x, **arguments)
         with torch.compiler.set_stance("eager_on_recompile" if self.is_complete else "default"):
             y: Tensor = self._call(layer, x, **arguments)

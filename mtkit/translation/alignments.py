@@ -37,11 +37,14 @@ class AlignmentSettings:
     """How alignments are read off the attention of target tokens to source tokens.
 
     Layers and heads are numbered from 1; "mean" stands for the mean over all layers or all heads. If only one of
-    `layer` and `head` is given, `None` for the other also stands for the mean. If both are `None`, the head that guided
-    alignment trained is read or, without guided alignment, the mean over all heads of all layers. `step` chooses the
-    attention weights of a target token: "predicted" takes the weights of the decoding step that predicted the token;
-    "read" takes the weights of the next step, which reads the token (Chen et al. 2020). The defaults of these fields
-    have the lowest alignment error rates on the demo corpus (configs/README.md, "Word alignments").
+    `layer` and `head` is given, the other defaults to "mean". If neither is given, the head that guided alignment
+    trained is used; without guided alignment, both default to "mean".
+
+    `step` selects the decoding step whose weights count for a target token. "predicted" is the step that predicts the
+    token. "read" is the next step, which reads the token (Chen et al. 2020).
+
+    The default settings have the lowest alignment error rates on the demo corpus (configs/README.md, "Word
+    alignments").
     """
 
     units: Literal["words", "pieces"] = "words"
@@ -148,13 +151,15 @@ class Side:
 def links_of(
     weights: NDArray[np.floating], source: Sequence[int], target: Sequence[int], threshold: float | None = None
 ) -> Links:
-    """Returns the links of a sentence pair.
+    """Returns the links of a sentence pair, made from its attention weights.
 
     `source` and `target` hold, for each token, the index of the unit that it belongs to; -1 if it belongs to none.
-    `weights`, (T, S), are attention weights. The weight of a source unit for a target unit is summed over the tokens of
-    the source unit and averaged over those of the target unit. Each target unit is linked to the source unit with the
-    largest weight (the first, if several are equal). If `threshold` is given, the target unit is linked instead to
-    every source unit whose weight is at least `threshold`, perhaps to none.
+    `weights`, (T, S), are attention weights. To get one weight for each pair of a target unit and a source unit,
+    weights are summed over the tokens of the source unit and averaged over the tokens of the target unit.
+
+    Without `threshold`, each target unit is linked to the source unit with the largest weight (the first, if several
+    are equal). With `threshold`, it is linked to every source unit whose weight is at least `threshold`, perhaps to
+    none.
     """
     columns, rows = ([place for place, unit in enumerate(units) if unit >= 0] for units in (source, target))
     if not columns or not rows:
@@ -173,11 +178,12 @@ def raw_words(words: Sequence[int], text: str, normalize: Callable[[str], str]) 
     """Returns, for each token of a line, the index of the word of `text` that it belongs to.
 
     `text` is the line, normalised or not; its words are separated by white space. `words` holds, for each token, the
-    index of its word in the normalised line. If `text` and the normalised line have the same number of words, returns
-    `words` unchanged. Otherwise, `normalize` is applied to each word of `text` by itself, and so shows how many
-    normalised words come from the word (0 if it is removed). If the sum of these numbers is not the number of words in
-    the normalised line, returns `words`, with indices beyond the last word of `text` replaced by the index of the last
-    word.
+    index of its word in the normalised line.
+
+    If `text` and the normalised line have the same number of words, returns `words` unchanged. Otherwise, each word of
+    `text` is normalised alone, to count the normalised words that it becomes (0 if it is removed). These counts map
+    each normalised word to a word of `text`. If the counts do not add up to the number of words in the normalised line,
+    returns `words` with each index limited to that of the last word of `text`.
     """
     raw = text.split()
     found = max(words, default=-1) + 1
@@ -198,7 +204,7 @@ def shifted(links: Links, source: int = 0, target: int = 0) -> Links:
     return tuple((i + source, j + target) for i, j in links if i + source >= 0)
 
 
-# Pharaoh form: a line of links such as 0-0 1-2. In gold alignments, these are sure; 1p2 or 1?2 is only possible.
+# Pharaoh form: a line of links such as 0-0 1-2. In gold alignments, 1-2 is a sure link; 1p2 or 1?2 is only possible.
 
 _LINK = re.compile(r"(\d{1,9})([-p?])(\d{1,9})")
 LONGEST_SHOWN = 20  # messages quote at most this many characters
@@ -340,8 +346,10 @@ def alignment_scores(found: Sequence[Links], gold: Sequence[Gold]) -> AlignmentS
 
     The links of all pairs are counted together (Och & Ney 2003). With links A, sure links S and possible links P, which
     include S, the error rate is 100 (1 - (|A and S| + |A and P|) / (|A| + |S|)), precision is 100 |A and P| / |A|, and
-    recall is 100 |A and S| / |S|. The paper does not define scores whose denominator is 0. Here, such a score is 0. For
-    the error rate, this means that nothing was linked wrongly and no sure link is missing.
+    recall is 100 |A and S| / |S|.
+
+    If a denominator is 0, a case that the paper does not define, the score is 0. For the error rate, this is the best
+    score: nothing was linked, so no link is wrong, and there are no sure links that could be missing.
     """
     num_found = sum(len(links) for links in found)
     num_sure = sum(len(each.sure) for each in gold)

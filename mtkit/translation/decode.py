@@ -88,7 +88,7 @@ class FusedState:
         return type(self)(self.state.keep(sentences), self.of_language_model.keep(sentences))
 
     def refill(self, places: Tensor, fresh: Self) -> Self:
-        """Returns a state whose rows `places`, (R',) int64, are replaced by the rows of `fresh`, in order.
+        """Returns a state in which the rows of `fresh` replace the rows with the indices `places`, (R',) int64.
 
         `fresh` is the state of R' sentences before the first step, with one hypothesis each.
         """
@@ -117,8 +117,8 @@ def fused(step: Step[State], fusion: Fusion) -> Step[FusedState]:
 def can_refill(model: Model, decoding: DecodingConfig, fusion: Fusion | None = None) -> bool:
     """Whether waiting sentences can take the places of finished sentences in a search with these models and settings.
 
-    `False` for mask-predict, for a search with shortlists and for exact search. Also `False` if the decoder of one of
-    the models has no cache, because tokens attend to later tokens in it.
+    `False` for mask-predict, for a search with shortlists and for exact search. Also `False` if a model has a decoder
+    in which tokens attend to later tokens, since such a decoder has no cache.
     """
     if decoding.method == "mask_predict" or decoding.shortlist is not None or decoding.stopping == "optimal":
         return False
@@ -141,25 +141,29 @@ def decode(
     rooms: Sequence[int] | None = None,
     left: Callable[[list[int]], object] | None = None,
 ) -> list[list[Hypothesis]]:
-    """Translate sentences, each a sequence of source tokens, as one batch.
+    """Translate sentences, each a sequence of source tokens, as one batch; returns a list of hypotheses for each.
+
+    Each list has at least one hypothesis. Sampling returns `num_best` hypotheses, in the order drawn. Beam search
+    returns the best hypotheses, best first: only one if `num_best` is 1, otherwise up to `2 * num_best`, since
+    hypotheses with different tokens may be the same text. Mask-predict returns one hypothesis for each candidate
+    length, best first, or only the best one if `num_best` is 1.
+
+    `prefixes` holds, for each sentence, the target tokens with which all its hypotheses must begin. After the prefix,
+    the tokens in `forbidden` are not generated. By default, all special ids except the end mark are forbidden. If
+    `model` is a language model, the sentences must be empty, and the prefixes are continued.
+
+    With `fusion`, a language model takes part in the search (shallow fusion), and also contributes to the scores and
+    log-probabilities. If the settings ask for a shortlist, `shortlist` makes a list of target tokens for each sentence,
+    and only tokens on this list are generated.
+
+    `watch`, if given, is called after each step of beam search. Greedy search then runs as beam search with beam size 1
+    and the stopping rule `count`, which gives the same result.
 
     If `rooms` is given, sentence n may only be in a batch of at most `rooms[n]` sentences. Sentences for which the
     batch has no room wait, in order, until other sentences are finished; `can_refill` must then be true. `left`, if
     given, is called from time to time with the indices of sentences that have left the batch.
 
-    Returns, for each sentence, a list of at least one hypothesis. Sampling returns `num_best` hypotheses, in the order
-    drawn. Beam search returns the best hypotheses, best first: only one if `num_best` is 1, otherwise up to `2 *
-    num_best`, since hypotheses with different tokens may be the same text. Mask-predict returns one hypothesis for each
-    candidate length, best first, or only the best one if `num_best` is 1.
-
-    `prefixes` holds, for each sentence, the target tokens with which all hypotheses for the sentence must begin. After
-    the prefix, the tokens in `forbidden` are not generated; by default, these are all special ids except the end mark.
-    With `fusion`, a language model takes part in the search (shallow fusion), and also contributes to the scores and
-    log-probabilities. If `model` is a language model, the sentences must be empty, and the prefixes are continued.
-    `watch`, if given, is called after each step of beam search; instead of greedy search, beam search then runs with
-    beam size 1 and the stopping rule `count`, which gives the same result. If the settings ask for a shortlist,
-    `shortlist` makes a list of target tokens for each sentence, and only tokens on this list are generated. Raises
-    MtkitError if the settings ask for a coverage penalty and the model has no attention.
+    Raises MtkitError if the settings ask for a coverage penalty and the model has no attention.
     """
     if forbidden is None:
         forbidden = model.special.never_generated
@@ -313,8 +317,9 @@ def max_lengths_of(
 ) -> Tensor:
     """Returns the maximum length (N,) of the hypotheses of each sentence, in tokens without the end mark.
 
-    The maximum for a sentence is at least the length of its prefix, but never above the limit of the model. A language
-    model may add `decoding.max_length_extra` tokens to a prefix.
+    For a translation model, `decoding.max_length` computes the maximum from the source length; if the prefix is longer,
+    its length is the maximum. For a language model, the maximum is the length of the prefix plus
+    `decoding.max_length_extra`. In both cases, the maximum is never above the limit of the model.
     """
     prefix_lengths = torch.tensor([len(prefix) for prefix in prefixes] or [0] * len(sources.lengths))
     max_lengths = torch.tensor([decoding.max_length(length) for length in sources.lengths.tolist()], dtype=torch.int64)
@@ -420,9 +425,9 @@ def _padded(prefixes: Sequence[Sequence[int]]) -> Tensor:
 def elect(texts: Sequence[str], utility: Callable[[Sequence[str]], list[list[float]]]) -> list[tuple[str, float]]:
     """Rank sampled texts by minimum Bayes risk; returns each distinct text with its mean utility, best first.
 
-    The mean utility of a text is over all other samples as references. `utility(texts)[h][r]` must be the utility of
-    text h with text r as the reference. Equally good texts keep the order that they have in `texts`. A text that was
-    drawn several times is also compared with its other copies. If there is only one sample, its utility is 0.
+    `utility(texts)[h][r]` must be the utility of text h with text r as the reference. The mean for a text is taken over
+    all other samples as references. These include other copies of the same text, if it was drawn several times. If
+    there is only one sample, its mean utility is 0. Equally good texts keep the order that they have in `texts`.
     """
     counts = Counter(texts)
     different = list(counts)

@@ -485,10 +485,12 @@ def randomization_p_value(differences: NDArray[np.float64], difference: float) -
 def smallest_p_value(baseline: Statistics, system: Statistics) -> float:
     """Returns a lower bound for the p-value: min(1, 2^(1-M)) if the systems differ in the statistics of M lines.
 
-    If neither system is better, each of these M lines could equally well have been swapped between the systems. Of the
-    2^M possible outcomes, at least two have a score difference as large as the observed difference: the observed
-    outcome and its mirror image. Without the bound, a difference in a single line would be significant, because
-    bootstrap resamples vary too little if few lines differ. If M is 15 or more, the bound has no effect.
+    Under the null hypothesis, each of these M lines could equally well have been swapped between the systems. This
+    gives 2^M equally likely outcomes. At least two of them have a difference as large as the observed one: the observed
+    outcome, and the outcome with all lines swapped. So the p-value cannot be below 2 / 2^M.
+
+    Bootstrap resampling needs this bound, because its resamples vary too little if few lines differ: even a difference
+    in a single line would be significant. If M is 15 or more, the bound has no effect.
     """
     num_different = int((baseline != system).any(1).sum())
     return min(1.0, 2.0 ** (1 - num_different))
@@ -589,7 +591,8 @@ class Unspaced:
     def advice(self, otherwise: str) -> str:
         """Returns advice for the user, which ends with `otherwise`, such as "choose another with --tokenize".
 
-        The advice is to name the language; or, if sacreBLEU has no tokenizer for the language, only `otherwise`.
+        The advice is to name the language. If sacreBLEU has no tokenizer for the language, the advice is `otherwise`
+        alone.
         """
         if self.language is None:
             return f"sacreBLEU has no tokenizer of its own for it: {otherwise}"

@@ -27,18 +27,21 @@ AnyState = TypeVar("AnyState", bound=SearchState)
 # tokens are -inf. The state passed in must not be used again.
 Step = Callable[[Tensor, AnyState], tuple[Tensor, AnyState]]
 
-# Finished sentences are removed from the batch once at most this fraction of its rows is unfinished, on a CPU and on
-# other devices. Removing them after each step would be slower, since removing copies the caches. On a CPU, only the
-# caches of those sentences are copied that take the places of others.
+# Finished sentences are removed from the batch once the fraction of unfinished rows is at most COMPACT_AT (on a CPU) or
+# COMPACT_ON_OTHERS_AT (on other devices). Removing them after each step would be slower, since it copies the caches. On
+# a CPU, it only copies the caches of rows that move.
 COMPACT_AT, COMPACT_ON_OTHERS_AT = 0.9, 0.75
 
-# While sentences wait, they take the places of finished ones once at most this fraction of the rows is unfinished. This
-# copies no caches, but very few sentences would be slow to encode.
+# While sentences are waiting, they replace finished sentences once the fraction of unfinished rows is at most this.
+# Replacing does not copy the caches, but encoding very few new sentences at a time is slow.
 REFILL_AT = 0.9
 
 
 def compact_at(device: torch.device, waits: bool) -> float:
-    """Returns the fraction of unfinished rows at which a search removes the others or, if `waits`, replaces them."""
+    """Returns the fraction of unfinished rows at or below which a search removes its finished rows.
+
+    If sentences are waiting (`waits`), the search replaces the finished rows instead.
+    """
     if waits:
         return REFILL_AT
     return COMPACT_AT if device.type == "cpu" else COMPACT_ON_OTHERS_AT
@@ -47,7 +50,8 @@ def compact_at(device: torch.device, waits: bool) -> float:
 def without_gaps(unfinished: Tensor) -> Tensor:
     """Returns the indices (R',) of the rows that are True in `unfinished`, (R,) bool on the CPU.
 
-    Rows from the end take the places of those before them that are False, so that few rows move.
+    The indices are not sorted: the first R' rows keep their places, but those that are False are replaced by True rows
+    from the end. So few rows have to be copied.
     """
     count = int(unfinished.sum())
     kept = torch.arange(count)
@@ -56,12 +60,12 @@ def without_gaps(unfinished: Tensor) -> Tensor:
 
 
 class Waiting(Generic[AnyState]):
-    """Sentences that wait until others leave the batch of a search, and then take their places in order.
+    """A queue of sentences that wait for free places in the batch of a search.
 
-    Sentence n may only be in a batch of at most `rooms[n]` sentences; `rooms` has a number, at least 1, for each of all
-    N sentences. `begin` returns the decoding state of the given sentences before the first step, with one hypothesis
-    each. `left`, if given, is called from time to time with sentences that have left the batch, before others take
-    their places.
+    A place becomes free when the search for a sentence is done. Sentence n may only be in a batch of at most `rooms[n]`
+    sentences; `rooms` has a number, at least 1, for each of all N sentences. `begin` returns the decoding state of the
+    given sentences before the first step, with one hypothesis each. `left`, if given, is called with the sentences that
+    are done, each time before their places are given away.
     """
 
     def __init__(
@@ -87,13 +91,11 @@ class Waiting(Generic[AnyState]):
         return found
 
     def take(self, rows: Tensor, unfinished: Tensor) -> tuple[Tensor, Tensor, AnyState] | None:
-        """Gives free places to the next sentences; returns the places, the sentences and their decoding state.
-
-        Places and sentences are (R',).
+        """Gives free places to the next sentences; returns the places (R',), the sentences (R',) and their state.
 
         Returns `None` if the batch has no room for another sentence. `rows` (R,) holds the sentence of each row.
-        `unfinished` (R,), on the CPU, is `False` for rows whose places are free; this method sets it to `True` for the
-        places that it gives away.
+        `unfinished` (R,), on the CPU, is `False` for free places, which are rows whose search is done. It is modified:
+        it becomes `True` for the places that are given away.
         """
         free = (~unfinished).nonzero()[:, 0]
         if self.left is not None:
@@ -140,7 +142,7 @@ class TokenHistory(Generic[AnyState]):
     """A decoding state, with the tokens of each hypothesis so far and the sentence that each row belongs to."""
 
     state: AnyState
-    tokens: Tensor  # (R, W, T) without the start token, NO_TOKEN before the first; (R, 1, 0) before the first step
+    tokens: Tensor  # (R, W, T) without the start token, left-padded with NO_TOKEN; (R, 1, 0) before the first step
     sentences: Tensor  # (R,) the sentence of each row, as an index into all N sentences
     has_begun: Tensor  # (R,) False before the first step of the row, which reads the start token
 
@@ -164,7 +166,7 @@ class TokenHistory(Generic[AnyState]):
         return type(self)(self.state.keep(sentences), *parts)
 
     def refill(self, places: Tensor, fresh: Self) -> Self:
-        """Returns the history whose rows `places` (R',) are replaced by the rows of `fresh`, in order.
+        """Returns a history in which the rows of `fresh` replace the rows with the indices `places`, (R',) int64.
 
         `fresh` is the history of R' sentences before the first step, with one hypothesis each.
         """
@@ -179,9 +181,9 @@ class TokenHistory(Generic[AnyState]):
 
 
 def _lengths(tokens: Tensor) -> Tensor:
-    """Returns the number of tokens (R,) of the hypotheses of each row, which all have the same length.
+    """Returns the length (R,), in tokens, of the hypotheses of each row; all hypotheses of a row have the same length.
 
-    `tokens` (R, W, T) holds the tokens of each hypothesis, with NO_TOKEN before the first.
+    `tokens` (R, W, T) holds the tokens of each hypothesis, left-padded with NO_TOKEN.
     """
     return (tokens[:, 0] != NO_TOKEN).sum(1)
 
@@ -337,7 +339,7 @@ class Coverage(Generic[AnyState]):
         return type(self)(self.state.keep(sentences), self.sums[sentences], self.source_mask[sentences])
 
     def refill(self, places: Tensor, fresh: Self) -> Self:
-        """Returns the coverage whose rows `places` (R',) are replaced by the rows of `fresh`, in order.
+        """Returns a coverage in which the rows of `fresh` replace the rows with the indices `places`, (R',) int64.
 
         `fresh` is the coverage of R' sentences before the first step, with one hypothesis each.
         """
@@ -497,13 +499,13 @@ FEW_VALUES = 1 << 14  # up to this many log-probabilities are searched without b
 
 
 def _argmax(x: Tensor) -> Tensor:
-    """Returns the index (R, W) of the largest value of each row of `x` (R, W, V).
+    """Returns the index (R, W) of the largest value of each row of `x` (R, W, V); of equal values, the first counts.
 
-    Of equal values, the first counts. On a CPU, `torch.argmax` over the whole vocabulary takes several times as long as
-    `torch.amax`. So on a CPU, `torch.amax` first finds the block of tokens with the largest maximum. Then only this
-    block is searched, and the tokens after the last whole block. If there are few values, `torch.argmax` searches them
-    directly: 8,000 values take 12 microseconds, which is no longer than six operators take.
+    On a CPU, `torch.argmax` over the whole vocabulary takes several times as long as `torch.amax`. So on a CPU,
+    `torch.amax` first finds the block of tokens with the largest maximum. `torch.argmax` then searches only this block,
+    and the tokens after the last whole block.
     """
+    # Few values are searched directly: 8,000 values take 12 microseconds, no longer than the six operators below.
     num_blocks = x.shape[2] // BLOCK
     if x.device.type != "cpu" or num_blocks < 2 or x.numel() <= FEW_VALUES:
         return x.argmax(dim=2)
@@ -556,9 +558,8 @@ FIRST = 128  # a nucleus is first looked for among this many of the most probabl
 class Draw:
     """Samples tokens from the model's distribution, optionally with a temperature and with truncation.
 
-    With `top_k`, only the `top_k` most probable tokens remain. With `top_p`, only the nucleus of the remaining tokens
-    is then kept: as many of the most probable tokens as are needed to reach the fraction `top_p` of the total
-    probability of the remaining tokens.
+    With `top_k`, only the `top_k` most probable tokens are kept. With `top_p`, only the nucleus of the remaining tokens
+    is kept: the smallest set of most probable tokens that reaches the fraction `top_p` of their total probability.
     """
 
     temperature: float = 1.0
@@ -582,7 +583,8 @@ class Draw:
         `log_probs` is (R, 1 or W, V), `uniform` (R, W); both hold only the rows of the chunk.
         """
         order = None  # (R, W, K): the top_k tokens, most probable first; None without top_k
-        # Also if top_k exceeds V: with shortlists, V depends on the batch, but the order of the tokens must not.
+        # Tokens are sorted even if top_k exceeds V. With shortlists, V depends on the batch, but the order of the
+        # tokens, and so the sample, must not.
         if self.top_k is not None:
             log_probs, order = log_probs.topk(min(self.top_k, log_probs.shape[2]), dim=2)
         weights = self._weights(log_probs)  # (R, W, K)
@@ -614,10 +616,11 @@ class Draw:
 def _smallest_of_nucleus(weights: Tensor, top_p: float) -> Tensor:
     """Returns, for each row of `weights` (R, K), the smallest weight (R,) in the nucleus.
 
-    The nucleus consists of as many of the largest weights as are needed to reach the fraction `top_p` of the sum of the
-    row. Weights equal to the smallest weight in the nucleus belong to the nucleus, too. Sorting the whole vocabulary
-    takes longer than a step of the model, and most nuclei are small. So a row is sorted only if its `FIRST` largest
-    weights do not reach this fraction.
+    The nucleus is the smallest set of largest weights whose sum reaches the fraction `top_p` of the sum of the row.
+    Other weights that equal the smallest weight in this set belong to the nucleus, too.
+
+    Most nuclei are small, so the nucleus is first looked for among the `FIRST` largest weights of a row. Only if these
+    do not reach the fraction is the whole row sorted, which takes longer than a step of the model.
     """
     mass = top_p * weights.sum(1)  # (R,)
     first = weights.topk(min(FIRST, weights.shape[1]), dim=1).values
@@ -745,9 +748,8 @@ def _continue_group(
     """Extends the hypotheses of one group of diverse beam search by one token.
 
     Returns the W = `width` best continuations with the end mark, and the W best with other tokens; each is (R, W).
-    `log_probs` and `ranked` hold the log-probabilities of the next tokens: continuations are ranked by those in
-    `ranked`, which may be lowered for tokens that earlier groups took, and the log-probabilities that are returned are
-    computed from `log_probs`.
+    `log_probs` holds the log-probabilities of the next tokens. In `ranked`, they are lowered for tokens that earlier
+    groups took. Continuations are ranked by `ranked`; the log-probabilities that are returned come from `log_probs`.
     """
     scores, parents, tokens = _candidates(ranked, totals, full, end, width)  # (R, 2W)
     ends, real = tokens == end, scores > -torch.inf
@@ -1046,7 +1048,7 @@ def beam_search(
         nodes = tree.grow(nodes.gather(1, alive.parents), ids)
 
         # Sentences that are done. The bound on later scores relies on two facts: log-probabilities never increase, and
-        # of all later lengths, the next or the maximum one has the largest penalty.
+        # the largest penalty of all later lengths is that of the next length or that of the maximum length.
         largest_penalty = torch.maximum(penalties[lengths], penalties[max_lengths[rows]])  # (R,)
         best_possible = totals.amax(1) / largest_penalty
         done = stopping(SearchProgress(finished.scores[:, num_best - 1], best_possible, num_ended), beam_size)
@@ -1118,14 +1120,15 @@ def optimal_search(
     """Returns for each sentence, in order, the best of all hypotheses that the maximum length allows, best first.
 
     This is the depth-first search of Stahlberg & Byrne (2019, "On NMT search errors and model errors"). It tries the
-    most probable next token first, and does not extend a prefix that cannot lead to a higher score than the worst of
-    the `num_best` best hypotheses so far. `found` holds the hypotheses that another search has found for each sentence;
-    the search starts from these hypotheses as the best so far. The first `num_best` hypotheses returned for a sentence
-    are exact; up to `num_spare` more, which follow, need not be. The other arguments and the scores are as in
-    `beam_search`.
+    most probable next token first. A prefix is pruned if none of its continuations can have a higher score than the
+    `num_best`-th best hypothesis so far. `found` holds the hypotheses that another search has found for each sentence;
+    they are the best so far at the start.
 
-    At most `max_steps` prefixes are extended for a sentence. If the search is then incomplete, the hypotheses are the
-    best ones found so far, and have `cut_short=True`.
+    The first `num_best` hypotheses that are returned for a sentence are the best that exist. Up to `num_spare` more
+    follow; better ones than these may exist. The other arguments and the scores are as in `beam_search`.
+
+    At most `max_steps` prefixes are extended for a sentence. If the search is incomplete after that, the hypotheses are
+    the best ones found so far, and have `cut_short=True`.
     """
     results = []
     for sentence, (hypotheses, longest) in enumerate(zip(found, max_lengths, strict=True)):
@@ -1140,7 +1143,7 @@ def optimal_search(
 class _Best:
     """The best hypotheses found so far for a sentence, best first.
 
-    At most `num_kept` are kept; of these, the first `num_best` must be exact.
+    At most `num_kept` are kept. Only the first `num_best` determine which prefixes are pruned (see `bound`).
     """
 
     def __init__(self, hypotheses: list[Hypothesis], num_best: int, num_kept: int) -> None:
@@ -1152,7 +1155,7 @@ class _Best:
     def bound(self) -> float:
         """The score that a hypothesis must exceed to become one of the `self.num_best` best.
 
-        -inf while fewer hypotheses have been found.
+        -inf while fewer than `self.num_best` hypotheses have been found.
         """
         return self.hypotheses[self.num_best - 1].score if len(self.hypotheses) >= self.num_best else -math.inf
 
@@ -1168,13 +1171,14 @@ def _search_depth_first(
 ) -> bool:
     """Searches depth first, and adds the hypotheses found to `best`; returns whether the search was complete.
 
-    The search is incomplete if it ended after extending `max_steps` prefixes although one of the remaining prefixes
-    could still lead to a score above `best.bound`. `extend` maps prefixes (B, T) to log-probabilities (B, V) of the
-    next token; `divisors[n]` is the length penalty of n tokens and the end mark.
+    At most `max_steps` prefixes are extended. The search is incomplete if a remaining prefix could then still lead to
+    a score above `best.bound`. `extend` maps prefixes (B, T) to log-probabilities (B, V) of the next token;
+    `divisors[n]` is the length penalty of n tokens and the end mark.
     """
     longest = len(divisors) - 1
-    # Log-probabilities never increase, and of all lengths from n on, n or the maximum has the largest penalty. So the
-    # log-probability of a prefix of n tokens, divided by largest[n], is an upper bound of the scores it can lead to.
+    # Log-probabilities never increase, and the largest penalty of all lengths from n on is that of n or that of the
+    # maximum length. So the log-probability of a prefix of n tokens, divided by largest[n], is an upper bound of the
+    # scores that the prefix can lead to.
     largest = [max(divisor, divisors[longest]) for divisor in divisors]
     stack: list[tuple[float, list[int]]] = [(0.0, [])]  # prefixes with their log-probabilities, the next one last
     num_steps = 0

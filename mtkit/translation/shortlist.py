@@ -1,10 +1,10 @@
-"""Shortlists: a search that considers only a few hundred likely target tokens of each source sentence.
+"""Shortlists: the search for a translation is limited to a few hundred likely target tokens for each sentence.
 
-The output layer, the softmax and the choice of tokens then take a fraction of their time. A sentence's list has the
-most frequent target tokens, and the most probable translations of each of its source tokens (candidate lists: Jean et
-al. 2015, section 4; Marian's `--shortlist lex 50 50`: Kim et al. 2019). Translations of single tokens are learnt from
-the training pairs by IBM model 1 (Brown et al. 1993). Each sentence has its own list, and its softmax is over this list
-alone, so a translation does not depend on the other sentences of its batch.
+This makes the output layer, the softmax and the choice of tokens much faster. A sentence's list has the most frequent
+target tokens, and the most probable translations of each of its source tokens (the candidate lists of Jean et al. 2015,
+section 4; `--shortlist lex 50 50` in Marian, Kim et al. 2019). Translations of single tokens are learnt from the
+training pairs by IBM model 1 (Brown et al. 1993). Each sentence has its own list, and its softmax is over this list
+alone. So a translation does not depend on the other sentences of its batch.
 
 Shapes: V target and S source vocabulary size, K translations kept for each source token, F frequent tokens, N
 sentences of a batch, L length of the longest list, R rows (sentences still being decoded), W hypotheses per sentence, U
@@ -95,7 +95,7 @@ def vocab_size_of(model: Model) -> int:
     return len((model.members[0] if isinstance(model, Ensemble) else model).output.weight)
 
 
-GROUP_ROWS = 64  # hypotheses whose logits are computed together; with fewer lists, a group has fewer different tokens
+GROUP_ROWS = 64  # hypotheses whose logits are computed together; larger groups need logits of more different tokens
 
 
 def _group_size(model: Model, num_hypotheses: int) -> int | None:
@@ -214,7 +214,7 @@ class ListedState:
 
     state: State
     tokens: Tensor  # (R, L)
-    index: Tensor  # (R, 1, L)
+    index: Tensor  # (R, 1, L) as in `Lists`
     outside: Tensor  # (R, 1, L) True for places without a token that may be generated; the opposite of `Lists.real`
     groups: Tensor | None  # (R,) the group of each row; None if there is only one group
 

@@ -64,19 +64,19 @@ def translate(
     `tag` is put before each input line. `prefixes` holds, for each input line, a text that the translation of the line
     must begin with; if `prefixes` is a path, the texts are read from that file.
 
-    Warnings are printed for bytes that are not UTF-8 (they are replaced); for lines too long for the model (they are
-    translated in parts); for lines without a translation or with another problem; and, unless `tag` is given, for lines
-    whose tag is unknown or missing.
+    Bytes that are not UTF-8 are replaced, with a warning. Lines too long for the model are translated in parts, with a
+    warning. Warnings are also printed for lines without a translation or with another problem. Unless `tag` is given,
+    they are printed for lines whose tag is unknown or missing, too.
 
     Lines are translated in large groups or, if `line_buffered` is true, one at a time. If `source` is a pipe and no
     line arrives for a moment, the lines read so far are translated and flushed. The grouping does not affect the
     translations.
 
-    If `alignments` is given, the word alignment of each output line is written to it, a line in Pharaoh form for each
-    output line; `translator.align_with` must have been called.
+    `alignments`, if given, gets the word alignment of each output line, as a line in Pharaoh form.
+    `translator.align_with` must then have been called.
 
-    With `part`, only the lines with these indices, from 0, are translated; `prefixes` still holds a text for each line
-    of `source`, and lines keep the numbers that they have in `source`, both in the output and in warnings.
+    With `part`, only the lines of `source` with these indices, from 0, are translated. Even then, `prefixes` holds a
+    text for each line of `source`, and line numbers in the output and in warnings are those in `source`.
 
     `num_lines`, if known, is the number of lines to translate, for the progress display. If a signal ends the program,
     raises StoppedError, which says how many lines were written. Raises the errors of `Translator.translate_lines`, too.
@@ -197,9 +197,9 @@ def lines_to_come(file: Path | None) -> int | None:
 
 
 def parted(number: int, count: int, num_lines: int) -> range:
-    """Returns the line indices, from 0, of part `number`, from 1, if `num_lines` lines are divided into `count` parts.
+    """Divides `num_lines` lines into `count` consecutive parts; returns the line indices of part `number`.
 
-    The parts are consecutive; their sizes differ by one line at most.
+    Lines are counted from 0, parts from 1. The sizes of the parts differ by one line at most.
     """
     return range((number - 1) * num_lines // count, number * num_lines // count)
 
@@ -633,7 +633,9 @@ class CanaryResult:
     target_tokens: list[int]  # the new translation, without the end mark
     text: str  # the canary's target tokens, as this tokenizer decodes them
     log_prob: float  # of the canary's target tokens (not the new ones), computed with the model that is checked
-    gap: float  # log-probability of the new token minus that of the canary's, where the two first differ; 0 if never
+    # At the first position where the two translations differ, log-probability of the new token minus log-probability of
+    # the canary's token; 0 if they do not differ.
+    gap: float
 
     @property
     def same_text(self) -> bool:

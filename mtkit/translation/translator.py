@@ -84,8 +84,8 @@ WINDOW_CHARACTERS = 1_000_000
 # decoding.batch_tokens.
 STEP_ELEMENTS = 2048
 
-# If waiting sentences take the places of finished ones, a search is for up to this many batches. More would save
-# little, since rows are left empty only at the end of a search, and would need memory for the tokens of more sentences.
+# If waiting sentences take the places of finished ones, up to this many batches are joined into one search. Rows are
+# then empty only at the end of a search. Joining more would save little, and would need memory for more sentences.
 MOST_JOINED = 16
 
 MOST_ALIGNED = 4096  # source tokens in a batch that is aligned, since the weights of all heads are in memory at once
@@ -252,7 +252,7 @@ class Translator:
         self._aligner: _Aligner | None = None
 
     def align_with(self, settings: AlignmentSettings) -> None:
-        """Make translations and scores include word alignments from now on, for one more forward pass per batch.
+        """Make translations and scores include word alignments from now on; costs one more forward pass per batch.
 
         The words are those of the line as given, including tags in the line. A tag that is passed as the argument `tag`
         is not counted as a word. Even if a line is translated in parts, links count the words of the whole line. Raises
@@ -276,9 +276,9 @@ class Translator:
         issues a UserWarning for the first line whose tag is missing or unknown (see `tag_fault`), but only once for
         each Translator.
 
-        Raises TypeError if `lines` is a single text or an item is not a str; MtkitError if the model does not know
-        `tag`, is a language model, or is a masked model (cmlm) and `prefixes` is given; DataError if there are more or
-        fewer prefixes than lines, or a prefix is too long for the model.
+        Raises TypeError if `lines` is a single text or an item is not a str. Raises MtkitError if the model is a
+        language model, if it does not know `tag`, or if `prefixes` is given to a masked model (cmlm). Raises DataError
+        if the numbers of prefixes and lines differ, or if a prefix is too long for the model.
         """
         require_list(lines, "lines")
         if tag is None:
@@ -607,10 +607,10 @@ class Translator:
             batches = [list(chain(*batches[n : n + MOST_JOINED]))[::-1] for n in range(0, len(batches), MOST_JOINED)]
 
         def left(number: int, places: Iterable[int]) -> None:
-            """Calls `done` with the number of lines that are complete once the parts at `places` of a batch are done.
+            """Marks the parts at `places` of a batch as finished; calls `done` with how many lines this completes.
 
-            `number` is the number of the batch. Lines and parts that were counted in an earlier call are not counted
-            again.
+            A line is complete when all its parts are finished. Parts that an earlier call marked have no effect.
+            `number` is the index of the batch in `batches`.
             """
             finished = unfinished.intersection(batches[number][place] for place in places)
             unfinished.difference_update(finished)
@@ -709,9 +709,9 @@ class Translator:
     def _room(self, length: int, num_wanted: int) -> int:
         """Returns the largest number of rows of a batch whose longest part has `length` tokens.
 
-        The product of the number of rows, `length`, and the beam size or number of samples is at most
-        `decoding.batch_tokens`. The number of log-probabilities in a step is limited, too, since they need most of the
-        memory if lines are short.
+        The product of the number of rows, the length with the end mark, and the number of hypotheses per part is at
+        most `decoding.batch_tokens`. The number of log-probabilities in a step is limited, too (STEP_ELEMENTS), since
+        they need most of the memory if lines are short. The result is at least 1, even if that exceeds the limits.
         """
         decoding = self.config.decoding
         width = num_wanted if decoding.draws else decoding.num_hypotheses
@@ -1188,10 +1188,10 @@ def _fusion(
     """Opens the language model at `path` for shallow fusion with the translation model `model`.
 
     `tokenizer` and `config` belong to `model`; `other` is the path from which `model` was loaded, for error messages.
-    Raises CheckpointError unless the model at `path` is a language model, `model` is a translation model that decodes
-    token by token, and both have the same target vocabulary and the same start token. Raises MtkitError if `config`
-    asks for what shallow fusion lacks: exact search, a shortlist, or samples, since the scores of shallow fusion are
-    not probabilities.
+    Raises CheckpointError if the model at `path` is not a language model, or if `model` is not a translation model that
+    decodes token by token. Also raises CheckpointError if the two differ in their target vocabulary, start token or end
+    mark. Raises MtkitError if `config` asks for exact search, a shortlist or sampling, which do not work with shallow
+    fusion. Sampling does not, because the scores of shallow fusion are not probabilities.
     """
     found, found_tokenizer, found_config = _open(open_and_tell(Path(path)), [f"device={config.device}"], precision)
     if found_config.task != "language_model":
@@ -1249,7 +1249,7 @@ def _translator(
 
 
 def _shortlist(bundle: Bundle) -> Shortlist:
-    """Returns the shortlist of a bundle. Raises CheckpointError if it has none, with advice on how to make one."""
+    """Returns the shortlist of a bundle; if it has none, raises CheckpointError, which says how to make one."""
     found = Shortlist.of(bundle)
     if found is None:
         raise CheckpointError(

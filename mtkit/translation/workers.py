@@ -45,8 +45,8 @@ PIECE_CHARACTERS = WINDOW_CHARACTERS // 16  # in a piece, at most, unless one li
 LEAST_LINES = 64  # in a piece, if there are that many
 PIECES_PER_WORKER = 2  # at least, in a window; the last have the shortest lines, so that workers end about together
 
-# The main process itself translates fewer characters than this with all threads. They are fewer than two of the
-# smallest pieces have, for which starting two workers would save little (an estimate from the times above).
+# The main process itself translates a window with fewer characters than this, with all threads. The window would not
+# fill two of the smallest pieces, so starting two workers would save little (an estimate from the times above).
 FEW_CHARACTERS = 8000
 MOST_WINDOWS = 2  # read but not yet yielded: workers begin the second while the last pieces of the first are translated
 MOST_KILLS = 2  # if this many workers are killed while translating the same piece, the program gives up
@@ -105,10 +105,11 @@ def with_workers(translator: Translator, opening: Opening, num_workers: int | No
 def worker_devices(device: torch.device, num_workers: int | None) -> list[str]:
     """Returns the device of each worker, such as "cpu" or "cuda:1", for a model that was loaded on `device`.
 
-    If `num_workers` is `None`, the number of workers is chosen: on GPUs, one for each GPU. On a CPU under Linux, there
-    is one worker for each core that this process may use, but no more than PyTorch has threads (the user may have
-    limited these) and no more than fit into memory. In all other cases, there is one worker. If there are more workers
-    than GPUs, several workers share a GPU.
+    If `num_workers` is `None`, the number of workers is chosen. On GPUs, it is the number of GPUs. On a CPU under
+    Linux, it is the smallest of three numbers: the cores that this process may use, PyTorch's threads (which the user
+    may have limited), and the workers that fit into memory. In all other cases, it is 1.
+
+    If `num_workers` is greater than the number of GPUs, several workers share a GPU.
     """
     gpus = torch.cuda.device_count() if device.type == "cuda" else 0
     if num_workers is None:
@@ -446,8 +447,8 @@ HELD = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if has
 def _undisturbed() -> Iterator[None]:
     """Context manager in which a child process can be started safely: holds signals back, and hides standard input.
 
-    If standard input were not hidden, the child would close it, and would wait forever if a thread of this process was
-    just reading from it.
+    A child process closes its standard input when it starts. If a thread of this process is just reading from standard
+    input, closing it would block the child forever. So standard input is hidden from the child.
     """
     stdin = sys.stdin
     before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD) if hasattr(signal, "pthread_sigmask") else None
