@@ -918,7 +918,7 @@ DEVIATIONS = 4.5
 # A ratio of lengths is no outlier if it differs from the usual ratio by at most this factor. Of 340,000 short pairs
 # (Multi30k, Tatoeba), 25 exceed this factor, but 200 exceed a factor of 2.
 LEAST_FACTOR = 2.25
-# The same, for pairs whose sides both end like a sentence, or both do not. (If one was cut off, the ends usually differ.)
+# The same, for pairs whose sides both end like a sentence, or both do not. If one was cut off, its end usually differs.
 FREE_FACTOR = 3.0
 
 
