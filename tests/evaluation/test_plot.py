@@ -409,6 +409,7 @@ def test_names_of_curves_lie_on_the_sheet(names: list[str], columns: int) -> Non
     assert legend._ncols == columns
 
 
+@pytest.mark.filterwarnings("ignore:.*reached the maximum length")  # of a model that has learnt little
 @pytest.mark.parametrize("command", ["schedule", "positions", "training", "attention"])
 def test_help_begins_with_a_verb_and_ends_with_an_example_that_works(
     plot: Plot,

@@ -264,6 +264,7 @@ def test_only_a_whole_transformer_has_parts_to_take_out() -> None:
         MixedConfig(encoder=TransformerConfig(ablate=("residual",)))
 
 
+@pytest.mark.filterwarnings("ignore:.*reached the maximum length")  # of a model that has learnt little
 def test_a_bundle_tells_that_parts_are_taken_out_and_is_not_exported(
     make: Callable[..., Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

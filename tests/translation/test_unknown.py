@@ -143,6 +143,7 @@ def test_translate_names_the_line_of_such_a_prefix(words: Tokenizer, capsys: pyt
     )
 
 
+@pytest.mark.filterwarnings("ignore:.*reached the maximum length")  # of a model that has learnt little
 @pytest.mark.parametrize("piece", ["Ĝ", "qqq", "<2xx>"])
 def test_prefixes_and_scores_are_spelled_without_pieces_that_no_training_has_seen(
     piece: str, tiny_run: Path, tmp_path: Path
