@@ -27,35 +27,59 @@ AnyState = TypeVar("AnyState", bound=SearchState)
 # tokens are -inf. The state passed in must not be used again.
 Step = Callable[[Tensor, AnyState], tuple[Tensor, AnyState]]
 
-# Finished sentences are removed from the batch once the fraction of unfinished rows is at most COMPACT_AT (on a CPU) or
-# COMPACT_ON_OTHERS_AT (on other devices). Removing them after each step would be slower, since it copies the caches. On
-# a CPU, it only copies the caches of rows that move.
-COMPACT_AT, COMPACT_ON_OTHERS_AT = 0.9, 0.75
+# On devices other than a CPU, finished sentences are removed from the batch once at most this fraction of its rows is
+# unfinished. Removing them after each step would be slower, since it copies the caches.
+COMPACT_AT = 0.75
 
 # While sentences are waiting, they replace finished sentences once the fraction of unfinished rows is at most this.
 # Replacing does not copy the caches, but encoding very few new sentences at a time is slow.
 REFILL_AT = 0.9
 
 
-def compact_at(device: torch.device, waits: bool) -> float:
-    """Returns the fraction of unfinished rows at or below which a search removes its finished rows.
+def size_above(count: int) -> int:
+    """Returns the smallest size of a batch that is at least `count`; `size_below` says which sizes there are."""
+    step = _step(count)
+    return -(-count // step) * step
 
-    If sentences are waiting (`waits`), the search replaces the finished rows instead.
+
+def size_below(count: int) -> int:
+    """Returns the largest size of a batch that is at most `count`.
+
+    On a CPU, batches have few different sizes: up to 16 sentences, any number; then, eight sizes between a power of 2
+    and the next, such as 16, 18, 20, …, 32, 36, …. For each size, oneDNN makes a kernel for each layer, which takes a
+    few hundred kilobytes.
     """
-    if waits:
-        return REFILL_AT
-    return COMPACT_AT if device.type == "cpu" else COMPACT_ON_OTHERS_AT
+    step = _step(count)
+    return count // step * step
 
 
-def without_gaps(unfinished: Tensor) -> Tensor:
-    """Returns the indices (R',) of the rows that are True in `unfinished`, (R,) bool on the CPU.
+def _step(count: int) -> int:
+    """Returns the difference between sizes of a batch that are near `count`."""
+    return 1 << max(0, count.bit_length() - 4)
 
-    The indices are not sorted: the first R' rows keep their places, but those that are False are replaced by True rows
-    from the end. So few rows have to be copied.
+
+def is_worth_removing(num_unfinished: int, num_rows: int, device: torch.device) -> bool:
+    """Whether a search should remove finished sentences from its batch of `num_rows` rows.
+
+    On a CPU, it should as soon as a smaller batch has room for the unfinished ones, since only rows that move are
+    copied.
+    """
+    return size_above(num_unfinished) < num_rows if device.type == "cpu" else num_unfinished <= COMPACT_AT * num_rows
+
+
+def rows_to_keep(unfinished: Tensor, device: torch.device) -> Tensor:
+    """Returns the indices (R',) of the rows that remain when finished rows are removed, in the order to keep them.
+
+    `unfinished`, (R,) bool on the CPU, is False for finished rows. The first R' rows keep their places, but unfinished
+    rows from the end replace finished ones, so that few rows move. If the device is a CPU, R' is one of the sizes of
+    `size_above`, so that a few finished rows may remain.
     """
     count = int(unfinished.sum())
+    if device.type == "cpu":
+        count = min(size_above(count), len(unfinished))
     kept = torch.arange(count)
-    kept[~unfinished[:count]] = unfinished[count:].nonzero()[:, 0] + count
+    moved = unfinished[count:].nonzero()[:, 0] + count
+    kept[(~unfinished[:count]).nonzero()[: len(moved), 0]] = moved
     return kept
 
 
@@ -470,7 +494,10 @@ def _extend(
         num_unfinished = int(unfinished.sum())
         if log_probs.shape[1] < num_hypotheses and (num_unfinished or waiting):  # the first step
             state = state.branch(torch.zeros_like(ids))
-        if num_unfinished > compact_at(device, bool(waiting)) * len(rows):
+        if waiting:
+            if num_unfinished > REFILL_AT * len(rows):
+                continue
+        elif not is_worth_removing(num_unfinished, len(rows), device):
             continue
 
         # After the end mark of the longest hypothesis, only end marks follow.
@@ -484,7 +511,7 @@ def _extend(
             rows, ids = put(rows, places, taken), put(ids, places, start[taken, None])
             lengths, totals, done = (x.index_fill(0, places, 0) for x in (lengths, totals, done))
         if not unfinished.all():
-            kept = without_gaps(unfinished).to(device)
+            kept = rows_to_keep(unfinished, device).to(device)
             rows, lengths, ids, totals, done = rows[kept], lengths[kept], ids[kept], totals[kept], done[kept]
             state = state.keep(kept) if len(kept) else state
 
@@ -1057,7 +1084,10 @@ def beam_search(
         num_unfinished = int(unfinished.sum())
         if num_unfinished or waiting:
             state = state.branch(alive.parents)
-        if num_unfinished > compact_at(device, bool(waiting)) * len(rows):
+        if waiting:
+            if num_unfinished > REFILL_AT * len(rows):
+                continue
+        elif not is_worth_removing(num_unfinished, len(rows), device):
             continue
 
         results = results.store(rows, finished)
@@ -1071,7 +1101,7 @@ def beam_search(
             totals[places[:, None], torch.arange(0, beam_size, beam_size // groups.number, device=device)] = 0.0
             finished = finished.store(places, results.keep(taken))
         if not unfinished.all():
-            kept = without_gaps(unfinished).to(device)
+            kept = rows_to_keep(unfinished, device).to(device)
             rows, lengths, num_ended, finished = rows[kept], lengths[kept], num_ended[kept], finished.keep(kept)
             ids, totals, nodes = ids[kept], totals[kept], nodes[kept]
             state = state.keep(kept) if len(kept) else state

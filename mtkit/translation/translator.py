@@ -72,7 +72,7 @@ from mtkit.translation.decode import (
     source_attention,
 )
 from mtkit.translation.scores import Utility
-from mtkit.translation.search import BeamStep, Hypothesis
+from mtkit.translation.search import BeamStep, Hypothesis, size_below
 from mtkit.translation.shortlist import Shortlist
 
 # Lines are gathered into windows, and the lines of a window are sorted by length. A window is full once it has this
@@ -711,12 +711,14 @@ class Translator:
 
         The product of the number of rows, the length with the end mark, and the number of hypotheses per part is at
         most `decoding.batch_tokens`. The number of log-probabilities in a step is limited, too (STEP_ELEMENTS), since
-        they need most of the memory if lines are short. The result is at least 1, even if that exceeds the limits.
+        they need most of the memory if lines are short. The result is at least 1, even if that exceeds the limits. On a
+        CPU, it is rounded down by `size_below`.
         """
         decoding = self.config.decoding
         width = num_wanted if decoding.draws else decoding.num_hypotheses
         most_in_step = decoding.batch_tokens * STEP_ELEMENTS // (width * self.model.elements_per_token)
-        return max(1, min(most_in_step, decoding.batch_tokens // ((length + 1) * width)))
+        most = max(1, min(most_in_step, decoding.batch_tokens // ((length + 1) * width)))
+        return size_below(most) if self.model.device.type == "cpu" else most
 
     def _batches(self, order: list[int], parts: list[_Part], num_wanted: int) -> Iterator[list[int]]:
         """Divides `order`, the indices of parts from the longest to the shortest, into batches of consecutive items.
