@@ -282,8 +282,8 @@ def batches_from(
     `earlier` lists the values of `batch_tokens` and `batching` that the run used before. If such a value changed within
     a window, the rest of that window is divided into new batches.
 
-    Raises ValueError if no batch ends after exactly `consumed` pairs, or exactly where a value changed. This happens if
-    the data or other settings are no longer those with which the run began.
+    Raises ValueError if no batch ends after exactly `consumed` pairs, or if a value changed at a number of pairs after
+    which no batch ends. This happens if the data or other settings are no longer those with which the run began.
     """
     budgets = Budgets(tuple(earlier), batch_tokens, batching)
     epochs_done = 0 if mixture else consumed // len(source_lengths)

@@ -536,7 +536,8 @@ def write_marian_tokenizer(model: PortableModel, directory: Path) -> None:
     - A MarianTokenizer would misread some tags, and `write_m2m100_tokenizer` cannot write the model, for example
       because its vocabulary is not shared.
     - The special tokens of source and target differ.
-    - The tokenizer is one of words. A MarianTokenizer would encode several unknown words in a row as a single <unk>.
+    - The model has a tokenizer of type `word`. A MarianTokenizer would encode several unknown words in a row as a
+      single <unk>.
     """
     _require_no_words(model)
     shared = model.source.pieces == model.target.pieces
@@ -581,7 +582,7 @@ def write_m2m100_tokenizer(model: PortableModel, directory: Path) -> None:
     - A tag that the SentencePiece model lacks is one token anywhere in a line.
     - Target texts are normalised by the rule of the source.
 
-    Raises ConfigError in each of three cases: the tokenizer is one of words, the vocabulary is not shared, or the
+    Raises ConfigError in each of three cases: the tokenizer has type `word`, the vocabulary is not shared, or the
     SentencePiece model does not split text at spaces.
     """
     _require_no_words(model)

@@ -523,10 +523,10 @@ def _logged(training: Training, event: str, key: str) -> list[tuple[float, float
 
 
 def _lines_over_subsets(card: Card, lab: Lab, measure: str, how: str) -> tuple[Drawn, Html | None]:
-    """Returns how many seeds of each variant are drawn, and a chart of a measure on subsets of the test sentences.
+    """Returns how many seeds of each variant a chart shows, and the chart: a measure on subsets of the test sentences.
 
     `how` is a key of `Measure.by`, such as "length", which has the subsets "short", "medium" and "long". The chart has
-    a line for each variant; it is `None` if there is nothing to draw.
+    a line for each variant; it is `None` if there is nothing to show.
     """
     names = list(MEASURES[measure].by[how])
     curves = []

@@ -357,9 +357,9 @@ class Trainer:
     def _find_best_again(self, is_logged: bool) -> None:
         """Choose the best checkpoint again, after a change of a setting on which validation scores depend (`MEASURES`).
 
-        Scores from before the change cannot be compared with later scores. With `is_logged=True`, the best checkpoint
-        is chosen by scores in the log, of the kind that `select_by` now names (BLEU, for example). If the log lacks
-        such scores, or with `is_logged=False`, the best checkpoint so far is kept, and its score is measured again.
+        `is_logged` says whether the log may have scores of the kind that `select_by` now names (BLEU, for example). If
+        it has, the checkpoint with the best of these scores is chosen. Otherwise, the best checkpoint so far is kept,
+        and its score is measured again, since its old score cannot be compared with later ones.
         """
         progress, steps = self.state.progress, checkpoint_steps(self.checkpoints)
         best = best_logged(self.run_path / "log.jsonl", progress, self.settings, steps) if is_logged else None

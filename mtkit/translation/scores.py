@@ -405,9 +405,9 @@ def _bootstrap(
 ) -> tuple[list[tuple[float | None, float | None]], float]:
     """Returns ([(mean, interval) of the baseline, (mean, interval) of the system], p-value of the difference).
 
-    All three are computed by paired bootstrap resampling: the mean is the mean score over the resamples, and the
-    interval is the half-width of the 95 % confidence interval. `difference` is the absolute difference between the
-    scores of the two systems on the whole test set.
+    Means, intervals and the p-value are computed by paired bootstrap resampling. A mean is the mean score over the
+    resamples, and an interval is the half-width of the 95 % confidence interval. `difference` is the absolute
+    difference between the scores of the two systems on the whole test set.
     """
     chosen = generator.choice(len(baseline), size=(NUM_RESAMPLES, len(baseline)), replace=True)
     first, second = (resampled_scores(metric, statistics, chosen) for statistics in (baseline, system))

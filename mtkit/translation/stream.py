@@ -510,7 +510,7 @@ def _each_pair(
 
 
 def _characters_counted(pairs: Iterable[tuple[str, str]], summary: Summary) -> Iterator[tuple[str, str]]:
-    """Yields the pairs unchanged, and counts the characters of the targets and of their line ends in `summary`."""
+    """Yields the pairs unchanged; adds to `summary` the number of characters in the targets, line ends included."""
     for source, target in pairs:
         summary.characters += len(target) + 1
         yield source, target
