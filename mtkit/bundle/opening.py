@@ -490,7 +490,7 @@ class CheckpointStorage:
     files: Mapping[str, memoryview]  # contents by name
 
     def place(self, name: str) -> Path:
-        """The path of a file, for messages: in the checkpoint for the weights, in the run directory for other files."""
+        """The path of a file, for messages: weights are in the checkpoint, all other files in the run directory."""
         return self.path / name if name == WEIGHTS else self.run / name
 
     def names(self) -> list[str]:

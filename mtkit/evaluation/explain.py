@@ -192,9 +192,9 @@ def forced(
 ) -> tuple[NDArray[np.float64], list[NDArray[np.float32]]]:
     """Returns the log-probabilities (Q, V) of the next token after each prefix of a translation, and the attention.
 
-    `source` and `target` are token ids without end marks. Q is the number of target tokens and V the vocabulary size.
-    The attention is a tensor (heads, Q, source tokens) for each layer; the list is empty if the model has no attention.
-    Q and the source tokens include the end mark.
+    `source` and `target` are token ids without end marks. Q is the number of target tokens plus 1, for the end mark, S
+    the number of source tokens plus 1, and V the vocabulary size. The attention is a tensor (heads, Q, S) for each
+    layer; the list is empty if the model has no attention.
     """
     batch = padded_batch(ragged([source]), ragged([target]), model.boundaries).to(model.device)
     features, state = model.decode(batch.target, model.encode(batch.source, watch=True))

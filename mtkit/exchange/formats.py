@@ -709,7 +709,7 @@ def extend(path: Path, output: Path, pieces: Sequence[str], tags: Sequence[str])
 
 
 def _spellings(old: Tokenizer, new: Tokenizer, of_source: bool) -> list[list[int]]:
-    """Returns, for each piece that only `new` has, the ids of the old pieces into which `old` splits its text.
+    """Returns, for each piece that only `new` has, the ids of the pieces into which `old` splits the piece's text.
 
     If `of_source` is true, the source vocabularies of the tokenizers are compared, else their target vocabularies.
     """

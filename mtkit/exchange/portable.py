@@ -39,7 +39,7 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class PortableModel:
-    """A model independent of any file format, as exports write it to files and imports read it from files."""
+    """A model in a form that depends on no file format; exports write it to files, imports read it from files."""
 
     config: Config
     weights: dict[str, Tensor]  # by mtkit's names, in float32; a shared matrix is stored once

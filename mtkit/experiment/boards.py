@@ -629,7 +629,7 @@ def deep_models() -> Iterator[tuple[str, TranslationModel, Batch, int]]:
 
 
 def cosines() -> Figures:
-    """The mean cosine between an encoder's states of two words of a sentence before training, by number of layers.
+    """The mean cosine between the states of two words of a sentence in an untrained encoder, by number of layers.
 
     1 means that the states of all words point in the same direction.
     """

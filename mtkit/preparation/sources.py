@@ -540,9 +540,9 @@ class _InspectedText:
 def warn_of_processed_text(config: Config, corpora: Iterable[CorpusConfig]) -> None:
     """Prints warnings about text that does not consist of plain sentences; such text is used nevertheless.
 
-    Warns of text that is cut into subwords, tokenised or escaped, and of tables and labels. Warns of lower-cased files
-    only if other files are not lower-cased. Looks at a sample of each file of the corpora and of the test sets. The
-    corpora must come from `resolve_corpora`.
+    Warns of text that is cut into subwords, tokenised or escaped, and of files that hold tables or labels (such as
+    doc-12) instead of sentences. Warns of lower-cased files only if other files are not lower-cased. Looks at a sample
+    of each file of the corpora and of the test sets. The corpora must come from `resolve_corpora`.
     """
     texts = list({text.name: text for text in _inspect_all(config, corpora)}.values())
     by_signs: dict[tuple[Sign, ...], list[_InspectedText]] = {}

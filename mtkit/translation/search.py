@@ -377,8 +377,8 @@ class Coverage(Generic[AnyState]):
 def covering(step: Step[AnyState], attention: Callable[[AnyState], Tensor]) -> Step[Coverage[AnyState]]:
     """Returns a step function that calls `step` and also sums up the attention to each source token.
 
-    `attention(state)` returns, for the state after a step, the weights (R, W, S) that were used to predict the next
-    token. So the sums after a step include the attention for the next token, even if that token is the end mark.
+    `attention(state)` returns the attention weights (R, W, S) with which the next token is predicted, given the state
+    after a step. So the sums already include the attention for the next token, even if that token is the end mark.
     """
 
     def covering_step(ids: Tensor, coverage: Coverage[AnyState]) -> tuple[Tensor, Coverage[AnyState]]:

@@ -191,11 +191,11 @@ class WorkerTranslator(Translator):
     def _finished(self, window: "_Window", crew: "_Crew", num_best: int) -> Iterable[TranslatedLine]:
         """Waits until a window is translated, and returns the translations of its lines, in order.
 
-        If a worker raised an exception, the main process translates the window again, which raises the same exception
-        unless only the worker lacked memory.
+        If a worker raised an exception, the main process translates the whole window again. This raises the same
+        exception, unless the worker ran out of memory and the main process does not.
         """
         crew.finish(window)
-        if window.has_failed:  # this raises the same error as without workers, unless only the worker lacked memory
+        if window.has_failed:
             return _translations(self._alone, window.pairs, num_best)
         return [window.found[place] for place in range(len(window.pairs))]
 
@@ -308,7 +308,7 @@ def _pieces(window: _Window, num_workers: int) -> Iterator[_Piece]:
 
 
 class _Worker:
-    """A worker process, the connection to it, and the piece that it is translating, if any."""
+    """A worker process, the connection to it, and the part of a window that it is translating, if any."""
 
     def __init__(self, process: BaseProcess, connection: "Connection[Any, Any]", device: str) -> None:
         self.process = process
