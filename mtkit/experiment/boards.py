@@ -284,8 +284,8 @@ def least_change(model: TranslationModel) -> float:
 def order() -> Figures:
     """How well the encoder and the decoder tell different word orders apart, for each kind of positional encoding.
 
-    - "encoder": the largest difference between the encoder's states of a reordered source, and the states of the
-      original source put into the same order; 0 means that the encoder cannot tell the orders apart
+    - "encoder": a source is reordered and encoded, and the states of the original source are reordered in the same way;
+      the largest difference between the two; 0 means that the encoder cannot tell the orders apart
     - "output": the largest difference between the decoder's features for the two sources
     - "decoder": in decoders of one and of two layers without positional encoding, the largest change of the last
       token's features when the first two target words are exchanged

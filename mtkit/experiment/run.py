@@ -432,7 +432,7 @@ def _setting_faults(card: Card) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Choice:
-    """The size, the number of seeds and the data at which experiments are run or shown."""
+    """Which experiments are run or shown: their size (such as "toy"), their number of seeds, and their data."""
 
     size: Size = "toy"
     seeds: int = 1

@@ -572,9 +572,9 @@ class PrefixState:
         The rows are (R, W x N), and each hypothesis is a segment. The first call, which may be for teacher forcing,
         returns `target` itself as the rows.
 
-        If the decoder's input is not shifted, each token must be at the position where the decoder predicts it. Later
-        calls then move each token to the position before. The start token moves to the last position, whose token is
-        not yet known.
+        If the decoder's input is not shifted, the decoder predicts each token at the position of that token. All calls
+        after the first then rotate each hypothesis by one position: [start, a, b] becomes [a, b, start], where the
+        start token holds the place of the token that is not yet known.
         """
         num_rows, num_hypotheses = len(target.ids), self.num_hypotheses
         new = target.ids.view(num_rows, num_hypotheses, -1)

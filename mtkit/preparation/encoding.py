@@ -416,8 +416,8 @@ class Encoder:
 def joined(pairs: Sequence[Pair], most: int, rng: np.random.Generator) -> tuple[list[int], list[Pair]]:
     """Joins runs of 1 to `most` consecutive pairs; returns the index of each run's first pair, and the joined pairs.
 
-    The length of each run is drawn from `rng`. A pair with a blank side is not joined with others, since the rules for
-    blank sides leave it out.
+    The length of each run is drawn from `rng`. A pair with a blank side is not joined with others, so that the rules
+    for blank sides can still drop it.
     """
     starts: list[int] = []
     results: list[Pair] = []

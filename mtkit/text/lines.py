@@ -787,7 +787,7 @@ def is_named_csv(path: Path) -> bool:
 def csv_separator(lines: Sequence[str]) -> str | None:
     """The separator that splits each line into the same number of fields, at least two; `None` if none does.
 
-    Each separator in SEPARATORS is tried on the first FIRST_LINES lines, without repetitions. Reading stops at the
+    Each separator in SEPARATORS is tried on the distinct lines among the first FIRST_LINES. Reading stops at the
     first line that is not valid CSV. If fewer than LEAST_ROWS rows were read, the separator is not accepted.
     """
     distinct = list(dict.fromkeys(lines[:FIRST_LINES]))  # repetitions always have equal numbers of commas

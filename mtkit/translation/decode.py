@@ -235,6 +235,7 @@ def decode(
         uniform = UniformNumbers(decoding.seed, [list(each) for each in inputs], num_best)
         found = sample_search(step, state, start, max_lengths, end, num_best, draw, uniform, waiting)
         return found if lists is None else lists.restored(found)
+    assert decoding.method == "beam", f"no search is called for decoding.method {decoding.method}"
     penalty = partial(LENGTH_PENALTIES[decoding.length_penalty_form], exponent=decoding.length_penalty)
     num_spare = num_best if num_best > 1 else 0
     is_greedy = decoding.beam_size == 1 and num_best == 1
