@@ -58,12 +58,14 @@ def _step(count: int) -> int:
     return 1 << max(0, count.bit_length() - 4)
 
 
-def is_worth_removing(num_unfinished: int, num_rows: int, device: torch.device) -> bool:
-    """Whether a search should remove finished sentences from its batch of `num_rows` rows.
+def is_worth_removing(num_unfinished: int, num_rows: int, device: torch.device, waits: bool) -> bool:
+    """Whether a search should remove or, if a sentence waits, replace the finished sentences of its `num_rows` rows.
 
-    On a CPU, it should as soon as a smaller batch has room for the unfinished ones, since only rows that move are
-    copied.
+    On a CPU, it should remove them as soon as a smaller batch has room for the unfinished ones, since only rows that
+    move are copied.
     """
+    if waits:
+        return num_unfinished <= REFILL_AT * num_rows
     return size_above(num_unfinished) < num_rows if device.type == "cpu" else num_unfinished <= COMPACT_AT * num_rows
 
 
@@ -494,10 +496,7 @@ def _extend(
         num_unfinished = int(unfinished.sum())
         if log_probs.shape[1] < num_hypotheses and (num_unfinished or waiting):  # the first step
             state = state.branch(torch.zeros_like(ids))
-        if waiting:
-            if num_unfinished > REFILL_AT * len(rows):
-                continue
-        elif not is_worth_removing(num_unfinished, len(rows), device):
+        if not is_worth_removing(num_unfinished, len(rows), device, bool(waiting)):
             continue
 
         # After the end mark of the longest hypothesis, only end marks follow.
@@ -1084,10 +1083,7 @@ def beam_search(
         num_unfinished = int(unfinished.sum())
         if num_unfinished or waiting:
             state = state.branch(alive.parents)
-        if waiting:
-            if num_unfinished > REFILL_AT * len(rows):
-                continue
-        elif not is_worth_removing(num_unfinished, len(rows), device):
+        if not is_worth_removing(num_unfinished, len(rows), device, bool(waiting)):
             continue
 
         results = results.store(rows, finished)
